@@ -1,0 +1,112 @@
+"""How a model is trained: one frozen, self-validating record, saved beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from mlx_tlstm.checks import is_integer, require, require_choice, require_integer
+
+DTYPES = ("float32", "float16", "bfloat16")
+MEMORY_INITS = ("uniform", "shift", "hold")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides a run. Each task has a quick one and the paper's.
+
+    Args:
+        task: Name of a task in :data:`mlx_tlstm.tasks.TASKS`.
+        variant: Name of a layer in :data:`mlx_tlstm.VARIANTS`.
+        depth: L, the number of steps from an input to its output.
+        hidden_size: M, the channels at each location.
+        kernel_size: K on every tensor axis; ``None`` takes the variant's.
+        memory_init: Where the memory convolution starts: ``"uniform"``, ``"shift"`` or ``"hold"``.
+        forget_bias: Starting bias of the forget gate.
+        length: Size of the task: digits, symbols to memorize, characters a chunk, steps an image.
+        batch_size: Sequences in one training step.
+        samples: Training sequences to see in all; ``None`` leaves it to ``epochs``.
+        epochs: Passes over a finite training set; ``None`` leaves it to ``samples``.
+        learning_rate: Adam's step size.
+        clip_norm: Largest global norm of the gradient; 0 turns clipping off.
+        eval_every: Training sequences between two evaluations.
+        dtype: Type of weights and hidden state; the memory cell is always float32.
+        seed: Seeds weights, data and order.
+        data: The user's own data (a text file, or a folder of MNIST files); ``None`` downloads.
+    """
+
+    task: str
+    variant: str
+    depth: int
+    hidden_size: int
+    length: int
+    batch_size: int
+    eval_every: int
+    samples: int | None = None
+    epochs: int | None = None
+    kernel_size: int | None = None
+    memory_init: str = "uniform"
+    forget_bias: float = 1.0
+    learning_rate: float = 1e-3
+    clip_norm: float = 1.0
+    dtype: str = "float32"
+    seed: int = 0
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        owner = "TrainingConfig"
+        for name in ("depth", "hidden_size", "length", "batch_size", "eval_every"):
+            require_integer(owner, name, getattr(self, name))
+        for name in ("samples", "epochs"):
+            if getattr(self, name) is not None:
+                require_integer(owner, name, getattr(self, name))
+        if self.kernel_size is not None:
+            require_integer(owner, "kernel_size", self.kernel_size, minimum=2)
+        require_integer(owner, "seed", self.seed, minimum=0)
+        require(
+            self.samples is not None or self.epochs is not None,
+            owner,
+            "samples",
+            "given where 'epochs' is not",
+            self.samples,
+        )
+        for name in ("learning_rate", "clip_norm", "forget_bias"):
+            value = getattr(self, name)
+            number = isinstance(value, float) or is_integer(value)
+            require(number and math.isfinite(value), owner, name, "a finite number", value)
+        require(self.learning_rate > 0, owner, "learning_rate", "positive", self.learning_rate)
+        require(self.clip_norm >= 0, owner, "clip_norm", "0 (off) or positive", self.clip_norm)
+        require_choice(owner, "memory_init", self.memory_init, MEMORY_INITS)
+        require_choice(owner, "dtype", self.dtype, DTYPES)
+        for name in ("task", "variant"):
+            value = getattr(self, name)
+            require(isinstance(value, str), owner, name, "a string", value)
+        require(self.data is None or isinstance(self.data, str), owner, "data", "a path", self.data)
+
+    def replace(self, **changes: Any) -> TrainingConfig:
+        """A copy with some fields changed, validated anew."""
+        return dataclasses.replace(self, **changes)
+
+    def save(self, path: str | Path) -> None:
+        """Write the record as JSON."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainingConfig:
+        """Read a record that :meth:`save` wrote; unknown and missing keys are a ``ValueError``."""
+        path = Path(path)
+        try:
+            values = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"[TrainingConfig] '{path}' must hold JSON but {error}") from error
+        require(isinstance(values, dict), "TrainingConfig", str(path), "a JSON object", values)
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
+        require(not unknown, "TrainingConfig", str(path), "free of unknown keys", unknown)
+        required = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
+        missing = sorted(required - set(values))
+        require(not missing, "TrainingConfig", str(path), "complete: keys are missing", missing)
+        return cls(**values)

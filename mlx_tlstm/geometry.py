@@ -1,0 +1,95 @@
+"""Sizes of a hidden tensor and its kernel, and what follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlx_tlstm.checks import is_integer, require
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Tensor and kernel size of a tLSTM or tRNN, one entry per tensor axis.
+
+    Axis ``d`` has ``tensor_size[d]`` locations p = 1 … P and ``kernel_size[d]`` taps, which read
+    the locations p - floor(K/2) … p + K - 1 - floor(K/2); index 0 is the projected input's row.
+
+    Args:
+        tensor_size: P of each axis.
+        kernel_size: K of each axis, 2 or more.
+    """
+
+    tensor_size: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+
+    @classmethod
+    def checked(
+        cls, owner: str, tensor_size: int | Sequence[int], kernel_size: int | Sequence[int]
+    ) -> Geometry:
+        """Build from what a user passed.
+
+        Raises:
+            ValueError: A size is no integer, too small, or the numbers of axes differ.
+        """
+        if is_integer(tensor_size):
+            tensor_size = (tensor_size,)
+        valid = isinstance(tensor_size, (tuple, list)) and len(tensor_size) > 0
+        valid = valid and all(is_integer(size) and size >= 1 for size in tensor_size)
+        require(valid, owner, "tensor_size", "a tuple of integers of 1 or more", tensor_size)
+        tensor_size = tuple(tensor_size)
+        given = kernel_size
+        if is_integer(kernel_size):
+            kernel_size = (kernel_size,) * len(tensor_size)
+        valid = isinstance(kernel_size, (tuple, list)) and len(kernel_size) == len(tensor_size)
+        valid = valid and all(is_integer(size) and size >= 2 for size in kernel_size)
+        expected = f"an integer of 2 or more, or {len(tensor_size)} of them, one per tensor axis,"
+        require(valid, owner, "kernel_size", expected, given)
+        return cls(tensor_size, tuple(kernel_size))
+
+    @property
+    def axes(self) -> int:
+        """Number of tensor axes (D - 1 in the paper)."""
+        return len(self.tensor_size)
+
+    @property
+    def locations(self) -> int:
+        """Number of locations, the product of the tensor sizes."""
+        return math.prod(self.tensor_size)
+
+    @property
+    def taps(self) -> int:
+        """Number of kernel taps <K>, the product of the kernel sizes."""
+        return math.prod(self.kernel_size)
+
+    @property
+    def depth(self) -> int:
+        """L, the steps from an input to its output (Eq. 9), the largest over the axes."""
+        sizes = zip(self.tensor_size, self.kernel_size, strict=True)
+        return max(math.ceil(2 * P / (K - K % 2)) for P, K in sizes)
+
+    @property
+    def centre(self) -> tuple[int, ...]:
+        """Tap that reads a location itself, floor(K/2) on each axis."""
+        return tuple(K // 2 for K in self.kernel_size)
+
+    def tap_index(self, offset: int) -> int:
+        """Row-major index of the tap that lies ``offset`` from the centre on every axis."""
+        tap = tuple(centre + offset for centre in self.centre)
+        return int(np.ravel_multi_index(tap, self.kernel_size))
+
+    @functools.cached_property
+    def clamped_taps(self) -> tuple[np.ndarray, ...]:
+        """For each axis the 0/1 array ``[P, K, P]`` that picks each tap's location.
+
+        Taps beyond the tensor repeat its boundary (Appendix A.2).
+        """
+        picks = []
+        for P, K in zip(self.tensor_size, self.kernel_size, strict=True):
+            source = np.arange(P)[:, None] + np.arange(K)[None, :] - K // 2
+            picks.append(np.eye(P, dtype=np.float32)[np.clip(source, 0, P - 1)])
+        return tuple(picks)

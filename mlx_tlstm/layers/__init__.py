@@ -1,0 +1,17 @@
+"""Cells (one time step) and layers (a sequence)."""
+
+from mlx_tlstm.layers.stacked import StackedLSTM, StackedLSTMCell, StackedLSTMState
+from mlx_tlstm.layers.tlstm import TLSTM, TLSTMCell, TLSTMState
+from mlx_tlstm.layers.trnn import TRNN, TRNNCell, TRNNState
+
+__all__ = [
+    "TLSTM",
+    "TRNN",
+    "StackedLSTM",
+    "StackedLSTMCell",
+    "StackedLSTMState",
+    "TLSTMCell",
+    "TLSTMState",
+    "TRNNCell",
+    "TRNNState",
+]

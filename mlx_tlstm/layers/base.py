@@ -1,0 +1,246 @@
+"""What all cells and layers share: projection, checks, the sequence with and without flush."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_map
+
+from mlx_tlstm.checks import is_integer, require, require_integer
+from mlx_tlstm.recurrence import Transition, run, unroll
+
+
+def normal(shape: tuple[int, ...], fan_in: int) -> mx.array:
+    """Initial weights: normal with standard deviation 1 / sqrt(fan in) (the paper gives none)."""
+    return mx.random.normal(shape) / math.sqrt(fan_in)
+
+
+def require_forget_bias(owner: str, forget_bias: object) -> None:
+    """Raise ``ValueError`` unless ``forget_bias`` is a finite number."""
+    valid = isinstance(forget_bias, float) or is_integer(forget_bias)
+    valid = valid and math.isfinite(forget_bias)  # type: ignore[arg-type]
+    require(valid, owner, "forget_bias", "a finite number", forget_bias)
+
+
+class Trace(NamedTuple):
+    """Every step of a sequence, time second: T' = T + delay steps with flush, else T.
+
+    Attributes:
+        outputs: ``[B, T, M]``, as the layer returns them.
+        states: The layer's state type, each array with a time axis: ``[B, T', …]`` after each step.
+        residuals: What the cell computed on the way, likewise: the gates and, with memory
+            convolution, the kernels Q ``[B, T', *P, <K>]``; ``None`` for a cell that has none.
+    """
+
+    outputs: mx.array
+    states: Any
+    residuals: Any
+
+
+class RecurrentCell(nn.Module):
+    """Base of the cells: one time step of a recurrence.
+
+    A subclass sets ``transition``, ``weight`` and ``bias``, names its state type, and says which
+    shape each array of the state has.
+    """
+
+    state_type: ClassVar[type]
+    #: L, and the steps between an input and its output.
+    depth: int
+    delay: int
+    transition: Transition
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        require_integer(owner, "input_size", input_size)
+        require_integer(owner, "hidden_size", hidden_size)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.input_projection = nn.Linear(input_size, hidden_size)
+        self.input_projection.weight = normal((hidden_size, input_size), input_size)
+        self.input_projection.bias = mx.zeros((hidden_size,))
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of each array of the state, without the batch axis."""
+        raise NotImplementedError
+
+    def transition_parameters(self) -> list[mx.array]:
+        """The arrays that the transition takes, in its order."""
+        return [self.weight, self.bias]
+
+    def initial_state(self, batch_size: int) -> Any:
+        """The zero state of ``batch_size`` sequences; the memory cell is float32."""
+        require_integer(type(self).__name__, "batch_size", batch_size)
+        shape = (batch_size, *self.state_shape)
+        return self.state_type(*(mx.zeros(shape, dtype) for dtype in self.state_dtypes()))
+
+    def state_dtypes(self) -> tuple[mx.Dtype, ...]:
+        """Types of the state's arrays: the weights' for H, float32 for C."""
+        return (self.weight.dtype, mx.float32)[: len(self.state_type._fields)]
+
+    def project(self, x: mx.array) -> mx.array:
+        """x W^x + b^x (Eq. 5) in the weights' type."""
+        return self.input_projection(x.astype(self.weight.dtype))
+
+    def check_input(self, owner: str, x: Any, ndims: tuple[int, ...], shape: str) -> None:
+        """Raise ``ValueError`` unless ``x`` is a float array of the right rank and width."""
+        require(isinstance(x, mx.array), owner, "x", "an mx.array", x)
+        floating = mx.issubdtype(x.dtype, mx.floating)
+        require(floating, owner, "x", "of a floating-point dtype", x.dtype)
+        valid = x.ndim in ndims and x.shape[-1] == self.input_size and x.size > 0
+        expected = f"of shape {shape} with input size {self.input_size} and no empty axis"
+        require(valid, owner, "x", expected, x.shape)
+
+    def check_state(self, owner: str, state: Any, batch_size: int) -> Any:
+        """The state in the cell's types; ``ValueError`` where a shape or type is wrong."""
+        kind, shape = self.state_type, (batch_size, *self.state_shape)
+        valid = isinstance(state, tuple) and len(state) == len(kind._fields)
+        require(valid, owner, "state", f"a {kind.__name__} or None", state)
+        for name, array in zip(kind._fields, state, strict=True):
+            argument = f"state.{name}"
+            require(isinstance(array, mx.array), owner, argument, "an mx.array", array)
+            require(array.shape == shape, owner, argument, f"of shape {shape}", array.shape)
+            floating = mx.issubdtype(array.dtype, mx.floating)
+            require(floating, owner, argument, "of a floating-point dtype", array.dtype)
+        types = zip(state, self.state_dtypes(), strict=True)
+        return kind(*(array.astype(dtype) for array, dtype in types))
+
+    def __call__(self, x: mx.array, state: Any) -> Any:
+        """The state after one input.
+
+        Args:
+            x: Input of one time step, ``[B, R]``.
+            state: State before it.
+
+        Raises:
+            ValueError: A shape or dtype is wrong.
+        """
+        owner = type(self).__name__
+        self.check_input(owner, x, (2,), "[B, R]")
+        state = self.check_state(owner, state, x.shape[0])
+        _, state = run(
+            self.transition,
+            self.transition_parameters(),
+            self.project(x)[None],
+            tuple(state),
+            skip=0,
+            final_step=1,
+            keep=self.training,
+        )
+        return self.state_type(*state)
+
+    def output(self, state: Any) -> mx.array:
+        """The output ``[B, M]`` in ``state``: the hidden state at the corner far from the input."""
+        state = self.check_state(type(self).__name__, state, state[0].shape[0])
+        return self.transition.output(tuple(state))
+
+
+class RecurrentLayer(nn.Module):
+    """Base of the layers: a cell run over a sequence.
+
+    In evaluation mode (``layer.eval()``) the steps keep nothing for the gradient, which saves
+    memory; a gradient is still right there, and runs the forward pass a second time.
+    """
+
+    cell: RecurrentCell
+
+    def __init__(self, cell: RecurrentCell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    @property
+    def delay(self) -> int:
+        """Steps between an input and its output: L - 1, or 0 for the stacked LSTM."""
+        return self.cell.delay
+
+    @property
+    def depth(self) -> int:
+        """L, the layers or steps that an input passes on its way to the output."""
+        return self.cell.depth
+
+    def __call__(self, x: mx.array, state: Any = None) -> tuple[mx.array, Any]:
+        """Run whole sequences; each output inside its own call.
+
+        The last ``delay`` steps, which bring out the last outputs, are a side branch: the state
+        that is returned is the one after the T inputs, and a call on the next chunk goes on there.
+
+        Args:
+            x: Inputs ``[B, T, R]``, or ``[T, R]`` for one sequence.
+            state: State before the first input; ``None`` is the zero state.
+
+        Returns:
+            Outputs ``[B, T, M]`` (``[T, M]`` for one sequence), where ``y[:, t]`` answers
+            ``x[:, :t+1]``, and the state (its batch axis is always there).
+
+        Raises:
+            ValueError: A shape or dtype is wrong.
+        """
+        return self._run(x, state, flush=self.delay)
+
+    def stream(self, x: mx.array, state: Any = None) -> tuple[mx.array, Any]:
+        """Run a part of a stream, without flush: one step for each input.
+
+        Arguments and results are those of a call, but ``y[:, t]`` answers the input ``delay``
+        steps before, so that the first ``delay`` outputs of a stream answer nothing.
+        """
+        return self._run(x, state, flush=0)
+
+    def trace(self, x: mx.array, state: Any = None, flush: bool = True) -> Trace:
+        """Every step's state and gates, for inspection; see :class:`Trace`.
+
+        It costs the memory of all steps, and its gradient is MLX's own through plain operations.
+        """
+        projected, state, _ = self._prepare(x, state, self.delay if flush else 0)
+        cell = self.cell
+        parameters = cell.transition_parameters()
+        steps = list(unroll(cell.transition, parameters, projected, tuple(state)))
+        skip = self.delay if flush else 0
+        outputs = [cell.transition.output(step.after) for step in steps[skip:]]
+        states = [cell.state_type(*step.after) for step in steps]
+        residuals = [step.residuals for step in steps]
+        return Trace(_over_time(outputs), _over_time(states), _over_time(residuals))
+
+    def _prepare(self, x: mx.array, state: Any, flush: int) -> tuple[mx.array, Any, bool]:
+        """Projected inputs ``[T + flush, B, M]``, the checked state, and whether x had a batch."""
+        owner, cell = type(self).__name__, self.cell
+        cell.check_input(owner, x, (2, 3), "[B, T, R] or [T, R]")
+        batched = x.ndim == 3
+        if not batched:
+            x = x[None]
+        batch_size = x.shape[0]
+        if state is None:
+            state = cell.initial_state(batch_size)
+        else:
+            state = cell.check_state(owner, state, batch_size)
+        projected = cell.project(x.swapaxes(0, 1))
+        if flush:
+            # The projection of a zero input is its bias.
+            bias = cell.input_projection.bias
+            rest = mx.broadcast_to(bias, (flush, batch_size, cell.hidden_size))
+            projected = mx.concatenate([projected, rest], axis=0)
+        return projected, state, batched
+
+    def _run(self, x: mx.array, state: Any, flush: int) -> tuple[mx.array, Any]:
+        projected, state, batched = self._prepare(x, state, flush)
+        outputs, final = run(
+            self.cell.transition,
+            self.cell.transition_parameters(),
+            projected,
+            tuple(state),
+            skip=flush,
+            final_step=projected.shape[0] - flush,
+            keep=self.training,
+        )
+        outputs = outputs.swapaxes(0, 1)
+        return outputs if batched else outputs[0], self.cell.state_type(*final)
+
+
+def _over_time(trees: Sequence[Any]) -> Any:
+    """Steps of arrays ``[B, …]`` (or trees of them) as ``[B, T', …]``; ``None`` stays."""
+    return tree_map(lambda *a: None if a[0] is None else mx.stack(a, axis=1), *trees)

@@ -1,0 +1,148 @@
+"""The paper's baseline: a stacked LSTM with one set of weights for all layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from mlx_tlstm import ops
+from mlx_tlstm.checks import require_integer
+from mlx_tlstm.layers.base import RecurrentCell, RecurrentLayer, normal, require_forget_bias
+from mlx_tlstm.recurrence import State, Step
+
+
+class StackedLSTMState(NamedTuple):
+    """State of a stacked LSTM: hidden state and memory cell, each ``[B, L, M]``."""
+
+    hidden: mx.array
+    cell: mx.array
+
+
+@dataclasses.dataclass(frozen=True)
+class StackedLSTMTransition:
+    """One step through all layers; parameters: weight ``[4M, 2, M]``, bias ``[4M]``."""
+
+    depth: int
+    update: ops.MemoryUpdate
+
+    @property
+    def weight_gradient_size(self) -> int:
+        return self.depth * 2 * self.update.hidden_size
+
+    def forward(
+        self, parameters: Sequence[mx.array], projected: mx.array, state: State
+    ) -> tuple[State, Any]:
+        weight, bias = parameters
+        H, C = state
+        # Own past of all layers in one product; the layer below has to be waited for.
+        A_past = mx.addmm(bias, H, weight[:, 1].T)
+        below, after, residuals = projected, [], []
+        for layer in range(self.depth):
+            A = A_past[:, layer] + below @ weight[:, 0].T  # Eq. 10
+            h, c, kept = ops.memory_update(A, C[:, layer], None, None, self.update)
+            below = h.astype(weight.dtype)
+            after.append((below, c))
+            residuals.append(kept)
+        return tuple(mx.stack(arrays, axis=1) for arrays in zip(*after, strict=True)), residuals
+
+    def backward(
+        self, parameters: Sequence[mx.array], step: Step, d_after: State
+    ) -> tuple[mx.array, State, mx.array, Sequence[mx.array]]:
+        weight, _ = parameters
+        d_H, d_C = d_after
+        C = step.before[1]
+        d_below = mx.zeros_like(d_H[:, 0])
+        d_As, d_Cs = [], []
+        for layer in range(self.depth - 1, -1, -1):
+            d_A, d_c, _ = ops.memory_update_backward(
+                d_H[:, layer] + d_below,
+                d_C[:, layer],
+                C[:, layer],
+                None,
+                step.residuals[layer],
+                self.update,
+            )
+            d_A = d_A.astype(weight.dtype)
+            d_below = (d_A @ weight[:, 0]).astype(mx.float32)
+            d_As.append(d_A)
+            d_Cs.append(d_c)
+        d_A = mx.stack(d_As[::-1], axis=1)
+        d_H = (d_A @ weight[:, 1]).astype(mx.float32)
+        return d_below, (d_H, mx.stack(d_Cs[::-1], axis=1)), d_A, ()
+
+    def weight_gradients(
+        self, steps: Sequence[Step], d_activations: Sequence[mx.array]
+    ) -> Sequence[mx.array]:
+        d_A = mx.concatenate(list(d_activations))
+        below = [
+            mx.concatenate([step.projected[:, None], step.after[0][:, :-1]], axis=1)
+            for step in steps
+        ]
+        past = [step.before[0] for step in steps]
+        rows = mx.stack([mx.concatenate(below), mx.concatenate(past)], axis=2)
+        d_A = d_A.reshape(-1, d_A.shape[-1])
+        d_weight = d_A.T @ rows.reshape(d_A.shape[0], -1)
+        return d_weight.reshape(d_A.shape[-1], 2, -1), mx.sum(d_A, axis=0)
+
+    def output(self, state: State) -> mx.array:
+        return state[0][:, -1]
+
+    def add_output_gradient(self, d_state: State, d_output: mx.array) -> State:
+        d_H, d_C = d_state
+        return d_H.at[:, -1].add(d_output), d_C
+
+
+class StackedLSTMCell(RecurrentCell):
+    """One time step of a stacked LSTM whose layers share their weights (Eq. 10-13 a layer).
+
+    Args:
+        input_size: R, width of an input; the first layer reads its projection to M channels.
+        hidden_size: M, hidden size of each layer.
+        depth: L, number of layers.
+        forget_bias: Starting bias of the forget gate.
+
+    Parameters: ``weight [4M, 2, M]`` (layer below, own past), ``bias [4M]``, gates in the order
+    g, i, f, o; ``input_projection`` (``nn.Linear``).
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+    """
+
+    state_type = StackedLSTMState
+
+    def __init__(
+        self, input_size: int, hidden_size: int, depth: int, forget_bias: float = 1.0
+    ) -> None:
+        super().__init__(input_size, hidden_size)
+        owner = type(self).__name__
+        require_integer(owner, "depth", depth)
+        require_forget_bias(owner, forget_bias)
+        M = hidden_size
+        self.depth = depth
+        self.delay = 0
+        self.transition = StackedLSTMTransition(depth, ops.MemoryUpdate(M, None, None))
+        self.weight = normal((4 * M, 2, M), fan_in=2 * M)
+        self.bias = mx.zeros((4 * M,))
+        self.bias[2 * M : 3 * M] = forget_bias
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return (self.depth, self.hidden_size)
+
+    def _extra_repr(self) -> str:
+        return f"input_size={self.input_size}, hidden_size={self.hidden_size}, depth={self.depth}"
+
+
+class StackedLSTM(RecurrentLayer):
+    """A stacked LSTM over sequences; arguments as in :class:`StackedLSTMCell`.
+
+    Its delay is 0, so that :meth:`stream` is the same as a call.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, depth: int, forget_bias: float = 1.0
+    ) -> None:
+        super().__init__(StackedLSTMCell(input_size, hidden_size, depth, forget_bias))

@@ -1,0 +1,71 @@
+"""What the tLSTM and the tRNN share: a hidden tensor under a cross-layer convolution."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from mlx_tlstm import ops
+from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.layers.base import RecurrentCell, normal
+from mlx_tlstm.recurrence import State, Step
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorTransition:
+    """The parts of a step that a cross-layer convolution settles; parameters: weight, bias, …"""
+
+    hidden_size: int
+    geometry: Geometry
+
+    @property
+    def weight_gradient_size(self) -> int:
+        return self.geometry.locations * self.geometry.taps * self.hidden_size
+
+    @property
+    def _corner(self) -> tuple[slice | int, ...]:
+        return (slice(None), *([-1] * self.geometry.axes))
+
+    def weight_gradients(
+        self, steps: Sequence[Step], d_activations: Sequence[mx.array]
+    ) -> Sequence[mx.array]:
+        return ops.cross_layer_convolution_weight_gradient(
+            mx.concatenate([step.before[0] for step in steps]),
+            mx.concatenate([step.projected for step in steps]),
+            mx.concatenate(list(d_activations)),
+            self.geometry,
+        )
+
+    def output(self, state: State) -> mx.array:
+        return state[0][self._corner]
+
+    def add_output_gradient(self, d_state: State, d_output: mx.array) -> State:
+        d_H, *rest = d_state
+        return (d_H.at[self._corner].add(d_output), *rest)
+
+
+class TensorCell(RecurrentCell):
+    """A cell whose state is a tensor ``[B, *P, M]`` and whose weight is a convolution kernel."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, geometry: Geometry, channels: int
+    ) -> None:
+        super().__init__(input_size, hidden_size)
+        self.geometry = geometry
+        self.depth = geometry.depth
+        self.delay = geometry.depth - 1
+        shape = (channels, *geometry.kernel_size, hidden_size)
+        self.weight = normal(shape, fan_in=geometry.taps * hidden_size)
+        self.bias = mx.zeros((channels,))
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return (*self.geometry.tensor_size, self.hidden_size)
+
+    def _extra_repr(self) -> str:
+        return (
+            f"input_size={self.input_size}, hidden_size={self.hidden_size}, "
+            f"tensor_size={self.geometry.tensor_size}, kernel_size={self.geometry.kernel_size}"
+        )

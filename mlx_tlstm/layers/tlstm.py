@@ -1,0 +1,184 @@
+"""The Tensorized LSTM (Eq. 14-23, 31)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_tlstm import ops
+from mlx_tlstm.checks import require, require_choice, require_integer
+from mlx_tlstm.config import MEMORY_INITS
+from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.layers.base import RecurrentLayer, require_forget_bias
+from mlx_tlstm.layers.tensor import TensorCell, TensorTransition
+from mlx_tlstm.recurrence import State, Step
+
+#: Share of the memory kernel that "shift" and "hold" give their tap at the start (ours).
+FAVOURED_TAP = 0.75
+
+
+class TLSTMState(NamedTuple):
+    """State of a tLSTM: hidden state H and memory cell C, each ``[B, *P, M]``; C is float32."""
+
+    hidden: mx.array
+    cell: mx.array
+
+
+@dataclasses.dataclass(frozen=True)
+class TLSTMTransition(TensorTransition):
+    """One step of a tLSTM; parameters: weight, bias and, with a norm, its gain and bias."""
+
+    update: ops.MemoryUpdate
+
+    def _norm(self, parameters: Sequence[mx.array]) -> tuple[mx.array | None, mx.array | None]:
+        if self.update.norm is None:
+            return None, None
+        return parameters[2].astype(mx.float32), parameters[3].astype(mx.float32)
+
+    def forward(
+        self, parameters: Sequence[mx.array], projected: mx.array, state: State
+    ) -> tuple[State, ops.Residuals]:
+        weight, bias, *_ = parameters
+        H, C = state
+        A = ops.cross_layer_convolution(H, projected, weight, bias, self.geometry)
+        H, C, residuals = ops.memory_update(A, C, *self._norm(parameters), self.update)
+        return (H.astype(weight.dtype), C), residuals
+
+    def backward(
+        self, parameters: Sequence[mx.array], step: Step, d_after: State
+    ) -> tuple[mx.array, State, mx.array, Sequence[mx.array]]:
+        weight = parameters[0]
+        gain, _ = self._norm(parameters)
+        d_A, d_C, d_norm = ops.memory_update_backward(
+            *d_after, step.before[1], gain, step.residuals, self.update
+        )
+        d_A = d_A.astype(weight.dtype)
+        d_H, d_projected = ops.cross_layer_convolution_input_gradient(d_A, weight, self.geometry)
+        return d_projected, (d_H.astype(mx.float32), d_C), d_A, d_norm
+
+
+class Normalization(nn.Module):
+    """Gain and bias ``[*P, M]`` of channel or layer normalisation (Eq. 20).
+
+    ``"channel"`` normalises each location over its channels, ``"layer"`` the whole tensor of an
+    example; both only inside H = tanh(Norm(C)) * O (Eq. 31).
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.gain = mx.ones(shape)
+        self.bias = mx.zeros(shape)
+
+
+class TLSTMCell(TensorCell):
+    r"""One time step of a Tensorized LSTM.
+
+    .. math::
+        [A^g, A^i, A^f, A^o, A^q] &= H^{cat}_{t-1} \circledast \{W^h, b^h\} \\
+        C_t &= \tanh(A^g) \odot \sigma(A^i) + C^{conv}_{t-1} \odot \sigma(A^f) \\
+        H_t &= \tanh(\mathrm{Norm}(C_t)) \odot \sigma(A^o)
+
+    where C^{conv} is the memory cell convolved with the kernels softmax(A^q), one for each
+    location and time (Eq. 14-22, 31).
+
+    Args:
+        input_size: R, width of an input.
+        hidden_size: M, channels of each location.
+        tensor_size: P of each tensor axis; an integer is one axis.
+        kernel_size: K, 2 or more; an integer serves all axes. K = 2 has no feedback.
+        memory_convolution: Convolve the memory cell (Eq. 16-18); otherwise Eq. 12.
+        norm: ``None``, ``"channel"`` or ``"layer"``. With ``"layer"`` and a depth above 1 an
+            output depends on later inputs, since the statistics run over the whole tensor.
+        forget_bias: Starting bias of the forget gate.
+        memory_init: Where the memory kernels start: ``"uniform"`` spreads memory evenly over the
+            taps (the paper's), ``"shift"`` favours the tap towards the input, so that memory moves
+            one location a step, ``"hold"`` the centre tap, so that it stays.
+
+    Parameters, in MLX's convolution layout: ``weight [4M + <K>, *K, M]`` and ``bias``, output
+    channels in the order g, i, f, o, q; ``input_projection`` (``nn.Linear``); ``norm.gain`` and
+    ``norm.bias`` ``[*P, M]``.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+    """
+
+    state_type = TLSTMState
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        tensor_size: int | Sequence[int],
+        kernel_size: int | Sequence[int] = 3,
+        memory_convolution: bool = True,
+        norm: str | None = None,
+        forget_bias: float = 1.0,
+        memory_init: str = "uniform",
+    ) -> None:
+        owner = type(self).__name__
+        geometry = Geometry.checked(owner, tensor_size, kernel_size)
+        valid = isinstance(memory_convolution, bool)
+        require(valid, owner, "memory_convolution", "True or False", memory_convolution)
+        require_choice(owner, "norm", norm, (None, "channel", "layer"))
+        require_choice(owner, "memory_init", memory_init, MEMORY_INITS)
+        require_forget_bias(owner, forget_bias)
+        needless = not memory_convolution and memory_init != "uniform"
+        expected = "'uniform' where 'memory_convolution' is False"
+        require(not needless, owner, "memory_init", expected, memory_init)
+        require_integer(owner, "hidden_size", hidden_size)
+        M, taps = hidden_size, geometry.taps
+        channels = 4 * M + (taps if memory_convolution else 0)
+        super().__init__(input_size, M, geometry, channels)
+        update = ops.MemoryUpdate(M, geometry if memory_convolution else None, norm)
+        self.transition = TLSTMTransition(M, geometry, update)
+        self.bias[2 * M : 3 * M] = forget_bias
+        if memory_init != "uniform":
+            favoured = geometry.tap_index(-1 if memory_init == "shift" else 0)
+            odds = FAVOURED_TAP / (1 - FAVOURED_TAP)
+            self.bias[4 * M + favoured] = math.log(odds * (taps - 1))
+        self.norm = None if norm is None else Normalization((*geometry.tensor_size, M))
+
+    def transition_parameters(self) -> list[mx.array]:
+        norm = [] if self.norm is None else [self.norm.gain, self.norm.bias]
+        return [self.weight, self.bias, *norm]
+
+    def _extra_repr(self) -> str:
+        update = self.transition.update
+        convolved = update.geometry is not None
+        return f"{super()._extra_repr()}, memory_convolution={convolved}, norm={update.norm!r}"
+
+
+class TLSTM(RecurrentLayer):
+    """A Tensorized LSTM over sequences; arguments as in :class:`TLSTMCell`.
+
+    ``layer.cell`` is the cell, ``layer.depth`` L (Eq. 9), ``layer.delay`` L - 1.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        tensor_size: int | Sequence[int],
+        kernel_size: int | Sequence[int] = 3,
+        memory_convolution: bool = True,
+        norm: str | None = None,
+        forget_bias: float = 1.0,
+        memory_init: str = "uniform",
+    ) -> None:
+        super().__init__(
+            TLSTMCell(
+                input_size,
+                hidden_size,
+                tensor_size,
+                kernel_size,
+                memory_convolution,
+                norm,
+                forget_bias,
+                memory_init,
+            )
+        )

@@ -1,0 +1,82 @@
+"""The Tensorized RNN (Eq. 5-8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlx_tlstm import ops
+from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.layers.base import RecurrentLayer
+from mlx_tlstm.layers.tensor import TensorCell, TensorTransition
+from mlx_tlstm.recurrence import State, Step
+
+
+class TRNNState(NamedTuple):
+    """State of a tRNN: the hidden state H, ``[B, *P, M]``."""
+
+    hidden: mx.array
+
+
+class TRNNTransition(TensorTransition):
+    """One step of a tRNN; parameters: weight, bias."""
+
+    def forward(
+        self, parameters: Sequence[mx.array], projected: mx.array, state: State
+    ) -> tuple[State, None]:
+        weight, bias = parameters
+        A = ops.cross_layer_convolution(state[0], projected, weight, bias, self.geometry)
+        return (mx.tanh(A),), None  # Eq. 7
+
+    def backward(
+        self, parameters: Sequence[mx.array], step: Step, d_after: State
+    ) -> tuple[mx.array, State, mx.array, Sequence[mx.array]]:
+        weight = parameters[0]
+        H = step.after[0].astype(mx.float32)
+        d_A = (d_after[0] * (1 - mx.square(H))).astype(weight.dtype)
+        d_H, d_projected = ops.cross_layer_convolution_input_gradient(d_A, weight, self.geometry)
+        return d_projected, (d_H.astype(mx.float32),), d_A, ()
+
+
+class TRNNCell(TensorCell):
+    r"""One time step of a Tensorized RNN, H_t = tanh(H^{cat}_{t-1} ⊛ {W^h, b^h}) (Eq. 5-7).
+
+    Args:
+        input_size: R, width of an input.
+        hidden_size: M, channels of each location.
+        tensor_size: P of each tensor axis; an integer is one axis.
+        kernel_size: K, 2 or more; an integer serves all axes.
+
+    Parameters: ``weight [M, *K, M]``, ``bias [M]``, ``input_projection`` (``nn.Linear``).
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+    """
+
+    state_type = TRNNState
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        tensor_size: int | Sequence[int],
+        kernel_size: int | Sequence[int] = 3,
+    ) -> None:
+        geometry = Geometry.checked(type(self).__name__, tensor_size, kernel_size)
+        super().__init__(input_size, hidden_size, geometry, channels=hidden_size)
+        self.transition = TRNNTransition(hidden_size, geometry)
+
+
+class TRNN(RecurrentLayer):
+    """A Tensorized RNN over sequences; arguments as in :class:`TRNNCell`."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        tensor_size: int | Sequence[int],
+        kernel_size: int | Sequence[int] = 3,
+    ) -> None:
+        super().__init__(TRNNCell(input_size, hidden_size, tensor_size, kernel_size))

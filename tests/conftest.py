@@ -1,0 +1,3 @@
+"""OpenBLAS has to be loaded before MLX, which importing the package first does."""
+
+import mlx_tlstm  # noqa: F401

@@ -1,0 +1,61 @@
+"""Builds layers beside their reference, with the same float32 numbers in both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from reference import LAYER, Specification, random_parameters
+
+from mlx_tlstm import TLSTM, TRNN, StackedLSTM
+
+# Pairwise different, so that no transposed axis goes unseen.
+BATCH, STEPS, INPUT, HIDDEN = 2, 5, 4, 7
+
+
+def single(array: np.ndarray) -> np.ndarray:
+    """Round to float32 and back, so that both sides start from the same numbers."""
+    return array.astype(np.float32).astype(np.float64)
+
+
+def to_mlx(arrays: dict[str, np.ndarray]) -> dict[str, mx.array]:
+    return {name: mx.array(array.astype(np.float32)) for name, array in arrays.items()}
+
+
+def build(kind: str, spec: Specification | int, seed: int = 0) -> tuple[Any, dict[str, np.ndarray]]:
+    """A layer with random parameters, and those parameters for the reference.
+
+    ``kind`` is "tlstm", "trnn" or "stacked"; ``spec`` is the depth for "stacked".
+    """
+    rng = np.random.default_rng(seed)
+    if kind == "stacked":
+        layer = StackedLSTM(INPUT, HIDDEN, spec)
+        parameters = random_parameters(LAYER, INPUT, HIDDEN, rng)
+    elif kind == "trnn":
+        layer = TRNN(INPUT, HIDDEN, spec.tensor_size, spec.kernel_size)
+        parameters = random_parameters(spec, INPUT, HIDDEN, rng, rnn=True)
+    else:
+        layer = TLSTM(
+            INPUT,
+            HIDDEN,
+            spec.tensor_size,
+            spec.kernel_size,
+            memory_convolution=spec.memory_convolution,
+            norm=spec.norm,
+        )
+        parameters = random_parameters(spec, INPUT, HIDDEN, rng)
+    parameters = {name: single(array) for name, array in parameters.items()}
+    layer.cell.load_weights(list(to_mlx(parameters).items()))
+    return layer, parameters
+
+
+def random_arrays(rng: np.random.Generator, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    return {name: single(rng.normal(size=shape)) for name, shape in shapes.items()}
+
+
+def relative_error(got: mx.array, expected: np.ndarray) -> float:
+    """Norm of the difference over the norm of what was expected."""
+    got = np.array(got.astype(mx.float32), dtype=np.float64)
+    assert got.shape == expected.shape
+    return float(np.linalg.norm(got - expected) / (np.linalg.norm(expected) + 1e-300))

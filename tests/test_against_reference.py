@@ -1,0 +1,196 @@
+"""Every layer against the float64 reference: values, and the gradient of everything.
+
+Tolerances are relative, norm-wise. Float32 rounds at 6e-8; some tens of dependent operations a
+step over five to ten steps stay under 1e-5 in the values. Gradients pass the steps twice, and the
+division by a small standard deviation amplifies them, hence 4e-5 there.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import reference
+from layer_helpers import (
+    BATCH,
+    HIDDEN,
+    INPUT,
+    STEPS,
+    build,
+    random_arrays,
+    relative_error,
+    to_mlx,
+)
+from mlx.utils import tree_flatten, tree_unflatten
+from reference import Specification
+
+VALUE_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 4e-5
+
+GEOMETRIES = [
+    ((1,), (2,)),
+    ((1,), (3,)),
+    ((3,), (2,)),
+    ((3,), (3,)),
+    ((5,), (4,)),
+    ((4,), (5,)),
+    ((2,), (5,)),  # taps that reach across the whole tensor
+    ((1, 1), (3, 2)),
+    ((2, 4), (3, 3)),
+    ((3, 2), (2, 4)),
+    ((4, 1), (5, 2)),
+    ((2, 3, 1), (2, 3, 4)),
+    ((2, 3, 2), (3, 3, 3)),
+    ((1, 2, 3), (5, 2, 2)),
+]
+
+
+def compare(kind: str, spec: Specification | int, flush: bool, training: bool = True) -> None:
+    layer, parameters = build(kind, spec)
+    layer.train(training)
+    rng = np.random.default_rng(1)
+    state_shape = (BATCH, *layer.cell.state_shape)
+    names = layer.cell.state_type._fields
+    arrays = random_arrays(rng, x=(BATCH, STEPS, INPUT), **dict.fromkeys(names, state_shape))
+    weights = random_arrays(
+        rng, outputs=(BATCH, STEPS, HIDDEN), **dict.fromkeys(names, state_shape)
+    )
+
+    if kind == "stacked":
+        trace = reference.stacked_forward(spec, parameters, **arrays)
+        cotangents = (weights["outputs"], weights["hidden"], weights["cell"])
+        expected = reference.stacked_backward(spec, parameters, trace, *cotangents)
+    elif kind == "trnn":
+        trace = reference.trnn_forward(spec, parameters, **arrays, flush=flush)
+        cotangents = (weights["outputs"], weights["hidden"])
+        expected = reference.trnn_backward(spec, parameters, trace, *cotangents)
+    else:
+        trace = reference.tlstm_forward(spec, parameters, **arrays, flush=flush)
+        cotangents = (weights["outputs"], weights["hidden"], weights["cell"])
+        expected = reference.tlstm_backward(spec, parameters, trace, *cotangents)
+
+    call = layer if flush else layer.stream
+
+    def loss(variables, inputs):
+        layer.cell.update(tree_unflatten(list(variables.items())))
+        state = layer.cell.state_type(*(inputs[name] for name in names))
+        y, after = call(inputs["x"], state)
+        total = mx.sum(y * to_mlx(weights)["outputs"])
+        for name in names:
+            total = total + mx.sum(getattr(after, name) * to_mlx(weights)[name])
+        return total, y, after
+
+    def differentiable(variables, inputs):
+        return loss(variables, inputs)[0]
+
+    variables, inputs = to_mlx(parameters), to_mlx(arrays)
+    _, y, after = loss(variables, inputs)
+    assert relative_error(y, trace.outputs) < VALUE_TOLERANCE
+    for name in names:
+        assert relative_error(getattr(after, name), getattr(trace, name)) < VALUE_TOLERANCE
+
+    gradients = mx.grad(differentiable, argnums=(0, 1))(variables, inputs)
+    got = dict(tree_flatten(gradients[0])) | dict(gradients[1])
+    assert set(got) == set(expected)
+    for name, gradient in expected.items():
+        if np.linalg.norm(gradient) < 1e-12:
+            # At P = 1 the taps all read one value, and softmax's gradient cancels to rounding.
+            assert float(mx.abs(got[name]).max()) < 1e-6, name
+        else:
+            assert relative_error(got[name], gradient) < GRADIENT_TOLERANCE, name
+
+
+@pytest.mark.parametrize("flush", [True, False], ids=["call", "stream"])
+@pytest.mark.parametrize("norm", [None, "channel", "layer"])
+@pytest.mark.parametrize("memory_convolution", [True, False], ids=["convolved", "plain"])
+@pytest.mark.parametrize(("tensor_size", "kernel_size"), GEOMETRIES)
+def test_tlstm(tensor_size, kernel_size, memory_convolution, norm, flush):
+    compare("tlstm", Specification(tensor_size, kernel_size, memory_convolution, norm), flush)
+
+
+@pytest.mark.parametrize("flush", [True, False], ids=["call", "stream"])
+@pytest.mark.parametrize(("tensor_size", "kernel_size"), GEOMETRIES)
+def test_trnn(tensor_size, kernel_size, flush):
+    compare("trnn", Specification(tensor_size, kernel_size), flush)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_stacked_lstm(depth):
+    compare("stacked", depth, flush=True)
+
+
+@pytest.mark.parametrize("norm", [None, "channel", "layer"])
+def test_gradient_in_evaluation_mode_runs_forward_again(norm):
+    compare("tlstm", Specification((2, 3), (3, 2), True, norm), flush=True, training=False)
+
+
+def test_weight_gradient_formed_in_pieces(monkeypatch):
+    # As on long sequences, where the matrix of all steps would be too large.
+    monkeypatch.setattr("mlx_tlstm.recurrence._WEIGHT_GRADIENT_ELEMENTS", 1500)
+    compare("tlstm", Specification((2, 3), (3, 2), True, "channel"), flush=True)
+
+
+@pytest.mark.parametrize("kind", ["tlstm", "trnn", "stacked"])
+def test_cell_steps_equal_the_stream(kind):
+    spec = 3 if kind == "stacked" else Specification((2, 3), (3, 2), True, "channel")
+    layer, _ = build(kind, spec)
+    x = mx.random.normal((BATCH, STEPS, INPUT))
+    y, after = layer.stream(x)
+    state = layer.cell.initial_state(BATCH)
+    for t in range(STEPS):
+        state = layer.cell(x[:, t], state)
+        assert mx.array_equal(layer.cell.output(state), y[:, t])
+    for got, expected in zip(state, after, strict=True):
+        assert mx.array_equal(got, expected)
+
+
+def test_cell_gradient_equals_the_layers():
+    layer, _ = build("tlstm", Specification((2, 3), (3, 2), True, "channel"))
+    x = mx.random.normal((BATCH, STEPS, INPUT))
+
+    def by_layer(x):
+        return layer.stream(x)[0][:, -1].sum()
+
+    def by_cell(x):
+        state = layer.cell.initial_state(BATCH)
+        for x_t in x.swapaxes(0, 1):
+            state = layer.cell(x_t, state)
+        return layer.cell.output(state).sum()
+
+    expected = np.array(mx.grad(by_layer)(x), dtype=np.float64)
+    assert relative_error(mx.grad(by_cell)(x), expected) < GRADIENT_TOLERANCE
+
+
+def test_trace_hands_out_every_step():
+    spec = Specification((2, 3), (3, 2), True, "channel")
+    layer, parameters = build("tlstm", spec)
+    zeros = np.zeros((BATCH, *layer.cell.state_shape))
+    arrays = random_arrays(np.random.default_rng(1), x=(BATCH, STEPS, INPUT))
+    expected = reference.tlstm_forward(spec, parameters, arrays["x"], zeros, zeros, flush=True)
+    trace = layer.trace(to_mlx(arrays)["x"])
+    assert relative_error(trace.outputs, expected.outputs) < VALUE_TOLERANCE
+    steps = expected.steps
+    assert trace.states.hidden.shape[1] == len(steps) == STEPS + layer.delay
+    for array, name in [
+        (trace.states.hidden, "H"),
+        (trace.states.cell, "C"),
+        (trace.residuals.Q, "Q"),
+        (trace.residuals.G, "G"),
+    ]:
+        over_time = np.stack([getattr(step, name) for step in steps], axis=1)
+        assert relative_error(array, over_time) < VALUE_TOLERANCE
+
+
+def test_second_derivatives():
+    # The backward pass is made of plain operations on what the forward pass kept.
+    layer, _ = build("tlstm", Specification((2,), (3,), True, "channel"))
+    x = mx.random.normal((1, 3, INPUT), key=mx.random.key(1))
+    direction = mx.random.normal(x.shape, key=mx.random.key(2))
+
+    def slope(x):
+        return mx.sum(mx.grad(lambda x: mx.sum(mx.square(layer(x)[0])))(x) * direction)
+
+    step = 1e-2
+    numerical = (slope(x + step * direction) - slope(x - step * direction)) / (2 * step)
+    analytic = mx.sum(mx.grad(slope)(x) * direction)
+    assert float(analytic) == pytest.approx(float(numerical), rel=1e-2)

@@ -1,0 +1,282 @@
+"""Layers as modules: sizes, starting values, types, errors, cost."""
+
+from __future__ import annotations
+
+import time
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from layer_helpers import relative_error
+from mlx import nn, optimizers
+from mlx.utils import tree_flatten, tree_map
+
+from mlx_tlstm import (
+    TLSTM,
+    TRNN,
+    VARIANTS,
+    SequenceModel,
+    StackedLSTM,
+    TLSTMCell,
+    TLSTMState,
+    TRNNCell,
+    make_layer,
+)
+
+
+def parameter_count(module):
+    return sum(array.size for _, array in tree_flatten(module.parameters()))
+
+
+def gradient(model, x):
+    return nn.value_and_grad(model, lambda model, x: mx.sum(mx.square(model(x)[0])))(model, x)[1]
+
+
+def test_parameters_of_the_papers_largest_model():
+    model = SequenceModel(make_layer("3d-tlstm+cn", 205, 1200, 6), 205)
+    assert parameter_count(model) == 52_521_814
+
+
+@pytest.mark.parametrize(
+    ("tensor_size", "kernel_size", "depth"),
+    [((10,), 3, 10), ((5,), 2, 5), ((5,), 4, 3), ((4, 7), (3, 5), 4), ((3, 9), (2, 4), 5)],
+)
+def test_depth_follows_equation_9(tensor_size, kernel_size, depth):
+    layer = TLSTM(3, 2, tensor_size, kernel_size)
+    assert (layer.depth, layer.delay) == (depth, depth - 1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_has_its_depth_and_trains(variant):
+    layer = make_layer(variant, 5, 6, depth=3)
+    assert layer.depth == 3
+    model = SequenceModel(layer, 4)
+    x = mx.random.normal((2, 7, 5), key=mx.random.key(0))
+    target = mx.random.randint(0, 4, (2, 7), key=mx.random.key(1))
+
+    def loss(model, x, target):
+        return nn.losses.cross_entropy(model(x)[0], target, reduction="mean")
+
+    optimizer = optimizers.Adam(2e-2, bias_correction=True)
+    losses = []
+    for _ in range(80):
+        value, gradients = nn.value_and_grad(model, loss)(model, x, target)
+        optimizer.update(model, gradients)
+        mx.eval(model.parameters(), optimizer.state, value)
+        losses.append(value.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_kernel_size_in_place_of_the_variants():
+    layer = make_layer("3d-tlstm", 5, 6, depth=3, kernel_size=5)
+    assert layer.cell.geometry.tensor_size == (6, 6)
+    assert layer.depth == 3
+
+
+@pytest.mark.parametrize(("memory_init", "offset"), [("shift", -1), ("hold", 0)])
+@pytest.mark.parametrize(
+    ("tensor_size", "kernel_size"), [((5,), (2,)), ((5,), (3,)), ((4, 3), (5, 2))]
+)
+def test_memory_init_favours_one_tap(tensor_size, kernel_size, memory_init, offset):
+    cell = TLSTMCell(3, 6, tensor_size, kernel_size, memory_init=memory_init)
+    Q = mx.softmax(cell.bias[24:]).reshape(kernel_size)
+    tap = tuple(K // 2 + offset for K in kernel_size)
+    assert float(Q[tap]) == pytest.approx(0.75, rel=1e-5)
+    assert float(mx.sum(Q)) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_shift_moves_memory_towards_the_output():
+    cell = TLSTMCell(3, 2, (6,), 3, forget_bias=30.0, memory_init="shift")
+    cell.weight = mx.zeros_like(cell.weight)
+    memory = mx.zeros((1, 6, 2))
+    memory[:, 1] = 1.0
+    state = cell(mx.zeros((1, 3)), TLSTMState(mx.zeros((1, 6, 2)), memory))
+    expected = [0, 0.125, 0.75 - 0.625, 0, 0, 0]
+    expected = [0.125, 0.125, 0.75, 0, 0, 0]
+    np.testing.assert_allclose(np.array(state.cell[0, :, 0]), expected, atol=1e-6)
+
+
+def test_starting_biases():
+    cell = TLSTMCell(3, 6, (4,), 3, forget_bias=4.0)
+    assert cell.bias.tolist() == [0.0] * 12 + [4.0] * 6 + [0.0] * 9
+    assert (
+        StackedLSTM(3, 6, 2, forget_bias=4.0).cell.bias.tolist()
+        == [0.0] * 12 + [4.0] * 6 + [0.0] * 6
+    )
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("variant", ["slstm", "2d-tlstm-f", "3d-tlstm+cn", "2d-trnn"])
+def test_half_precision_follows_float32(variant, dtype):
+    layer = make_layer(variant, 5, 24, depth=3)
+    x = mx.random.normal((2, 7, 5), key=mx.random.key(0))
+    expected, expected_gradient = layer(x)[0], gradient(layer, x)
+    layer.set_dtype(dtype)
+    y, state = layer(x)
+    assert y.dtype == state.hidden.dtype == dtype
+    if hasattr(state, "cell"):
+        assert state.cell.dtype == mx.float32
+    # float16 keeps 11 bits and bfloat16 8; errors grow over the steps.
+    tolerance = 1e-2 if dtype == mx.float16 else 8e-2
+    assert relative_error(y, np.array(expected, dtype=np.float64)) < tolerance
+    got = dict(tree_flatten(gradient(layer, x)))
+    for name, array in tree_flatten(expected_gradient):
+        assert got[name].dtype == dtype
+        assert relative_error(got[name], np.array(array, dtype=np.float64)) < 3 * tolerance, name
+
+
+def test_weights_are_saved_and_loaded(tmp_path):
+    model = SequenceModel(make_layer("3d-tlstm+cn", 5, 6, 2), 4)
+    other = SequenceModel(make_layer("3d-tlstm+cn", 5, 6, 2), 4)
+    x = mx.random.normal((2, 7, 5))
+    path = str(tmp_path / "weights.safetensors")
+    model.save_weights(path)
+    assert not mx.array_equal(model(x)[0], other(x)[0])
+    other.load_weights(path)
+    assert mx.array_equal(model(x)[0], other(x)[0])
+
+
+def test_frozen_parameters_get_no_gradient():
+    model = SequenceModel(make_layer("2d-tlstm+cn", 5, 6, 2), 4)
+    model.layer.cell.freeze(keys=["weight"], recurse=False)
+    x = mx.random.normal((2, 7, 5))
+    names = {name for name, _ in tree_flatten(gradient(model, x))}
+    assert "layer.cell.weight" not in names
+    assert {"layer.cell.bias", "layer.cell.norm.gain", "readout.weight"} <= names
+
+
+def test_inside_someone_elses_model():
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(11, 5)
+            self.first = TLSTM(5, 6, (2, 2), norm="channel")
+            self.second = TLSTM(6, 4, 3)
+
+        def __call__(self, symbols):
+            return self.second(self.first(self.embedding(symbols))[0])
+
+    model = Tagger()
+    gradients = tree_map(mx.any, gradient(model, mx.array([[1, 2, 3], [4, 5, 6]])))
+    assert all(bool(moves) for _, moves in tree_flatten(gradients))
+
+
+@pytest.mark.parametrize("variant", ["slstm", "3d-tlstm+cn", "2d-trnn"])
+def test_compiled_training_step(variant):
+    layer = make_layer(variant, 5, 6, depth=3)
+    x = mx.random.normal((2, 7, 5), key=mx.random.key(0))
+    plain = dict(tree_flatten(gradient(layer, x)))
+    parameters = layer.trainable_parameters()
+
+    def loss(parameters, x):
+        layer.update(parameters)
+        return mx.sum(mx.square(layer(x)[0]))
+
+    compiled = dict(tree_flatten(mx.compile(mx.grad(loss))(parameters, x)))
+    for name, array in plain.items():
+        assert relative_error(compiled[name], np.array(array, dtype=np.float64)) < 1e-5
+
+
+def test_one_sequence_without_a_batch_axis():
+    layer = make_layer("3d-tlstm+cn", 5, 6, 3)
+    x = mx.random.normal((7, 5))
+    y, state = layer(x)
+    batched, batched_state = layer(x[None])
+    assert y.shape == (7, 6)
+    assert mx.array_equal(y, batched[0])
+    assert state.hidden.shape == batched_state.hidden.shape == (1, 3, 3, 6)
+    assert mx.array_equal(layer(x, state)[0], layer(x[None], batched_state)[0][0])
+
+
+X = mx.zeros((2, 7, 5))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: TLSTM(0, 6, 3), "'input_size' must be an integer of 1 or more but got 0"),
+        (lambda: TLSTM(5, 6.0, 3), "'hidden_size' must be an integer of 1 or more but got 6.0"),
+        (lambda: TLSTM(5, 6, ()), "'tensor_size' must be a tuple of integers .* but got \\(\\)"),
+        (lambda: TLSTM(5, 6, (3, 0)), "'tensor_size' must be .* but got \\(3, 0\\)"),
+        (lambda: TLSTM(5, 6, True), "'tensor_size' must be .* but got True"),
+        (lambda: TLSTM(5, 6, 3, 1), "'kernel_size' must be an integer of 2 or more.* but got 1"),
+        (lambda: TLSTM(5, 6, (3, 3), (3,)), "'kernel_size' must be .* but got \\(3,\\)"),
+        (lambda: TLSTM(5, 6, (3, 3), (3, 1)), "'kernel_size' must be .* but got \\(3, 1\\)"),
+        (lambda: TLSTM(5, 6, 3, norm="batch"), "'norm' must be one of None, .* but got 'batch'"),
+        (lambda: TLSTM(5, 6, 3, memory_convolution=1), "'memory_convolution' must be True or"),
+        (lambda: TLSTM(5, 6, 3, memory_init="zero"), "'memory_init' must be one of 'uniform'"),
+        (
+            lambda: TLSTM(5, 6, 3, memory_convolution=False, memory_init="hold"),
+            "'memory_init' must be 'uniform' where .* but got 'hold'",
+        ),
+        (lambda: TLSTM(5, 6, 3, forget_bias=float("nan")), "'forget_bias' must be a finite"),
+        (lambda: TRNNCell(5, 6, 3, 1), "\\[TRNNCell\\] 'kernel_size' must be"),
+        (lambda: TRNN(5, -1, 3), "'hidden_size' must be an integer of 1 or more but got -1"),
+        (lambda: StackedLSTM(5, 6, 0), "'depth' must be an integer of 1 or more but got 0"),
+        (lambda: make_layer("4d", 5, 6, 3), "'variant' must be one of 'slstm', .* but got '4d'"),
+        (lambda: make_layer("slstm", 5, 6, 3, kernel_size=3), "'kernel_size \\(of slstm\\)'"),
+        (lambda: make_layer("2d-trnn", 5, 6, 3, memory_init="hold"), "'memory_init \\(of 2d-trnn"),
+        (lambda: make_layer("2d-tlstm", 5, 6, 2.5), "'depth' must be an integer .* but got 2.5"),
+        (lambda: make_layer("2d-tlstm", 5, 6, 2, kernel_size=1), "'kernel_size' must be .* got 1"),
+        (lambda: SequenceModel(nn.Linear(2, 3), 4), "'layer' must be a TLSTM, TRNN or"),
+        (lambda: SequenceModel(TRNN(5, 6, 3), 0), "'output_size' must be .* but got 0"),
+        (lambda: TRNN(5, 6, 3)([1.0]), "'x' must be an mx.array but got"),
+        (lambda: TRNN(5, 6, 3)(X.astype(mx.int32)), "'x' must be of a floating.* got .*int32"),
+        (lambda: TRNN(5, 6, 3)(X[0, 0]), "'x' must be of shape \\[B, T, R\\] or .* got \\(5,\\)"),
+        (lambda: TRNN(5, 6, 3)(X[..., :4]), "input size 5 .* but got \\(2, 7, 4\\)"),
+        (lambda: TRNN(5, 6, 3)(X[:, :0]), "no empty axis but got \\(2, 0, 5\\)"),
+        (lambda: TRNN(5, 6, 3)(X, mx.zeros((2, 3, 6))), "'state' must be a TRNNState or None"),
+        (
+            lambda: TRNN(5, 6, 3)(X, (mx.zeros((1, 3, 6)),)),
+            "'state.hidden' must be of shape \\(2, 3, 6\\) but got \\(1, 3, 6\\)",
+        ),
+        (
+            lambda: TLSTM(5, 6, 3)(X, (mx.zeros((2, 3, 6)), mx.zeros((2, 3, 6), mx.int32))),
+            "'state.cell' must be of a floating-point dtype but got",
+        ),
+        (lambda: TLSTMCell(5, 6, 3)(X, None), "'x' must be of shape \\[B, R\\]"),
+        (lambda: TLSTMCell(5, 6, 3)(X[:, 0], None), "'state' must be a TLSTMState"),
+        (lambda: TLSTMCell(5, 6, 3).initial_state(0), "'batch_size' must be .* but got 0"),
+    ],
+)
+def test_errors_name_the_argument_what_came_and_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def training_cost(steps):
+    """Processor seconds (all threads) and peak bytes of one forward and backward pass."""
+    layer = TLSTM(3, 16, 3, norm="channel")
+    x = mx.random.normal((8, steps, 3))
+    mx.eval(x, layer.parameters())
+    mx.reset_peak_memory()
+    start = time.process_time()
+    mx.eval(gradient(layer, x))
+    return time.process_time() - start, mx.get_peak_memory()
+
+
+def test_cost_is_linear_in_time():
+    training_cost(10)
+    # Quadratic cost would be a ratio near 4. The least of several runs is what the work needs.
+    for attempt in range(3):
+        runs = [(training_cost(392), training_cost(784)) for _ in range(4)]
+        seconds = min(long for _, (long, _) in runs) / min(short for (short, _), _ in runs)
+        if seconds <= 2.2 or attempt == 2:
+            break
+    memory = runs[0][1][1] / runs[0][0][1]
+    assert seconds <= 2.2
+    assert memory <= 2.2
+
+
+def test_evaluation_mode_keeps_nothing():
+    layer = TLSTM(3, 16, (3, 3), norm="channel")
+    x = mx.random.normal((8, 200, 3))
+
+    def peak():
+        mx.reset_peak_memory()
+        mx.eval(layer(x)[0])
+        return mx.get_peak_memory()
+
+    training = peak()
+    layer.eval()
+    assert peak() < training / 5
