@@ -1,0 +1,42 @@
+"""The paper's five tasks. A new task is one file here and one line in :data:`TASKS`."""
+
+from __future__ import annotations
+
+from mlx_tlstm.checks import require_choice
+from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.tasks.addition import Addition
+from mlx_tlstm.tasks.base import Batch, Task
+from mlx_tlstm.tasks.downloads import DataUnavailableError
+from mlx_tlstm.tasks.memorization import Memorization
+from mlx_tlstm.tasks.mnist import Mnist, PermutedMnist
+from mlx_tlstm.tasks.wikipedia import Wikipedia
+
+__all__ = [
+    "TASKS",
+    "Addition",
+    "Batch",
+    "DataUnavailableError",
+    "Memorization",
+    "Mnist",
+    "PermutedMnist",
+    "Task",
+    "Wikipedia",
+    "make_task",
+]
+
+#: Tasks by name; the first is the command line's default.
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Memorization, Addition, Wikipedia, Mnist, PermutedMnist)
+}
+
+
+def make_task(config: TrainingConfig) -> Task:
+    """Build the task that ``config.task`` names; data is loaded, or downloaded, here.
+
+    Raises:
+        ValueError: Unknown name, or a setting or file the task cannot use.
+        FileNotFoundError: ``config.data`` does not exist.
+        DataUnavailableError: The data can neither be downloaded nor found in the cache.
+    """
+    require_choice("make_task", "task", config.task, TASKS)
+    return TASKS[config.task](config)

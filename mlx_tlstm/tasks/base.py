@@ -1,0 +1,93 @@
+"""What a task is: a source of batches that knows its sizes, its loss positions and its metric."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from mlx_tlstm.config import TrainingConfig
+
+
+class Batch(NamedTuple):
+    """One training or evaluation batch of B sequences of T steps.
+
+    Attributes:
+        inputs: ``[B, T]`` int32 symbols, or ``[B, T, R]`` float32 values.
+        targets: ``[B, T]`` int32 classes; where a task has fewer losses than steps, only those at
+            :attr:`Task.loss_positions` count.
+        fresh: The sequences start from the zero state; otherwise they go on where the batch
+            before stopped.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    fresh: bool = True
+
+
+class Task(ABC):
+    """Base of all tasks. A task is built from a :class:`TrainingConfig` and is then constant.
+
+    Training data is addressed by step: :meth:`train_batch` is a pure function of the
+    configuration and the step, so a run can be resumed at any step without replaying.
+    """
+
+    name: ClassVar[str]
+    #: "accuracy" (share of right symbols or classes) or "bpc" (bits per character).
+    metric: ClassVar[str] = "accuracy"
+    #: Split that the training loop evaluates on and picks its best weights by.
+    monitor: ClassVar[str] = "validation"
+    #: Value of the metric at which training may stop early; ``None`` never stops early.
+    solved_at: ClassVar[float | None] = None
+    #: True where whole sequences being right is a figure of interest.
+    reports_sequences: ClassVar[bool] = False
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.config = config
+
+    #: R, width of an input, and S, number of classes; set by the constructor.
+    input_size: int
+    output_size: int
+    #: T, steps of one training sequence.
+    steps: int
+    #: Training sequences in one pass over the data; ``None`` where samples are generated.
+    samples_per_epoch: int | None = None
+    #: Steps whose negative log-likelihood is trained on (Eq. 30).
+    loss_positions: slice = slice(None)
+    #: Steps whose predictions the metric counts.
+    answer_positions: slice = slice(None)
+
+    @classmethod
+    @abstractmethod
+    def quick(cls) -> TrainingConfig:
+        """Settings for a laptop."""
+
+    @classmethod
+    @abstractmethod
+    def paper(cls) -> TrainingConfig:
+        """The paper's settings with its best variant."""
+
+    @abstractmethod
+    def train_batch(self, step: int) -> Batch:
+        """The batch of training step ``step`` (from 0), of ``config.batch_size`` sequences."""
+
+    @abstractmethod
+    def eval_batches(self, split: str) -> Iterator[Batch]:
+        """The whole of ``split`` ("validation" or "test"), always the same, in order."""
+
+    @property
+    def train_steps(self) -> int:
+        """Training steps that ``config.samples`` and ``config.epochs`` allow (the fewer)."""
+        config, limits = self.config, []
+        if config.samples is not None:
+            limits.append(config.samples)
+        if config.epochs is not None and self.samples_per_epoch is not None:
+            limits.append(config.epochs * self.samples_per_epoch)
+        if not limits:
+            raise ValueError(
+                f"[{type(self).__name__}] 'samples' must be given: {self.name} generates its "
+                f"samples and has no epochs, but got {config.samples!r}"
+            )
+        return max(1, min(limits) // config.batch_size)
