@@ -50,6 +50,8 @@ class Task(ABC):
     #: R, width of an input, and S, number of classes; set by the constructor.
     input_size: int
     output_size: int
+    #: Entries of an input that are not zero as a rule: 1 where symbols become one-hot rows.
+    input_fan_in: int
     #: T, steps of one training sequence.
     steps: int
     #: Training sequences in one pass over the data; ``None`` where samples are generated.

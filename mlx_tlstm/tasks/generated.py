@@ -42,6 +42,7 @@ class GeneratedTask(Task):
             config.data is None, owner, "data", "None, since samples are generated,", config.data
         )
         self.input_size = self.output_size = len(self.alphabet)
+        self.input_fan_in = 1
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, count: int) -> Batch:

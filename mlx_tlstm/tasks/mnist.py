@@ -48,7 +48,7 @@ class Mnist(Task):
         divides = PIXELS % config.length == 0
         require(divides, owner, "length", "a divisor of 784, such as 784 or 28,", config.length)
         self.steps = config.length
-        self.input_size = PIXELS // config.length
+        self.input_size = self.input_fan_in = PIXELS // config.length
         train, test = load_mnist(config.data)
         train_count = len(train.images) - len(train.images) // 6
         enough = train_count < len(train.images) and config.batch_size <= train_count

@@ -63,6 +63,7 @@ class Wikipedia(Task):
             "test": (validation_end, size),
         }
         self.input_size = self.output_size = len(self.symbols)
+        self.input_fan_in = 1
         self.steps = config.length
         self._stride = (train_end - 1) // config.batch_size
         self._chunks = self._stride // config.length

@@ -1,0 +1,62 @@
+"""From a task's batch to logits, and from logits to the loss."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.layers.base import RecurrentLayer, normal
+from mlx_tlstm.model import SequenceModel
+from mlx_tlstm.tasks import Task
+from mlx_tlstm.variants import make_layer
+
+
+def check_layer(config: TrainingConfig) -> None:
+    """Raise ``ValueError`` where the settings name no layer; cheap, and needs no data."""
+    _make_layer(config, input_size=1, hidden_size=1)
+
+
+def build_model(config: TrainingConfig, task: Task) -> SequenceModel:
+    """The untrained model of a configuration; ``config.seed`` decides its weights.
+
+    Raises:
+        ValueError: The settings name no layer.
+    """
+    mx.random.seed(config.seed)
+    layer = _make_layer(config, task.input_size, config.hidden_size)
+    # A one-hot input picks one row: with 1/sqrt(R) it would drown in the hidden state.
+    projection = layer.cell.input_projection
+    projection.weight = normal(projection.weight.shape, task.input_fan_in)
+    model = SequenceModel(layer, task.output_size)
+    model.set_dtype(getattr(mx, config.dtype))
+    return model
+
+
+def _make_layer(config: TrainingConfig, input_size: int, hidden_size: int) -> RecurrentLayer:
+    return make_layer(
+        config.variant,
+        input_size,
+        hidden_size,
+        config.depth,
+        config.forget_bias,
+        config.kernel_size,
+        config.memory_init,
+    )
+
+
+def encode(inputs: np.ndarray, input_size: int, dtype: mx.Dtype) -> mx.array:
+    """Inputs ``[B, T, R]`` for a layer: symbols ``[B, T]`` become one-hot rows, values stay."""
+    x = mx.array(inputs)
+    return mx.eye(input_size, dtype=dtype)[x] if x.ndim == 2 else x.astype(dtype)
+
+
+def logits_at(model: SequenceModel, y: mx.array, positions: slice) -> mx.array:
+    """Logits in float32 from the layer's outputs ``[B, T, M]``, at ``positions`` only."""
+    return model.readout(y[:, positions]).astype(mx.float32)
+
+
+def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+    """Negative log-likelihood in nats of each target ``[B, T]``; logits ``[B, T, S]``."""
+    return nn.losses.cross_entropy(logits, targets)

@@ -1,0 +1,99 @@
+"""What a person sees of a run: a line at the start, and a bar, or a line an evaluation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+from tqdm import tqdm
+
+from mlx_tlstm import blas
+from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.tasks import Task
+from mlx_tlstm.training.loop import Callback, Record
+from mlx_tlstm.training.trainer import StepReport, Trainer
+from mlx_tlstm.variants import VARIANTS
+
+_METRICS = {"accuracy": "accuracy", "sequence_accuracy": "whole sequences"}
+
+
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """The task's metrics in a record or an evaluation, as in ``accuracy 98.20 %``."""
+    parts = [f"{metrics['bpc']:.4f} bits per character"] if "bpc" in metrics else []
+    for name, words in _METRICS.items():
+        if name in metrics:
+            parts.append(f"{words} {metrics[name]:.2%}".replace("%", " %"))
+    return ", ".join(parts)
+
+
+def causality_note(config: TrainingConfig, task: Task) -> str | None:
+    """A warning that belongs beside a language model's figure where later text leaks into it."""
+    if task.metric != "bpc" or config.depth == 1 or VARIANTS[config.variant].causal:
+        return None
+    return (
+        f"Note: {config.variant} is not causal at depth {config.depth}: its layer normalisation "
+        "lets later characters leak into earlier predictions, so its bits per character are no "
+        "measure of a language model."
+    )
+
+
+class Progress(Callback):
+    """Shows a run on the terminal.
+
+    Args:
+        bar: A progress bar on standard error, or else a line for each evaluation on standard
+            output; ``None`` takes the bar where standard error is a terminal.
+    """
+
+    def __init__(self, bar: bool | None = None) -> None:
+        self._wants_bar = sys.stderr.isatty() if bar is None else bar
+        self._bar: tqdm | None = None
+        self._total = 0
+        self._metric = ""
+        self._shown: dict[str, str] = {}
+        self._previous: Record = {"samples": 0, "seconds": 0.0}
+
+    def on_start(self, trainer: Trainer) -> None:
+        config, task = trainer.config, trainer.task
+        device = mx.default_device()
+        print(
+            f"{config.task} · {config.variant} · L={config.depth} M={config.hidden_size} · "
+            f"{trainer.parameter_count:,} parameters · {trainer.total_steps:,} steps of "
+            f"{config.batch_size} samples · {str(device.type).rpartition('.')[2].upper()}",
+            flush=True,
+        )
+        slow = device.type == mx.DeviceType.cpu and not blas.is_fast()
+        for note in (causality_note(config, task), f"Warning: {blas.HINT}" if slow else None):
+            if note:
+                print(note, file=sys.stderr, flush=True)
+        self._metric = task.metric
+        self._total = trainer.total_steps * config.batch_size
+        if self._wants_bar:
+            self._bar = tqdm(total=self._total, initial=trainer.samples, unit=" samples")
+
+    def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        if self._bar is not None:
+            self._shown["loss"] = f"{report.loss:.4f}"
+            self._bar.set_postfix(self._shown, refresh=False)
+            self._bar.update(trainer.config.batch_size)
+
+    def on_evaluation(self, record: Record) -> None:
+        if self._bar is not None:
+            self._shown[self._metric] = f"{record[self._metric]:.4f}"
+            self._bar.set_postfix(self._shown)
+            return
+        previous, self._previous = self._previous, record
+        seconds = max(record["seconds"] - previous["seconds"], 1e-3)
+        rate = (record["samples"] - previous["samples"]) / seconds
+        left = tqdm.format_interval((self._total - record["samples"]) / rate)
+        print(
+            f"{record['samples']:>9,} samples  loss {record['loss']:.4f}  "
+            f"{format_metrics(record)}  {rate:,.0f} samples/s  {left} left",
+            flush=True,
+        )
+
+    def on_end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

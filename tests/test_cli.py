@@ -1,0 +1,256 @@
+"""The commands, in this process and as a user starts them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from mlx_tlstm import cli, training
+from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.tasks import TASKS
+
+ROOT = Path(__file__).parents[1]
+SIZES = ["--length", "2", "--depth", "2", "--hidden-size", "8", "--batch-size", "4"]
+TINY = [*SIZES, "--samples", "24", "--eval-every", "8"]
+
+
+@pytest.fixture
+def invoke(tmp_path, monkeypatch):
+    """Run ``mlx-tlstm …`` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(cli.main, [str(a) for a in arguments])
+
+
+def module(name, *arguments, **settings):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"mlx_tlstm.{name}", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **settings,
+    )
+
+
+def check_refusal(result, message):
+    """Exit code 2, and one line that says why."""
+    assert result.exit_code == 2, result.output
+    *usage, line = result.output.strip().splitlines()
+    assert line.startswith("Error: ")
+    assert re.search(message, line), line
+    assert not [text for text in usage if text and not text.startswith(("Usage:", "Try "))]
+
+
+def test_help_has_every_option():
+    result = CliRunner().invoke(cli.main, ["train", "--help"])
+    found = re.findall(r"^  --([a-z-]+)", result.output, re.MULTILINE)
+    fields = {field.name for field in dataclasses.fields(TrainingConfig)} - {"task"}
+    expected = {name.replace("_", "-") for name in fields} | {"out", "paper", "help"}
+    assert sorted(found) == sorted(expected)
+    options = {p.name: p.help for p in cli.train.params if isinstance(p, click.Option)}
+    assert all(options.values())
+    for task in TASKS:
+        assert task in result.output
+    assert {"train", "evaluate"} == set(cli.main.commands)
+
+
+class Prepared(Exception):  # noqa: N818 (carries the configuration out of the command)
+    pass
+
+
+@pytest.fixture
+def configuration(invoke, monkeypatch):
+    """The configuration and folder that a command line asks for."""
+
+    def stop(config, out):
+        raise Prepared(config, out)
+
+    monkeypatch.setattr(training, "prepare", stop)
+    return lambda *arguments: invoke("train", *arguments).exception.args
+
+
+def test_defaults_come_from_the_task(configuration):
+    assert configuration()[0] == next(iter(TASKS.values())).quick()
+    for name, task in TASKS.items():
+        assert configuration(name)[0] == task.quick()
+        assert configuration(name, "--paper")[0] == task.paper()
+
+
+def test_options_override(configuration, tmp_path):
+    given = {
+        "variant": "3d-tlstm",
+        "depth": 3,
+        "hidden_size": 33,
+        "kernel_size": 4,
+        "memory_init": "shift",
+        "batch_size": 7,
+        "length": 9,
+        "learning_rate": 0.5,
+        "samples": 77,
+        "epochs": 2,
+        "seed": 5,
+        "forget_bias": -0.5,
+        "clip_norm": 0.0,
+        "dtype": "bfloat16",
+        "eval_every": 70,
+        "data": str(tmp_path / "text"),
+    }
+    arguments = [
+        part for name, value in given.items() for part in ("--" + name.replace("_", "-"), value)
+    ]
+    config, out = configuration("wikipedia", *arguments, "--out", "here")
+    assert config == TrainingConfig(task="wikipedia", **given)
+    assert out == Path("here")
+
+
+def test_default_folder(configuration):
+    _, out = configuration("addition", "--variant", "3d-tlstm+cn")
+    assert re.fullmatch(r"runs/addition-3d-tlstm\+cn-\d{8}-\d{6}", out.as_posix())
+
+
+def test_data_is_found_from_any_folder(configuration, tmp_path):
+    config, _ = configuration("wikipedia", "--data", "text.xml")
+    assert config.data == str(tmp_path / "text.xml")
+
+
+def test_train_and_evaluate(invoke, tmp_path):
+    result = invoke("train", "addition", *TINY, "--out", "run")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("addition · 2d-tlstm+cn · L=2 M=8 · ")
+    assert len(lines) == 1 + 3 + 4
+    *_, best, final, test, done = lines
+    assert best.startswith("best: accuracy ")
+    assert final.endswith("(test, after 24 samples)")
+    assert re.fullmatch(r"done in [\d.]+ s; run: run", done)
+    for arguments in ((), ("--weights", "last"), ("--split", "validation")):
+        evaluated = invoke("evaluate", "run", *arguments)
+        assert evaluated.exit_code == 0, evaluated.output
+        assert re.match(r"(test|validation): accuracy .* %, loss \d\.\d{4} ", evaluated.stdout)
+    metrics = test.removeprefix("test: ").removesuffix(" (best weights)")
+    assert f"test: {metrics}, loss " in invoke("evaluate", "run").stdout
+    again = invoke("train", "addition", *TINY, "--out", "run")
+    check_refusal(again, r"'out' must be a folder without a run but 'run' already holds config")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["copy"], r"'copy' is not one of 'memorization', 'addition'"),
+        (["--variant", "4d"], r"'--variant': '4d' is not one of 'slstm'"),
+        (["--dtype", "int8"], r"'--dtype': 'int8' is not one of 'float32'"),
+        (["--memory-init", "x"], r"'--memory-init': 'x' is not one of 'uniform'"),
+        (["--depth", "deep"], r"'--depth': 'deep' is not a valid integer"),
+        (["--depth", "0"], r"'depth' must be an integer of 1 or more but got 0"),
+        (["--hidden-size", "-1"], r"'hidden_size' must be an integer of 1 or more but got -1"),
+        (["--kernel-size", "1"], r"'kernel_size' must be an integer of 2 or more but got 1"),
+        (["--batch-size", "0"], r"'batch_size' must be an integer of 1 or more but got 0"),
+        (["--seed", "-3"], r"'seed' must be an integer of 0 or more but got -3"),
+        (["--learning-rate", "0"], r"'learning_rate' must be positive but got 0.0"),
+        (["--learning-rate", "nan"], r"'learning_rate' must be a finite number but got nan"),
+        (["--clip-norm", "-1"], r"'clip_norm' must be 0 \(off\) or positive but got -1.0"),
+        (["--samples", "0"], r"'samples' must be an integer of 1 or more but got 0"),
+        (["--epochs", "2"], r"'epochs' must be None for memorization.* but got 2"),
+        (["--variant", "slstm", "--kernel-size", "3"], r"'kernel_size \(of slstm\)' must be"),
+        (["--data", "x"], r"'data' must be None"),
+        (["mnist", "--length", "30"], r"'length' must be a divisor of 784.* but got 30"),
+        (["mnist", "--data", "gone"], r"'data' must be a folder but '.*gone' is missing"),
+        (["wikipedia", "--data", "gone"], r"'data' must be a file but '.*gone' is missing"),
+        (["--out", "file"], r"'out' must be a folder but got 'file'"),
+        (["--out", "file/run"], r"'out' must be writable \('.*file' is not\) but got 'file/run'"),
+        (["--unknown", "1"], r"No such option.*--unknown"),
+    ],
+)
+def test_refusals(arguments, message, invoke, tmp_path):
+    (tmp_path / "file").write_text("")
+    check_refusal(invoke("train", *arguments), message)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_unwritable_folder(invoke, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    check_refusal(invoke("train", "--out", "run"), r"'out' must be writable .* but got 'run'")
+
+
+def test_evaluate_refusals(invoke, tmp_path):
+    check_refusal(invoke("evaluate", "gone"), r"'run' must be a folder that holds config\.json")
+    check_refusal(invoke("evaluate", "."), r"'run' must be a folder that holds config\.json")
+    invoke("train", *TINY, "--out", "run")
+    check_refusal(invoke("evaluate", "run", "--split", "train"), r"'train' is not one of 'test'")
+    (tmp_path / "run" / "best.safetensors").write_bytes(b"no weights")
+    check_refusal(invoke("evaluate", "run"), r"must be a safetensors file but")
+    (tmp_path / "run" / "config.json").write_text("{")
+    check_refusal(invoke("evaluate", "run"), r"config\.json' must hold JSON but")
+
+
+def test_layer_normalised_language_model(invoke, tmp_path):
+    (tmp_path / "text").write_text("a tensor of cells " * 100)
+    arguments = ["--data", "text", "--variant", "2d-tlstm+ln", "--out", "run"]
+    assert "not causal" in invoke("train", "wikipedia", *TINY, *arguments).stderr
+    evaluated = invoke("evaluate", "run")
+    assert "not causal" in evaluated.stderr
+    assert re.match(r"test: \d\.\d{4} bits per character", evaluated.stdout)
+
+
+def test_divergence(invoke, tmp_path):
+    result = invoke("train", *TINY, "--learning-rate", "1e38", "--out", "run")
+    assert result.exit_code == 1
+    assert re.search(r"^Error: .* is (nan|inf) at step \d .*try a lower", result.stderr, re.M)
+
+
+def test_full_disk(invoke, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device", "run/metrics.jsonl")
+
+    monkeypatch.setattr("mlx_tlstm.runs.RunFolder.append_metrics", fail)
+    result = invoke("train", *TINY, "--out", "run")
+    assert result.exit_code == 1
+    assert result.stderr.strip().endswith("No space left on device: 'run/metrics.jsonl'")
+
+
+def test_interrupt_while_loading(invoke, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "prepare", interrupted)
+    result = invoke("train")
+    assert (result.exit_code, result.stderr) == (130, "Interrupted\n")
+
+
+def test_as_modules(tmp_path):
+    process = module("train", *TINY, "--out", tmp_path / "run")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "run: " in out
+    process = module("evaluate", tmp_path / "run")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.startswith("test: accuracy ")
+    process = module("train", "--help")
+    assert "Usage: python -m mlx_tlstm.train [OPTIONS] [TASK]" in process.communicate(timeout=60)[0]
+
+
+def test_sigint(tmp_path, invoke):
+    forever = ["--samples", "100000000", "--out", tmp_path / "run"]
+    process = module("train", *SIZES, *forever, "--eval-every", "400")
+    for _ in range(2):  # the start, and one evaluation
+        assert process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    line = err.strip().splitlines()[-1]
+    assert re.match(r"Interrupted after [\d,]+ samples; the weights are saved in ", line)
+    assert "Traceback" not in err
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert invoke("evaluate", tmp_path / "run", "--weights", "last").exit_code == 0

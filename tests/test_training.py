@@ -1,0 +1,621 @@
+"""The training loop, evaluation and the run folder, on tasks that take seconds."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+import threading
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx import nn
+from mlx.utils import tree_flatten, tree_map
+
+from mlx_tlstm import VARIANTS, SequenceModel, make_layer, training
+from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.tasks import TASKS, Memorization, make_task
+
+TINY = {"depth": 2, "hidden_size": 8, "batch_size": 4, "eval_every": 8, "samples": 24}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """4,000 bytes in which a byte tells much about the next one."""
+    path = tmp_path_factory.mktemp("text") / "text"
+    words = np.random.default_rng(0).choice(["tensor ", "memory ", "cell ", "gate\n"], 800)
+    path.write_bytes("".join(words).encode()[:4000])
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """MNIST's four files with 60 and 10 random images."""
+    folder = tmp_path_factory.mktemp("mnist")
+    rng = np.random.default_rng(0)
+    for prefix, count in (("train", 60), ("t10k", 10)):
+        for name, shape in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
+            values = rng.integers(0, 256 if len(shape) == 3 else 10, shape, dtype=np.uint8)
+            header = np.array([0x800 + len(shape), *shape], dtype=">u4").tobytes()
+            (folder / f"{prefix}-{name}-ubyte").write_bytes(header + values.tobytes())
+    return folder
+
+
+@pytest.fixture
+def settings(text, images):
+    """Tiny settings of any task."""
+    own = {
+        "memorization": {"length": 2},
+        "addition": {"length": 2},
+        "wikipedia": {"length": 10, "data": str(text)},
+        "mnist": {"length": 28, "data": str(images)},
+        "pmnist": {"length": 14, "data": str(images)},
+    }
+    return lambda task, **changes: TASKS[task].quick().replace(**{**TINY, **own[task], **changes})
+
+
+class Spy(training.Callback):
+    """Records what it was told, and acts after the evaluations or steps it is given for."""
+
+    def __init__(self, on_step=None, on_evaluation=None):
+        self.trainer, self.reports, self.records, self.ended = None, [], [], 0
+        self._actions = {"step": on_step or {}, "evaluation": on_evaluation or {}}
+
+    def on_start(self, trainer):
+        self.trainer = trainer
+
+    def on_step(self, trainer, report):
+        self.reports.append(report)
+        self._act("step", len(self.reports))
+
+    def on_evaluation(self, record):
+        self.records.append(record)
+        self._act("evaluation", len(self.records))
+
+    def on_end(self):
+        self.ended += 1
+
+    def _act(self, kind, number):
+        action = self._actions[kind].get(number)
+        if action:
+            action(self.trainer)
+
+
+def interrupt(_):
+    signal.raise_signal(signal.SIGINT)
+
+
+def learning_rate(value):
+    return lambda trainer: setattr(trainer.optimizer, "learning_rate", value)
+
+
+def arrays(path):
+    return {name: np.array(array) for name, array in mx.load(str(path)).items()}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        np.array_equal(first[name], second[name]) for name in first
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_run_folder(task, settings, tmp_path):
+    config, spy = settings(task), Spy()
+    result = training.fit(config, tmp_path / "a" / "run", [spy])
+    folder = tmp_path / "a" / "run"
+    assert result.folder == folder
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.json", "metrics.jsonl", "test.json", "best.safetensors", "last.safetensors")
+    }
+    assert TrainingConfig.load(folder / "config.json") == config
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert records == spy.records == RunFolder.open(folder).read_metrics()
+    assert (spy.ended, len(spy.reports)) == (1, 6)
+    assert [record["samples"] for record in records] == [8, 16, 24]
+    assert [record["step"] for record in records] == [2, 4, 6]
+    metric = TASKS[task].metric
+    for number, record in enumerate(records):
+        keys = {"samples", "step", "loss", "gradient_norm", "split", "evaluation_loss", metric}
+        keys |= {"seconds"} | ({"sequence_accuracy"} if TASKS[task].reports_sequences else set())
+        assert record.keys() == keys
+        assert record["split"] == TASKS[task].monitor
+        assert record["loss"] == np.mean([r.loss for r in spy.reports[2 * number :][:2]])
+        norms = [r.gradient_norm for r in spy.reports[2 * number :][:2]]
+        assert record["gradient_norm"] == np.mean(norms)
+    assert 0 < records[0]["seconds"] <= records[1]["seconds"] <= result.seconds + 1e-3
+    pick = min if metric == "bpc" else max
+    assert result.best[metric] == pick(record[metric] for record in records)
+    assert result.last == records[-1]
+
+    run, loaded_task, model = training.load_run(folder)
+    assert run.config == config
+    metrics = training.evaluate(model, loaded_task, "test")
+    assert metrics == training.evaluate(result.model, loaded_task, "test")
+    stated = json.loads((folder / "test.json").read_text())
+    assert stated == {"weights": "best", "samples": result.best["samples"], **metrics}
+    assert stated == result.test
+    if TASKS[task].monitor == "test":
+        assert metrics.pop("loss") == result.best["evaluation_loss"]
+        assert metrics == {name: result.best[name] for name in metrics}
+
+
+def test_evaluations_between_whole_batches(settings, tmp_path):
+    spy = Spy()
+    config = settings("memorization", eval_every=10, samples=47)
+    training.fit(config, tmp_path / "run", [spy])
+    assert [record["samples"] for record in spy.records] == [12, 20, 32, 40, 44]
+
+
+def test_learns_and_stops_when_solved(settings, tmp_path, monkeypatch):
+    """Chance is 1/64; the seeds tried were over 60 % after 4,500 of these samples."""
+    monkeypatch.setattr(Memorization, "solved_at", 0.5)
+    config = settings(
+        "memorization",
+        length=1,
+        hidden_size=24,
+        batch_size=15,
+        learning_rate=1e-2,
+        memory_init="hold",
+        samples=12_000,
+        eval_every=600,
+    )
+    result = training.fit(config, tmp_path / "run")
+    assert result.solved
+    assert result.last == result.best
+    assert 0.5 <= result.last["accuracy"] <= 1
+    assert result.last["samples"] < 12_000
+    assert result.last["loss"] < 2.0
+
+
+def test_unsolved(settings, tmp_path):
+    result = training.fit(settings("addition"), tmp_path / "run")
+    assert not result.solved
+
+
+def test_seeds(settings, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        training.fit(settings("addition", seed=seed), tmp_path / name)
+    metrics = {}
+    for name in "abc":
+        metrics[name] = RunFolder.open(tmp_path / name).read_metrics()
+        for record in metrics[name]:
+            del record["seconds"]
+    assert metrics["a"] == metrics["b"] != metrics["c"]
+    for weights in ("best.safetensors", "last.safetensors"):
+        contents = [(tmp_path / name / weights).read_bytes() for name in "abc"]
+        assert contents[0] == contents[1] != contents[2]
+
+
+def test_best_weights_are_kept(settings, tmp_path):
+    """The step after the second evaluation spoils the weights."""
+    config = settings("wikipedia", samples=160, eval_every=40)
+    spy = Spy(on_evaluation={2: learning_rate(10.0)})
+    result = training.fit(config, tmp_path / "run", [spy])
+    bpc = [record["bpc"] for record in spy.records]
+    assert min(bpc) == bpc[1]
+    assert result.best["samples"] == 80
+    for weights, expected in (("best", bpc[1]), ("last", bpc[-1])):
+        _, task, model = training.load_run(tmp_path / "run", weights)
+        assert training.evaluate(model, task, "validation")["bpc"] == expected
+
+
+def _reference_loss(trainer, batch):
+    logits, _ = trainer.model(training.encode(batch.inputs, trainer.task.input_size, mx.float32))
+    log_probability = np.array(nn.log_softmax(logits), dtype=np.float64)
+    rows, steps = np.indices(batch.targets.shape)
+    nll = -log_probability[rows, steps, batch.targets]
+    return nll[:, trainer.task.loss_positions], log_probability.argmax(axis=-1)
+
+
+@pytest.mark.parametrize("task", ["memorization", "mnist", "wikipedia"])
+def test_step_is_adam_on_the_clipped_mean_loss(task, settings):
+    """Adam's first corrected step moves each weight against its gradient by the learning rate."""
+    trainer = training.Trainer(settings(task, clip_norm=0.25))
+    before = {name: np.array(w) for name, w in tree_flatten(trainer.weights)}
+    nll, _ = _reference_loss(trainer, trainer.task.train_batch(0))
+    report = trainer.train_step()
+    assert report.loss == pytest.approx(nll.mean(), rel=1e-5)
+    assert (trainer.step, trainer.samples) == (1, 4)
+    moments = dict(tree_flatten(trainer.optimizer.state))
+    squares, clipped = 0.0, report.gradient_norm > 0.25
+    for name, weight in tree_flatten(trainer.weights):
+        gradient = np.array(moments[f"{name}.m"], dtype=np.float64) / 0.1
+        squares += (gradient**2).sum()
+        np.testing.assert_allclose(
+            np.array(moments[f"{name}.v"]), 0.001 * gradient**2, rtol=1e-3, atol=1e-12
+        )
+        expected = before[name] - 1e-3 * gradient / (np.abs(gradient) + 1e-8)
+        np.testing.assert_allclose(np.array(weight), expected, rtol=0, atol=2e-6)
+    norm = 0.25 if clipped else report.gradient_norm
+    assert math.sqrt(squares) == pytest.approx(norm, rel=1e-4)
+
+
+def test_clipping_off(settings):
+    clipped, free = (training.Trainer(settings("memorization", clip_norm=n)) for n in (1e-2, 0.0))
+    norms = [trainer.train_step().gradient_norm for trainer in (clipped, free)]
+    assert norms[0] == norms[1] > 1e-2
+    moments = dict(tree_flatten(free.optimizer.state))
+    squares = sum((np.array(a) ** 2).sum() for name, a in moments.items() if name.endswith(".m"))
+    assert math.sqrt(squares) == pytest.approx(0.1 * norms[0], rel=1e-4)
+
+
+def test_state_is_carried(settings):
+    """With a vanishing learning rate the chunks' last state is that of one long call."""
+    trainer = training.Trainer(settings("wikipedia", learning_rate=1e-30))
+    for _ in range(3):
+        trainer.train_step()
+    inputs = np.concatenate([trainer.task.train_batch(step).inputs for step in range(3)], axis=1)
+    x = training.encode(inputs, trainer.task.input_size, mx.float32)
+    _, state = trainer.model(x)
+    for carried, whole in zip(trainer.carried, state, strict=True):
+        np.testing.assert_allclose(np.array(carried), np.array(whole), rtol=0, atol=1e-6)
+
+
+def test_fresh_batch_drops_the_state(settings):
+    trainer = training.Trainer(settings("wikipedia", learning_rate=1e-30, epochs=2, samples=None))
+    per_epoch = trainer.total_steps // 2
+    losses = [trainer.train_step().loss for _ in range(per_epoch + 2)]
+    assert losses[per_epoch:] == losses[:2]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_bpc_whatever_the_chunks(split, settings):
+    config = settings("wikipedia", batch_size=2)
+    trainer = training.Trainer(config)
+    for _ in range(5):
+        trainer.train_step()
+    found = {}
+    for length in (7, 10, 33, 100):  # the last is each stream in one call
+        task = make_task(config.replace(length=length))
+        assert task.eval_streams == 2
+        metrics = training.evaluate(trainer.model, task, split)
+        assert metrics["bpc"] == pytest.approx(metrics["loss"] / math.log(2))
+        found[length] = metrics["bpc"]
+    assert list(found.values()) == pytest.approx([found[100]] * 4, abs=1e-5)
+
+
+@pytest.mark.parametrize("task", ["memorization", "addition", "mnist"])
+def test_evaluation_counts(task, settings):
+    trainer = training.Trainer(settings(task))
+    for _ in range(30):
+        trainer.train_step()
+    metrics = training.evaluate(trainer.model, trainer.task, "test")
+    (batch,) = trainer.task.eval_batches("test")
+    nll, predictions = _reference_loss(trainer, batch)
+    positions = trainer.task.answer_positions
+    right = predictions[:, positions] == batch.targets[:, positions]
+    expected = {"loss": nll.mean(), "accuracy": right.mean()}
+    if task != "mnist":
+        expected["sequence_accuracy"] = right.all(axis=1).mean()
+    assert metrics == pytest.approx(expected, rel=1e-5)
+
+
+def test_sequence_accuracy_of_a_known_model(settings):
+    """A model that always says '0' is right where the digits of the sum are 0."""
+    task = make_task(settings("addition", length=1))
+    model = SequenceModel(make_layer("slstm", 11, 3, 1), 11)
+    model.readout.weight = mx.zeros_like(model.readout.weight)
+    model.readout.bias = mx.zeros((11,)).at[0].add(50.0)
+    (batch,) = task.eval_batches("test")
+    zero = batch.targets[:, task.answer_positions] == 0
+    metrics = training.evaluate(model, task, "test")
+    assert 0 < zero.mean() < 1
+    assert metrics["accuracy"] == zero.mean()
+    assert metrics["sequence_accuracy"] == zero.all(axis=1).mean()
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_evaluation_restores_the_mode(mode, settings):
+    trainer = training.Trainer(settings("mnist"))
+    modules = trainer.model.modules()
+    trainer.model.train(mode)
+    seen = []
+    training.evaluate(trainer.model, trainer.task, "test", lambda: seen.append(modules[0].training))
+    assert seen == [False]
+    assert all(module.training is mode for module in modules)
+
+    def fail():
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        training.evaluate(trainer.model, trainer.task, "test", fail)
+    assert all(module.training is mode for module in modules)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("variant", ["2d-tlstm+cn", "slstm"])
+def test_half_precision(dtype, variant, settings, tmp_path):
+    """Channel normalisation's first gradients overflow float16 unless the step is tried again."""
+    changes = {"variant": variant, "depth": 3, "hidden_size": 24, "batch_size": 15}
+    changes |= {"samples": 300, "eval_every": 300}
+    spies = {name: Spy() for name in (dtype, "float32")}
+    for name, spy in spies.items():
+        config = settings("memorization", dtype=name, **changes)
+        training.fit(config, tmp_path / name, [spy])
+    trainer = spies[dtype].trainer
+    assert {a.dtype for _, a in tree_flatten(trainer.model.parameters())} == {getattr(mx, dtype)}
+    assert {a.dtype for _, a in tree_flatten(trainer.weights)} == {mx.float32}
+    half, full = ([report.loss for report in spy.reports] for spy in spies.values())
+    np.testing.assert_allclose(half, full, rtol=0.02)
+    saved = mx.load(str(tmp_path / dtype / "last.safetensors"))
+    assert {a.dtype for a in saved.values()} == {getattr(mx, dtype)}
+    _, task, model = training.load_run(tmp_path / dtype)
+    assert (
+        training.evaluate(model, task, "test")["loss"] == spies[dtype].records[0]["evaluation_loss"]
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_trains(variant, settings, tmp_path):
+    config = settings("memorization", variant=variant, samples=8)
+    result = training.fit(config, tmp_path / "run")
+    assert math.isfinite(result.last["loss"])
+
+
+def test_diverging_step(settings, tmp_path):
+    spy = Spy(on_evaluation={2: learning_rate(1e38)})
+    config = settings("addition", samples=400)
+    with pytest.raises(training.NonFiniteError, match=r"is (nan|inf) at step [56] .* try a lower"):
+        training.fit(config, tmp_path / "run", [spy])
+    assert spy.ended == 1
+    _, task, model = training.load_run(tmp_path / "run", "last")
+    metrics = training.evaluate(model, task, "test")
+    assert metrics["loss"] == spy.records[-1]["evaluation_loss"]
+    assert len(RunFolder.open(tmp_path / "run").read_metrics()) == 2
+
+
+def test_diverging_evaluation(settings, tmp_path):
+    config = settings("addition", learning_rate=1e38, eval_every=1)
+    with pytest.raises(training.NonFiniteError, match="the evaluation loss is nan at step 1 "):
+        training.fit(config, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_interrupt_between_steps(settings, tmp_path):
+    spy = Spy(on_step={3: interrupt})
+    handler, limit = signal.getsignal(signal.SIGINT), mx.set_cache_limit(12345)
+    message = r"Interrupted after 12 samples; the weights are saved in .*last\.safetensors"
+    with pytest.raises(training.TrainingInterrupted, match=message):
+        training.fit(settings("memorization"), tmp_path / "run", [spy])
+    assert mx.set_cache_limit(limit) == 12345
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert (spy.ended, len(spy.reports), len(spy.records)) == (1, 3, 1)
+    last = arrays(tmp_path / "run" / "last.safetensors")
+    assert same(last, {name: np.array(a) for name, a in tree_flatten(spy.trainer.weights)})
+    assert not same(last, arrays(tmp_path / "run" / "best.safetensors"))
+    assert len(RunFolder.open(tmp_path / "run").read_metrics()) == 1
+
+
+def test_interrupt_before_an_evaluation_ends(settings, tmp_path):
+    spy = Spy(on_step={4: interrupt})
+    with pytest.raises(training.TrainingInterrupted, match="after 16 samples"):
+        training.fit(settings("wikipedia"), tmp_path / "run", [spy])
+    assert len(spy.records) == 1
+    last = arrays(tmp_path / "run" / "last.safetensors")
+    assert same(last, {name: np.array(a) for name, a in tree_flatten(spy.trainer.weights)})
+
+
+def test_interrupt_before_the_test(settings, tmp_path):
+    """The best weights are in the model by then, and must not be saved as the last ones."""
+    config = settings("wikipedia", samples=16, learning_rate=1e-2)
+    spy = Spy(on_evaluation={1: learning_rate(10.0), 2: interrupt})
+    with pytest.raises(training.TrainingInterrupted):
+        training.fit(config, tmp_path / "run", [spy])
+    last = arrays(tmp_path / "run" / "last.safetensors")
+    assert same(last, {name: np.array(a) for name, a in tree_flatten(spy.trainer.weights)})
+    assert not same(last, arrays(tmp_path / "run" / "best.safetensors"))
+    assert not (tmp_path / "run" / "test.json").exists()
+
+
+def test_second_interrupt_is_at_once(settings, tmp_path):
+    spy = Spy(on_step={3: lambda trainer: (interrupt(trainer), interrupt(trainer))})
+    with pytest.raises(KeyboardInterrupt) as caught:
+        training.fit(settings("memorization"), tmp_path / "run", [spy])
+    assert caught.type is KeyboardInterrupt
+
+
+def test_outside_the_main_thread(settings, tmp_path):
+    results = []
+
+    def work():
+        with mx.stream(mx.new_stream(mx.cpu)):
+            results.append(training.fit(settings("memorization"), tmp_path / "run"))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert results[0].last["samples"] == 24
+
+
+def test_cache_limit_is_raised_while_training(settings, tmp_path):
+    limits = []
+
+    def look(_):
+        limits.append(mx.set_cache_limit(1 << 30))
+
+    training.fit(settings("memorization"), tmp_path / "run", [Spy(on_step={1: look})])
+    assert limits == [1 << 30]
+
+
+def test_nothing_is_overwritten(settings, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    training.fit(settings("memorization"), out)  # a folder without a run is fine
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(
+        ValueError, match=r"'out' must be a folder without a run but .*config\.json"
+    ):
+        training.fit(settings("addition"), out)
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_a_failed_write_leaves_the_old_file(settings, tmp_path, monkeypatch):
+    result = training.fit(settings("memorization"), tmp_path / "run")
+    run, before = RunFolder.open(tmp_path / "run"), arrays(tmp_path / "run" / "last.safetensors")
+
+    def torn(path):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(result.model, "save_weights", torn, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        run.save_weights(result.model, "last")
+    assert same(before, arrays(tmp_path / "run" / "last.safetensors"))
+    assert len(list((tmp_path / "run").iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "copy"}, r"'task' must be one of 'memorization', .* but got 'copy'"),
+        ({"variant": "4d"}, r"'variant' must be one of 'slstm', .* but got '4d'"),
+        ({"variant": "slstm", "kernel_size": 3}, r"'kernel_size \(of slstm\)' must be"),
+        ({"variant": "slstm", "memory_init": "hold"}, r"'memory_init \(of slstm\)' must be"),
+        ({"epochs": 3}, r"'epochs' must be None for memorization.* but got 3"),
+        ({"epochs": 3, "samples": None}, r"'epochs' must be None for memorization.* but got 3"),
+        ({"data": "here"}, r"'data' must be None"),
+    ],
+)
+def test_bad_settings(changes, message, settings, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        training.fit(settings("memorization").replace(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_layer_is_checked_before_data_is_loaded(settings):
+    config = settings("wikipedia", data="/nowhere", variant="slstm", kernel_size=3)
+    with pytest.raises(ValueError, match="kernel_size"):
+        training.Trainer(config)
+
+
+def test_samples_and_epochs(settings):
+    for changes, steps in (
+        ({"samples": 24, "epochs": 1}, 6),
+        ({"samples": 10_000, "epochs": 1}, 89),  # 3,600 bytes of training text, 4 streams
+        ({"samples": None, "epochs": 2}, 178),
+    ):
+        assert training.Trainer(settings("wikipedia", **changes)).total_steps == steps
+
+
+def _damage(tmp_path, name, content):
+    path = tmp_path / "run" / name
+    path.unlink() if content is None else path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, r"'run' must be a folder that holds config\.json but got '.*run'"),
+        ("config.json", b'{"task": ', r"config\.json' must hold JSON but"),
+        ("config.json", b"\xff\xfe", r"config\.json' must hold JSON but"),
+        ("config.json", b"[]", r"must be a JSON object but got \[\]"),
+        ("config.json", b'{"task": "addition", "x": 1}', r"unknown keys but got \['x'\]"),
+        ("best.safetensors", None, r"best\.safetensors' is missing; last\.safetensors is there"),
+        ("best.safetensors", b"", r"best\.safetensors' must be a safetensors file but"),
+        ("best.safetensors", b"\x10" * 64, r"best\.safetensors' must be a safetensors file but"),
+    ],
+)
+def test_damaged_runs(name, content, message, settings, tmp_path):
+    training.fit(settings("memorization", samples=4), tmp_path / "run")
+    _damage(tmp_path, name, content)
+    with pytest.raises(ValueError, match=message):
+        training.load_run(tmp_path / "run")
+
+
+def test_torn_weights(settings, tmp_path):
+    training.fit(settings("memorization", samples=4), tmp_path / "run")
+    whole = (tmp_path / "run" / "best.safetensors").read_bytes()
+    for size in (4, 100, len(whole) // 2, len(whole) - 1):
+        _damage(tmp_path, "best.safetensors", whole[:size])
+        with pytest.raises(ValueError, match="must be a safetensors file but"):
+            training.load_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda w: {**w, "extra": mx.zeros(3)},
+            r"extra' must be absent, .* but got 'float32 \[3\]",
+        ),
+        (
+            lambda w: {k: v for k, v in w.items() if k != "readout.bias"},
+            r"readout\.bias' must be float32 \[65\], as config\.json says, but got 'absent'",
+        ),
+        (
+            lambda w: {**w, "readout.bias": mx.zeros(64)},
+            r"must be float32 \[65\], as config\.json says, but got 'float32 \[64\]'",
+        ),
+        (
+            lambda w: tree_map(lambda a: a.astype(mx.float16), w),
+            r"must be float32 .* but got 'float16",
+        ),
+    ],
+)
+def test_weights_of_another_model(change, message, settings, tmp_path):
+    training.fit(settings("memorization", samples=4), tmp_path / "run")
+    path = str(tmp_path / "run" / "best.safetensors")
+    weights = mx.load(path)
+    mx.eval(weights)
+    mx.save_safetensors(path, change(weights))
+    with pytest.raises(ValueError, match=message):
+        training.load_run(tmp_path / "run")
+
+
+def test_unknown_split_and_weights(settings, tmp_path):
+    result = training.fit(settings("memorization", samples=4), tmp_path / "run")
+    _, task, model = training.load_run(tmp_path / "run", "last")
+    with pytest.raises(ValueError, match=r"'split' must be one of 'validation', 'test'"):
+        training.evaluate(model, task, "train")
+    with pytest.raises(ValueError, match=r"'weights' must be one of 'best', 'last'"):
+        training.load_run(result.folder, "first")
+
+
+def test_progress_lines(settings, tmp_path, capsys):
+    training.fit(settings("memorization"), tmp_path / "run", [training.Progress(bar=False)])
+    start, *lines = capsys.readouterr().out.splitlines()
+    assert start == (
+        "memorization · 2d-tlstm+cn · L=2 M=8 · 2,020 parameters · 6 steps of 4 samples · CPU"
+    )
+    assert len(lines) == 3
+    pattern = r" *\d+ samples  loss \d\.\d{4}  accuracy [\d.]+ %, whole sequences [\d.]+ %  "
+    for line in lines:
+        assert re.fullmatch(pattern + r"[\d,]+ samples/s  \d\d:\d\d left", line), line
+
+
+def test_progress_bar(settings, tmp_path, capsys):
+    training.fit(settings("wikipedia"), tmp_path / "run", [training.Progress(bar=True)])
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert re.search(r"100%.* 24/24 \[.*samples/s, loss=\d\.\d{4}, bpc=\d\.\d{4}\]", err)
+
+
+@pytest.mark.parametrize(
+    ("task", "variant", "depth", "noted"),
+    [
+        ("wikipedia", "2d-tlstm+ln", 2, True),
+        ("wikipedia", "2d-tlstm+ln", 1, False),
+        ("wikipedia", "2d-tlstm+cn", 2, False),
+        ("memorization", "2d-tlstm+ln", 2, False),
+    ],
+)
+def test_layer_normalised_language_model_is_noted(
+    task, variant, depth, noted, settings, tmp_path, capsys
+):
+    config = settings(task, variant=variant, depth=depth, samples=4)
+    training.fit(config, tmp_path / "run", [training.Progress(bar=False)])
+    assert ("not causal" in capsys.readouterr().err) is noted
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_slow_blas_is_noted_once(fast, settings, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mlx_tlstm.blas.is_fast", lambda: fast)
+    config = settings("memorization")
+    training.fit(config, tmp_path / "run", [training.Progress(bar=False)])
+    assert capsys.readouterr().err.count("libopenblas0-pthread") == (0 if fast else 1)
