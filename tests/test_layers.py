@@ -91,18 +91,15 @@ def test_shift_moves_memory_towards_the_output():
     memory = mx.zeros((1, 6, 2))
     memory[:, 1] = 1.0
     state = cell(mx.zeros((1, 3)), TLSTMState(mx.zeros((1, 6, 2)), memory))
-    expected = [0, 0.125, 0.75 - 0.625, 0, 0, 0]
     expected = [0.125, 0.125, 0.75, 0, 0, 0]
     np.testing.assert_allclose(np.array(state.cell[0, :, 0]), expected, atol=1e-6)
 
 
 def test_starting_biases():
-    cell = TLSTMCell(3, 6, (4,), 3, forget_bias=4.0)
-    assert cell.bias.tolist() == [0.0] * 12 + [4.0] * 6 + [0.0] * 9
-    assert (
-        StackedLSTM(3, 6, 2, forget_bias=4.0).cell.bias.tolist()
-        == [0.0] * 12 + [4.0] * 6 + [0.0] * 6
-    )
+    for cell in (TLSTMCell(3, 6, (4,), 3, forget_bias=4.0), StackedLSTM(3, 6, 2, 4.0).cell):
+        assert cell.bias[12:18].tolist() == [4.0] * 6
+        assert not mx.any(cell.bias[:12])
+        assert not mx.any(cell.bias[18:])
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
@@ -249,21 +246,26 @@ def training_cost(steps):
     layer = TLSTM(3, 16, 3, norm="channel")
     x = mx.random.normal((8, steps, 3))
     mx.eval(x, layer.parameters())
+    mx.clear_cache()
     mx.reset_peak_memory()
+    before = mx.get_active_memory()
     start = time.process_time()
     mx.eval(gradient(layer, x))
-    return time.process_time() - start, mx.get_peak_memory()
+    return time.process_time() - start, mx.get_peak_memory() - before
 
 
 def test_cost_is_linear_in_time():
     training_cost(10)
-    # Quadratic cost would be a ratio near 4. The least of several runs is what the work needs.
-    for attempt in range(3):
-        runs = [(training_cost(392), training_cost(784)) for _ in range(4)]
-        seconds = min(long for _, (long, _) in runs) / min(short for (short, _), _ in runs)
-        if seconds <= 2.2 or attempt == 2:
+    # Quadratic cost would be a ratio near 4. What the work needs is the least of several runs:
+    # other processes add time, and how early MLX frees a buffer depends on the threads' timing.
+    short, long = [], []
+    for _ in range(12):
+        short.append(training_cost(392))
+        long.append(training_cost(784))
+        seconds = min(time for time, _ in long) / min(time for time, _ in short)
+        memory = min(peak for _, peak in long) / min(peak for _, peak in short)
+        if len(long) >= 2 and max(seconds, memory) <= 2.2:
             break
-    memory = runs[0][1][1] / runs[0][0][1]
     assert seconds <= 2.2
     assert memory <= 2.2
 

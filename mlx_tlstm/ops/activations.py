@@ -1,4 +1,4 @@
-"""tanh and sigmoid, quick on every device.
+"""tanh, quick on every device.
 
 MLX's CPU build for x86 calls the C library once for each element (12-18 ns). There, a rational
 function made of plain arithmetic, which the compiler vectorises, takes a third of the time.
@@ -47,15 +47,7 @@ def rational_tanh(x: mx.array) -> mx.array:
     return x * _polynomial(_NUMERATOR, square) / _polynomial(_DENOMINATOR, square)
 
 
-def _scalar_libm() -> bool:
-    return _ON_X86 and mx.default_device().type == mx.cpu
-
-
 def tanh(x: mx.array) -> mx.array:
     """tanh of float32 ``x``."""
-    return rational_tanh(x) if _scalar_libm() else mx.tanh(x)
-
-
-def sigmoid(x: mx.array) -> mx.array:
-    """Logistic function of float32 ``x``."""
-    return 0.5 * rational_tanh(0.5 * x) + 0.5 if _scalar_libm() else mx.sigmoid(x)
+    scalar_libm = _ON_X86 and mx.default_device().type == mx.cpu
+    return rational_tanh(x) if scalar_libm else mx.tanh(x)

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.ops.activations import sigmoid, tanh
+from mlx_tlstm.ops.activations import tanh
 
 #: Inside the root of both normalisations (the paper gives none).
 EPSILON = 1e-5
@@ -23,13 +23,36 @@ EPSILON = 1e-5
 class Residuals(NamedTuple):
     """What the backward pass of one update needs; ``None`` where the variant has no such part."""
 
-    G: mx.array  # new content [B, *P, M]
-    IFO: mx.array  # input, forget and output gate [B, *P, 3M]
+    gates: mx.array  # new content, input, forget and output gate [B, *P, 4M (+ <K>)]; see G … O
     Q: mx.array | None  # dynamic kernels [B, *P, <K>]
     C_conv: mx.array | None  # convolved memory [B, *P, M]
     C_hat: mx.array | None  # normalised memory before gain and bias [B, *P, M]
     scale: mx.array | None  # 1 / standard deviation
     Z: mx.array  # tanh(Norm(C)) [B, *P, M]
+
+    def _gate(self, index: int) -> mx.array:
+        M = self.Z.shape[-1]
+        return self.gates[..., index * M : (index + 1) * M]
+
+    @property
+    def G(self) -> mx.array:
+        """New content, ``[B, *P, M]``; likewise the gates."""
+        return self._gate(0)
+
+    @property
+    def I(self) -> mx.array:
+        """Input gate."""
+        return self._gate(1)
+
+    @property
+    def F(self) -> mx.array:
+        """Forget gate."""
+        return self._gate(2)
+
+    @property
+    def O(self) -> mx.array:
+        """Output gate."""
+        return self._gate(3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,40 +70,50 @@ class MemoryUpdate:
     norm: str | None
 
 
+#: Locations up to which tensor axes are taken together in one matrix product.
+_MERGED_LOCATIONS = 128
+
+
+def _merge(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The 0/1 arrays ``[P, K, P]`` of two axes as that of both, in row-major order."""
+    (P, K, _), (P_next, K_next, _) = first.shape, second.shape
+    merged = np.einsum("pkq,rjs->prkjqs", first, second)
+    return merged.reshape(P * P_next, K * K_next, P * P_next)
+
+
 @functools.lru_cache(maxsize=64)
 def _tap_matrices(geometry: Geometry) -> tuple[mx.array | None, mx.array]:
     """Constants of the memory convolution, as products with 0/1 matrices.
 
-    All tensor axes but the last are read as rows: the first array ``[R·<K'>, R]`` copies the rows
-    that the leading taps of each row read (``None`` for one axis, where there is a single row);
-    the second ``[P, K, P]`` places the taps of the last axis.
+    The last axis, or the last ones where they are small, are mixed by matrices: the second array
+    ``[P', <K'>, P']`` places their taps. The axes before are read as R rows: the first array
+    ``[R·<K''>, R]`` copies the rows that each row's taps read; ``None`` where there is one row.
     """
-    *leading, last = geometry.clamped_taps
+    *leading, mixed = geometry.clamped_taps
+    while leading and leading[-1].shape[0] * mixed.shape[0] <= _MERGED_LOCATIONS:
+        mixed = _merge(leading.pop(), mixed)
     if not leading:
-        return None, mx.array(last)
-    rows = leading[0]
-    for taps in leading[1:]:
-        R, K, _ = rows.shape
-        P, K_next, _ = taps.shape
-        rows = np.einsum("rks,pjq->rpkjsq", rows, taps).reshape(R * P, K * K_next, R * P)
-    return mx.array(rows.reshape(-1, rows.shape[-1])), mx.array(last)
+        return None, mx.array(mixed)
+    rows = functools.reduce(_merge, leading)
+    return mx.array(rows.reshape(-1, rows.shape[-1])), mx.array(mixed)
 
 
 def _source_rows(C: mx.array, geometry: Geometry) -> mx.array:
-    """What the rows of the tensor read, ``[B, R, <K'>·P, M]`` with P the last axis's size."""
-    copies, _ = _tap_matrices(geometry)
-    B, M, P = C.shape[0], C.shape[-1], geometry.tensor_size[-1]
+    """What the rows of the tensor read, ``[B, R, <K''>·P', M]``."""
+    copies, taps = _tap_matrices(geometry)
+    B, M, P = C.shape[0], C.shape[-1], taps.shape[0]
     if copies is not None:
         C = copies @ C.reshape(B, -1, P * M)
     return C.reshape(B, geometry.locations // P, -1, M)
 
 
 def _mixing_matrices(Q: mx.array, geometry: Geometry) -> mx.array:
-    """Q as matrices ``[B, R, P, <K'>·P]`` that mix the source rows."""
+    """Q as matrices ``[B, R, P', <K''>·P']`` that mix the source rows."""
     _, taps = _tap_matrices(geometry)
-    B, P, K = Q.shape[0], geometry.tensor_size[-1], geometry.kernel_size[-1]
-    Q = Q.reshape(B, geometry.locations // P, P, -1, K).transpose(2, 0, 1, 3, 4)
-    S = (Q.reshape(P, -1, K) @ taps).reshape(P, B, geometry.locations // P, -1)
+    P, K, _ = taps.shape
+    B, R = Q.shape[0], geometry.locations // P
+    Q = Q.reshape(B, R, P, -1, K).transpose(2, 0, 1, 3, 4)
+    S = (Q.reshape(P, -1, K) @ taps).reshape(P, B, R, -1)
     return S.transpose(1, 2, 0, 3)
 
 
@@ -95,8 +128,8 @@ def memory_convolution_backward(
 ) -> tuple[mx.array, mx.array]:
     """Gradients of :func:`memory_convolution` for C ``[B, *P, M]`` and Q ``[B, *P, <K>]``."""
     copies, taps = _tap_matrices(geometry)
-    B, M, P, K = C.shape[0], C.shape[-1], geometry.tensor_size[-1], geometry.kernel_size[-1]
-    R = geometry.locations // P
+    P, K, _ = taps.shape
+    B, M, R = C.shape[0], C.shape[-1], geometry.locations // P
     d_C_conv = d_C_conv.reshape(B, R, P, M)
     d_C = _mixing_matrices(Q, geometry).swapaxes(-1, -2) @ d_C_conv
     if copies is not None:
@@ -105,6 +138,69 @@ def memory_convolution_backward(
     d_S = d_S.transpose(2, 0, 1, 3).reshape(P, -1, P)
     d_Q = (d_S @ taps.swapaxes(-1, -2)).reshape(P, B, R, -1, K).transpose(1, 2, 0, 3, 4)
     return d_C.reshape(C.shape), d_Q.reshape(Q.shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _gate_constants(hidden_size: int, taps: int) -> tuple[mx.array, ...]:
+    """Per channel of A: s and b of the gate tanh(s A) s + b, and the polynomial of its slope.
+
+    For g, s = 1 and b = 0 give tanh; for i, f, o, s = b = 1/2 give the logistic function, so that
+    one pass serves all gates. In terms of the gate's value y the slope is 1 - y² and y - y². The q
+    channels ride along: softmax has its own gradient, and their slope is 1.
+    """
+    s, b, *slope = np.repeat(
+        [[1, 0.5, 1], [0, 0.5, 0], [1, 0, 1], [0, 1, 0], [-1, -1, 0]],
+        (hidden_size, 3 * hidden_size, taps),
+        axis=1,
+    ).astype(np.float32)
+    return tuple(mx.array(row) for row in (s, b, *slope))
+
+
+# Each runs over its arrays once: a kernel on a GPU, a fused loop on a CPU that has a compiler.
+# While a gradient is taken MLX inlines them, so that training sees the plain operations.
+_fused = functools.partial(mx.compile, shapeless=True)
+
+
+@_fused
+def _activate(A, s, b):
+    return tanh(A.astype(mx.float32) * s) * s + b
+
+
+@_fused
+def _activate_backward(d_gates, gates, constant, linear, square):
+    return d_gates * (constant + gates * (linear + gates * square))
+
+
+@_fused
+def _new_memory(G, I, F, carried):
+    return G * I + carried * F  # Eq. 18 (Eq. 12 without memory convolution)
+
+
+@_fused
+def _new_memory_backward(d_C, G, I, F, carried):
+    return d_C * I, d_C * G, d_C * carried, d_C * F
+
+
+@_fused
+def _hidden(C, O):
+    Z = tanh(C)
+    return Z * O, Z  # Eq. 19
+
+
+@_fused
+def _normalized_hidden(C_hat, gain, bias, O):
+    Z = tanh(C_hat * gain + bias)  # Eq. 20
+    return Z * O, Z  # Eq. 31
+
+
+@_fused
+def _hidden_backward(d_H, O, Z):
+    return d_H * O * (1 - Z * Z), d_H * Z
+
+
+@_fused
+def _centre_backward(d_C, d_hat, mean, C_hat, along, scale):
+    return d_C + (d_hat - mean - C_hat * along) * scale
 
 
 def _statistics_axes(update: MemoryUpdate, C: mx.array) -> tuple[int, ...]:
@@ -130,27 +226,25 @@ def memory_update(
         H_t and C_t in float32, and what :func:`memory_update_backward` needs.
     """
     M = update.hidden_size
-    A = A.astype(mx.float32)
-    G = tanh(A[..., :M])  # Eq. 15
-    IFO = sigmoid(A[..., M : 4 * M])
-    I, F, O = IFO[..., :M], IFO[..., M : 2 * M], IFO[..., 2 * M :]
+    s, b, *_ = _gate_constants(M, A.shape[-1] - 4 * M)
+    gates = _activate(A, s, b)  # Eq. 15
+    G, I, F, O = (gates[..., start : start + M] for start in range(0, 4 * M, M))
     if update.geometry is None:
         Q, C_conv, carried = None, None, C_before
     else:
-        Q = mx.softmax(A[..., 4 * M :], axis=-1)
+        Q = mx.softmax(A[..., 4 * M :].astype(mx.float32), axis=-1)
         C_conv = carried = memory_convolution(C_before, Q, update.geometry)
-    C = G * I + carried * F  # Eq. 18 (Eq. 12 without memory convolution)
+    C = _new_memory(G, I, F, carried)
     if update.norm is None:
         C_hat = scale = None
-        Z = tanh(C)
+        H, Z = _hidden(C, O)
     else:
         axes = _statistics_axes(update, C)
         centred = C - mx.mean(C, axis=axes, keepdims=True)
         scale = mx.rsqrt(mx.mean(mx.square(centred), axis=axes, keepdims=True) + EPSILON)
         C_hat = centred * scale  # Eq. 21
-        Z = tanh(C_hat * gain + bias)  # Eq. 20
-    H = Z * O  # Eq. 31 (Eq. 19 without normalisation)
-    return H, C, Residuals(G, IFO, Q, C_conv, C_hat, scale, Z)
+        H, Z = _normalized_hidden(C_hat, gain, bias, O)
+    return H, C, Residuals(gates, Q, C_conv, C_hat, scale, Z)
 
 
 def memory_update_backward(
@@ -172,9 +266,8 @@ def memory_update_backward(
         normalisation).
     """
     M = update.hidden_size
-    G, IFO, Q, C_conv, C_hat, scale, Z = residuals
-    I, F, O = IFO[..., :M], IFO[..., M : 2 * M], IFO[..., 2 * M :]
-    d_N = d_H * O * (1 - mx.square(Z))
+    gates, Q, C_conv, C_hat, scale, Z = residuals
+    d_N, d_O = _hidden_backward(d_H, residuals.O, Z)
     if update.norm is None:
         d_C = d_C + d_N
         d_norm: tuple[mx.array, ...] = ()
@@ -183,12 +276,18 @@ def memory_update_backward(
         d_norm = (mx.sum(d_N * C_hat, axis=0), mx.sum(d_N, axis=0))
         d_hat = d_N * gain
         along = mx.mean(d_hat * C_hat, axis=axes, keepdims=True)
-        d_C = d_C + (d_hat - mx.mean(d_hat, axis=axes, keepdims=True) - C_hat * along) * scale
+        mean = mx.mean(d_hat, axis=axes, keepdims=True)
+        d_C = _centre_backward(d_C, d_hat, mean, C_hat, along, scale)
     carried = C_before if C_conv is None else C_conv
-    d_IFO = mx.concatenate([d_C * G, d_C * carried, d_H * Z], axis=-1)
-    d_A = [d_C * I * (1 - mx.square(G)), d_IFO * IFO * (1 - IFO)]
-    d_C_before = d_C * F
+    d_G, d_I, d_F, d_C_before = _new_memory_backward(
+        d_C, residuals.G, residuals.I, residuals.F, carried
+    )
+    d_gates = [d_G, d_I, d_F, d_O]
     if update.geometry is not None:
         d_C_before, d_Q = memory_convolution_backward(C_before, Q, d_C_before, update.geometry)
-        d_A.append(Q * (d_Q - mx.sum(d_Q * Q, axis=-1, keepdims=True)))
-    return mx.concatenate(d_A, axis=-1), d_C_before, d_norm
+        d_gates.append(Q * (d_Q - mx.sum(d_Q * Q, axis=-1, keepdims=True)))
+    _, _, *slope = _gate_constants(M, gates.shape[-1] - 4 * M)
+    # As matrices, which MLX joins faster than arrays of more axes.
+    d_gates = mx.concatenate([d.reshape(-1, d.shape[-1]) for d in d_gates], axis=-1)
+    d_A = _activate_backward(d_gates, gates.reshape(d_gates.shape), *slope)
+    return d_A.reshape(gates.shape), d_C_before, d_norm
