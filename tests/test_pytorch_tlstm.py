@@ -1,0 +1,137 @@
+"""The benchmark's PyTorch baseline against the float64 reference, and the benchmark itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from layer_helpers import BATCH, HIDDEN, INPUT, STEPS, single
+from reference import Specification
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: bench)")
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from pytorch_tlstm import Run, TorchTLSTM, copy_parameters  # noqa: E402
+
+# Shapes with a different size on each axis; K as the module takes it, one for all axes.
+SPECIFICATIONS = [
+    Specification(tensor_size, (kernel_size,) * len(tensor_size), memory_convolution, norm)
+    for tensor_size, kernel_size, memory_convolution, norm in [
+        ((1,), 2, True, None),
+        ((1,), 3, True, "channel"),
+        ((3,), 2, True, None),
+        ((3,), 3, False, None),
+        ((5,), 4, True, "channel"),
+        ((4,), 5, True, "layer"),
+        ((2, 4), 3, True, "channel"),
+        ((3, 2), 2, False, "layer"),
+        ((3, 2), 4, True, None),
+        ((2, 3, 1), 3, True, "channel"),
+    ]
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads only wait for one another at these sizes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def settings_of(spec: Specification) -> dict:
+    return {
+        "input_size": INPUT,
+        "hidden_size": HIDDEN,
+        "tensor_size": spec.tensor_size,
+        "kernel_size": spec.kernel_size[0],
+        "memory_convolution": spec.memory_convolution,
+        "norm": spec.norm,
+    }
+
+
+def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
+    assert got.shape == expected.shape
+    return np.linalg.norm(got - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("spec", SPECIFICATIONS, ids=str)
+def test_outputs_and_gradients_are_the_references(spec):
+    rng = np.random.default_rng(1)
+    parameters = reference.random_parameters(spec, INPUT, HIDDEN, rng)
+    parameters = {name: single(array) for name, array in parameters.items()}
+    x = single(rng.normal(size=(BATCH, STEPS, INPUT)))
+    cotangent = single(rng.normal(size=(BATCH, STEPS, HIDDEN)))
+    zeros = np.zeros((BATCH, *spec.tensor_size, HIDDEN))
+    trace = reference.tlstm_forward(spec, parameters, x, zeros, zeros, flush=True)
+    expected = reference.tlstm_backward(spec, parameters, trace, cotangent, zeros, zeros)
+
+    arrays = {f"cell.{name}": array.astype(np.float32) for name, array in parameters.items()}
+    x32, cotangent32 = x.astype(np.float32), cotangent.astype(np.float32)
+    outputs, gradients = Run(settings_of(spec), arrays, x32, cotangent32, "cpu")()
+    assert relative_error(outputs.detach().numpy(), trace.outputs) < 1e-5
+    assert gradients.keys() == arrays.keys() | {"x"}
+    for name, gradient in gradients.items():
+        error = relative_error(gradient.numpy(), expected[name.removeprefix("cell.")])
+        assert error < 4e-5, name
+
+
+def test_copying_refuses_other_parameters():
+    spec = SPECIFICATIONS[1]
+    module = TorchTLSTM(**settings_of(spec))
+    arrays = {name: p.detach().numpy() for name, p in module.named_parameters()}
+    copy_parameters(module, {f"cell.{name}": array for name, array in arrays.items()})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        copy_parameters(module, {"cell.weight": arrays["weight"]})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        copy_parameters(module, arrays | {"cell.other": arrays["bias"]})
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        copy_parameters(module, arrays | {"cell.bias": arrays["bias"][1:]})
+
+
+def run_benchmark(*arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(root / "scripts" / "benchmark.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_benchmark_prints_a_table_and_writes_json(tmp_path):
+    path = tmp_path / "figures.json"
+    arguments = ["--size", "2x3,M=8,B=2,T=4", "--rounds", "2", "--warmup", "0", "--markdown"]
+    done = run_benchmark(*arguments, "--device", "cpu", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "| 2x3, M=8, B=2, T=4 |" in done.stdout
+    recorded = json.loads(path.read_text())
+    (timings,) = recorded["timings"].values()
+    assert timings.keys() == {"mlx-tlstm", "products", "pytorch"}
+    assert all(len(timing["milliseconds"]) == 2 for timing in timings.values())
+    assert recorded["facts"]["pytorch"].startswith(torch.__version__)
+
+
+def test_benchmark_reports_no_speed_on_wrong_numbers(tmp_path):
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    (scripts / "benchmark.py").write_text((ROOT / "scripts" / "benchmark.py").read_text())
+    wrong = (ROOT / "scripts" / "pytorch_tlstm.py").read_text()
+    assert "A_g.tanh()" in wrong
+    (scripts / "pytorch_tlstm.py").write_text(wrong.replace("A_g.tanh()", "A_g.sigmoid()"))
+    arguments = ["--size", "2,M=8,B=2,T=4", "--rounds", "1", "--device", "cpu"]
+    done = run_benchmark(*arguments, root=tmp_path)
+    assert done.returncode == 1
+    assert "no speed on wrong numbers" in done.stderr
+    assert "products" not in done.stdout
+
+
+def test_benchmark_refuses_a_malformed_size():
+    done = run_benchmark("--size", "4x4,M=100")
+    assert done.returncode == 2
+    assert "a size reads like 4x4,M=100,B=15,T=42" in done.stderr
