@@ -43,9 +43,10 @@ class Transition(Protocol):
     #: Matrix rows of one batch entry in the weight gradient times their length.
     weight_gradient_size: int
 
-    def forward(
-        self, parameters: Sequence[mx.array], projected: mx.array, state: State
-    ) -> tuple[State, Any]:
+    def prepare(self, parameters: Sequence[mx.array]) -> Any:
+        """What every forward step of a sequence uses, made from the parameters once."""
+
+    def forward(self, prepared: Any, projected: mx.array, state: State) -> tuple[State, Any]:
         """The next state, and the residuals."""
 
     def backward(
@@ -74,8 +75,9 @@ def unroll(
     transition: Transition, parameters: Sequence[mx.array], projected: mx.array, state: State
 ) -> Iterator[Step]:
     """The steps over ``projected`` ``[T, B, M]`` one by one, as plain operations."""
+    prepared = transition.prepare(parameters)
     for t in range(projected.shape[0]):
-        after, residuals = transition.forward(parameters, projected[t], state)
+        after, residuals = transition.forward(prepared, projected[t], state)
         yield Step(projected[t], state, after, residuals)
         state = after
 

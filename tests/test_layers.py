@@ -256,18 +256,21 @@ def training_cost(steps):
 
 def test_cost_is_linear_in_time():
     training_cost(10)
-    # Quadratic cost would be a ratio near 4. What the work needs is the least of several runs:
-    # other processes add time, and how early MLX frees a buffer depends on the threads' timing.
+    # Quadratic cost would be a ratio near 4. What the work needs is the least time of several
+    # runs, since other processes only add. Peak memory takes one of two values, by whether the
+    # weight gradient overlaps what is freed then, so that like is compared with like.
     short, long = [], []
     for _ in range(12):
         short.append(training_cost(392))
         long.append(training_cost(784))
-        seconds = min(time for time, _ in long) / min(time for time, _ in short)
-        memory = min(peak for _, peak in long) / min(peak for _, peak in short)
-        if len(long) >= 2 and max(seconds, memory) <= 2.2:
+        seconds, peaks = zip(*long, strict=True)
+        half_seconds, half_peaks = zip(*short, strict=True)
+        time_ratio = min(seconds) / min(half_seconds)
+        memory_ratio = min(f(peaks) / f(half_peaks) for f in (min, max))
+        if len(long) >= 2 and max(time_ratio, memory_ratio) <= 2.2:
             break
-    assert seconds <= 2.2
-    assert memory <= 2.2
+    assert time_ratio <= 2.2
+    assert memory_ratio <= 2.2
 
 
 def test_evaluation_mode_keeps_nothing():

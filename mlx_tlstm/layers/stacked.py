@@ -32,18 +32,22 @@ class StackedLSTMTransition:
     def weight_gradient_size(self) -> int:
         return self.depth * 2 * self.update.hidden_size
 
-    def forward(
-        self, parameters: Sequence[mx.array], projected: mx.array, state: State
-    ) -> tuple[State, Any]:
+    def prepare(self, parameters: Sequence[mx.array]) -> tuple[mx.array, ...]:
         weight, bias = parameters
+        return ops.transposed(weight[:, 0]), ops.transposed(weight[:, 1]), bias
+
+    def forward(
+        self, prepared: tuple[mx.array, ...], projected: mx.array, state: State
+    ) -> tuple[State, Any]:
+        from_below, from_past, bias = prepared
         H, C = state
         # Own past of all layers in one product; the layer below has to be waited for.
-        A_past = mx.addmm(bias, H, weight[:, 1].T)
+        A_past = H @ from_past + bias
         below, after, residuals = projected, [], []
         for layer in range(self.depth):
-            A = A_past[:, layer] + below @ weight[:, 0].T  # Eq. 10
+            A = A_past[:, layer] + below @ from_below  # Eq. 10
             h, c, kept = ops.memory_update(A, C[:, layer], None, None, self.update)
-            below = h.astype(weight.dtype)
+            below = h.astype(bias.dtype)
             after.append((below, c))
             residuals.append(kept)
         return tuple(mx.stack(arrays, axis=1) for arrays in zip(*after, strict=True)), residuals

@@ -40,14 +40,18 @@ class TLSTMTransition(TensorTransition):
             return None, None
         return parameters[2].astype(mx.float32), parameters[3].astype(mx.float32)
 
-    def forward(
-        self, parameters: Sequence[mx.array], projected: mx.array, state: State
-    ) -> tuple[State, ops.Residuals]:
+    def prepare(self, parameters: Sequence[mx.array]) -> tuple[mx.array | None, ...]:
         weight, bias, *_ = parameters
+        return ops.transposed(weight), bias, *self._norm(parameters)
+
+    def forward(
+        self, prepared: tuple[mx.array | None, ...], projected: mx.array, state: State
+    ) -> tuple[State, ops.Residuals]:
+        matrix, bias, *norm = prepared
         H, C = state
-        A = ops.cross_layer_convolution(H, projected, weight, bias, self.geometry)
-        H, C, residuals = ops.memory_update(A, C, *self._norm(parameters), self.update)
-        return (H.astype(weight.dtype), C), residuals
+        A = ops.cross_layer_convolution(H, projected, matrix, bias, self.geometry)
+        H, C, residuals = ops.memory_update(A, C, *norm, self.update)
+        return (H.astype(matrix.dtype), C), residuals
 
     def backward(
         self, parameters: Sequence[mx.array], step: Step, d_after: State

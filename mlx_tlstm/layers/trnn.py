@@ -23,11 +23,14 @@ class TRNNState(NamedTuple):
 class TRNNTransition(TensorTransition):
     """One step of a tRNN; parameters: weight, bias."""
 
-    def forward(
-        self, parameters: Sequence[mx.array], projected: mx.array, state: State
-    ) -> tuple[State, None]:
+    def prepare(self, parameters: Sequence[mx.array]) -> tuple[mx.array, mx.array]:
         weight, bias = parameters
-        A = ops.cross_layer_convolution(state[0], projected, weight, bias, self.geometry)
+        return ops.transposed(weight), bias
+
+    def forward(
+        self, prepared: tuple[mx.array, mx.array], projected: mx.array, state: State
+    ) -> tuple[State, None]:
+        A = ops.cross_layer_convolution(state[0], projected, *prepared, self.geometry)
         return (mx.tanh(A),), None  # Eq. 7
 
     def backward(

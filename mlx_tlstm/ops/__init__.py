@@ -7,6 +7,7 @@ from mlx_tlstm.ops.convolution import (
     cross_layer_convolution,
     cross_layer_convolution_input_gradient,
     cross_layer_convolution_weight_gradient,
+    transposed,
 )
 from mlx_tlstm.ops.memory import (
     MemoryUpdate,
@@ -23,4 +24,5 @@ __all__ = [
     "cross_layer_convolution_weight_gradient",
     "memory_update",
     "memory_update_backward",
+    "transposed",
 ]
