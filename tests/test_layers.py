@@ -243,10 +243,9 @@ def test_errors_name_the_argument_what_came_and_what_was_expected(call, message)
 
 def training_cost(steps):
     """Processor seconds (all threads) and peak bytes of one forward and backward pass."""
-    layer = TLSTM(3, 16, 3, norm="channel")
-    x = mx.random.normal((8, steps, 3))
+    layer = TLSTM(3, 8, 3, norm="channel")
+    x = mx.random.normal((4, steps, 3))
     mx.eval(x, layer.parameters())
-    mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     start = time.process_time()
@@ -255,7 +254,7 @@ def training_cost(steps):
 
 
 def test_cost_is_linear_in_time():
-    training_cost(10)
+    training_cost(784)  # later runs find its buffers in MLX's cache
     # Quadratic cost would be a ratio near 4. What the work needs is the least time of several
     # runs, since other processes only add. Peak memory takes one of two values, by whether the
     # weight gradient overlaps what is freed then, so that like is compared with like.
