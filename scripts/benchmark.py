@@ -164,7 +164,7 @@ def sizes_table(sizes: list[Size], torch: TorchProcess | None, options: dict[str
 
 def linear_table(options: dict[str, Any]) -> Table:
     """Whether the time is linear in T: our layer and ``mlx.nn.LSTM``."""
-    hidden_size, batch_size = 64, 16
+    hidden_size, batch_size = 100, 50
     layers = {
         "mlx-tlstm, P=3": lambda: mlx_tlstm.TLSTM(INPUT_SIZE, hidden_size, 3, norm="channel"),
         "mlx.nn.LSTM": lambda: nn.LSTM(INPUT_SIZE, hidden_size),

@@ -222,7 +222,7 @@ X = mx.zeros((2, 7, 5))
         (lambda: TRNN(5, 6, 3)(X[0, 0]), "'x' must be of shape \\[B, T, R\\] or .* got \\(5,\\)"),
         (lambda: TRNN(5, 6, 3)(X[..., :4]), "input size 5 .* but got \\(2, 7, 4\\)"),
         (lambda: TRNN(5, 6, 3)(X[:, :0]), "no empty axis but got \\(2, 0, 5\\)"),
-        (lambda: TRNN(5, 6, 3)(X, mx.zeros((2, 3, 6))), "'state' must be a TRNNState or None"),
+        (lambda: TRNN(5, 6, 3)(X, mx.zeros((2, 3, 6))), "'state' must be a TRNNState but got"),
         (
             lambda: TRNN(5, 6, 3)(X, (mx.zeros((1, 3, 6)),)),
             "'state.hidden' must be of shape \\(2, 3, 6\\) but got \\(1, 3, 6\\)",
@@ -233,6 +233,11 @@ X = mx.zeros((2, 7, 5))
         ),
         (lambda: TLSTMCell(5, 6, 3)(X, None), "'x' must be of shape \\[B, R\\]"),
         (lambda: TLSTMCell(5, 6, 3)(X[:, 0], None), "'state' must be a TLSTMState"),
+        (lambda: TLSTMCell(5, 6, 3).output(None), "'state' must be a TLSTMState but got None"),
+        (
+            lambda: TLSTMCell(5, 6, 3).output((mx.zeros((2, 3, 6)), mx.zeros((1, 3, 6)))),
+            "'state.cell' must be of shape \\(2, 3, 6\\) but got \\(1, 3, 6\\)",
+        ),
         (lambda: TLSTMCell(5, 6, 3).initial_state(0), "'batch_size' must be .* but got 0"),
     ],
 )

@@ -97,14 +97,20 @@ class RecurrentCell(nn.Module):
         expected = f"of shape {shape} with input size {self.input_size} and no empty axis"
         require(valid, owner, "x", expected, x.shape)
 
-    def check_state(self, owner: str, state: Any, batch_size: int) -> Any:
-        """The state in the cell's types; ``ValueError`` where a shape or type is wrong."""
-        kind, shape = self.state_type, (batch_size, *self.state_shape)
+    def check_state(self, owner: str, state: Any, batch_size: int | None = None) -> Any:
+        """The state in the cell's types; ``ValueError`` where a shape or type is wrong.
+
+        Without ``batch_size`` the first array's counts.
+        """
+        kind = self.state_type
         valid = isinstance(state, tuple) and len(state) == len(kind._fields)
-        require(valid, owner, "state", f"a {kind.__name__} or None", state)
+        require(valid, owner, "state", f"a {kind.__name__}", state)
         for name, array in zip(kind._fields, state, strict=True):
             argument = f"state.{name}"
             require(isinstance(array, mx.array), owner, argument, "an mx.array", array)
+            if batch_size is None:
+                batch_size = array.shape[0] if array.ndim else 1
+            shape = (batch_size, *self.state_shape)
             require(array.shape == shape, owner, argument, f"of shape {shape}", array.shape)
             floating = mx.issubdtype(array.dtype, mx.floating)
             require(floating, owner, argument, "of a floating-point dtype", array.dtype)
@@ -137,7 +143,7 @@ class RecurrentCell(nn.Module):
 
     def output(self, state: Any) -> mx.array:
         """The output ``[B, M]`` in ``state``: the hidden state at the corner far from the input."""
-        state = self.check_state(type(self).__name__, state, state[0].shape[0])
+        state = self.check_state(type(self).__name__, state)
         return self.transition.output(tuple(state))
 
 
