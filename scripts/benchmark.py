@@ -29,6 +29,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from report import Table
 
 from mlx_tlstm import blas
+from mlx_tlstm.cache import larger_cpu_cache
 from mlx_tlstm.timing import machine, measure, per_timestep_example
 
 DEPTHS = (1, 2, 4, 10)
@@ -265,16 +266,17 @@ def main(
             "other work that has made them 150 times slower: the ratios need a quiet machine."
         )
     tables = []
-    try:
-        if sizes:
-            tables.append(sizes_table(list(sizes), torch, options))
-    finally:
-        if torch is not None:
-            torch.close()
-    if linear:
-        tables.append(linear_table(options))
-    if depth:
-        tables.append(depth_table(options))
+    with larger_cpu_cache():  # as in training
+        try:
+            if sizes:
+                tables.append(sizes_table(list(sizes), torch, options))
+        finally:
+            if torch is not None:
+                torch.close()
+        if linear:
+            tables.append(linear_table(options))
+        if depth:
+            tables.append(depth_table(options))
     for table in tables:
         click.echo("\n" + table.text(markdown))
     if json_path is not None:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
+from mlx_tlstm.cache import larger_cpu_cache
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.model import SequenceModel
 from mlx_tlstm.runs import RunFolder, check_unused
@@ -21,9 +20,6 @@ from mlx_tlstm.training.trainer import StepReport, Trainer
 
 #: One evaluation's figures by name.
 Record = dict[str, Any]
-
-#: MLX keeps 32 MB of freed CPU buffers, less than a long sequence uses in one step.
-CPU_CACHE_BYTES = 1 << 30
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -108,7 +104,7 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
     """
     start = time.perf_counter()
     try:
-        with _cpu_cache(), _deferred_interrupt() as check_interrupt:
+        with larger_cpu_cache(), _deferred_interrupt() as check_interrupt:
             for callback in callbacks:
                 callback.on_start(trainer)
             best, last, solved = _run_steps(trainer, run, callbacks, start, check_interrupt)
@@ -202,19 +198,6 @@ def _test(
 def better(metric: str, value: float, other: float) -> bool:
     """Whether a value of a metric beats another: more accuracy, fewer bits per character."""
     return value < other if metric == "bpc" else value > other
-
-
-@contextlib.contextmanager
-def _cpu_cache() -> Iterator[None]:
-    """Let MLX keep more freed buffers, on the CPU only; a GPU's own limit is generous."""
-    if mx.default_device() != mx.Device(mx.cpu):
-        yield
-        return
-    previous = mx.set_cache_limit(CPU_CACHE_BYTES)
-    try:
-        yield
-    finally:
-        mx.set_cache_limit(previous)
 
 
 class _InterruptRequested(KeyboardInterrupt):
