@@ -116,7 +116,8 @@ def train(task: str, data: Path | None, out: Path | None, paper: bool, **options
             f"{name}: {training.format_metrics(record)} ({record['split']}, after "
             f"{record['samples']:,} samples)"
         )
-    click.echo(f"test: {training.format_metrics(result.test)} (best weights)")
+    remarks = ", ".join(filter(None, ("best weights", trainer.task.evaluation_note)))
+    click.echo(f"test: {training.format_metrics(result.test)} ({remarks})")
     click.echo(f"{'solved' if result.solved else 'done'} in {result.seconds:,.1f} s; run: {out}")
 
 
@@ -133,7 +134,9 @@ def evaluate(run: Path, split: str, weights: str) -> None:
     note = causality_note(folder.config, task)
     if note:
         click.echo(note, err=True)
+    config = folder.config
+    remarks = (config.task, config.variant, f"{weights} weights", task.evaluation_note)
     click.echo(
         f"{split}: {training.format_metrics(metrics)}, loss {metrics['loss']:.4f} "
-        f"({folder.config.task}, {folder.config.variant}, {weights} weights)"
+        f"({', '.join(filter(None, remarks))})"
     )

@@ -56,6 +56,8 @@ class Task(ABC):
     steps: int
     #: Training sequences in one pass over the data; ``None`` where samples are generated.
     samples_per_epoch: int | None = None
+    #: What belongs beside an evaluation's figures for them to be compared.
+    evaluation_note: str = ""
     #: Steps whose negative log-likelihood is trained on (Eq. 30).
     loss_positions: slice = slice(None)
     #: Steps whose predictions the metric counts.

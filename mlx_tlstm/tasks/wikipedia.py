@@ -70,6 +70,7 @@ class Wikipedia(Task):
         self.samples_per_epoch = self._chunks * config.batch_size
         smallest = min(validation_end - train_end, size - validation_end)
         self.eval_streams = max(1, min(config.batch_size, smallest // config.length))
+        self.evaluation_note = f"N = {self.eval_streams} streams"
 
     @classmethod
     def quick(cls) -> TrainingConfig:
