@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
@@ -18,18 +19,22 @@ LABELS = {"accuracy": "accuracy (%)", "bpc": "bits per character"}
 
 
 def draw(runs: list[RunFolder], metric: str, axes: pyplot.Axes) -> None:
-    """Draw one line a run; accuracy in per cent, with every answer right at the top."""
-    for number, run in enumerate(runs):
+    """Draw one line a run, labelled by the settings in which the runs differ."""
+    settings = [dataclasses.asdict(run.config) for run in runs]
+    differing = [name for name in settings[0] if len({str(s[name]) for s in settings}) > 1]
+    scale = 100 if metric == "accuracy" else 1
+    for number, (run, values) in enumerate(zip(runs, settings, strict=True)):
         records = run.read_metrics()
-        scale = 100 if metric == "accuracy" else 1
-        config = run.config
+        label = ", ".join(f"{name.replace('_', ' ')} {values[name]}" for name in differing)
         axes.plot(
             [record["samples"] / 1000 for record in records],
             [scale * record[metric] for record in records],
             LINE_STYLES[number % len(LINE_STYLES)],
-            label=f"{config.task} {config.length}, {config.variant}, L={config.depth}, "
-            f"M={config.hidden_size}, {config.memory_init}",
+            label=label or str(run.path),
         )
+    same = ("task", "length", "variant", "depth", "hidden_size")
+    shared = [f"{n.replace('_', ' ')} {settings[0][n]}" for n in same if n not in differing]
+    axes.set_title(", ".join(shared), fontsize="medium")
     axes.set_xlabel("training samples (thousands)")
     axes.set_ylabel(LABELS[metric])
     axes.set_xlim(left=0)

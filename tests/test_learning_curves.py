@@ -38,6 +38,9 @@ def test_draws_each_run(script, tmp_path):
     assert first.get_xydata().tolist() == [[1.0, 10.0], [2.0, 90.0]]
     assert second.get_xydata().tolist() == [[1.0, 20.0]]
     assert first.get_linestyle() != second.get_linestyle()
+    assert "task memorization" in first.get_label()
+    assert "task addition" in second.get_label()
+    assert "variant" not in first.get_label()
     script.pyplot.close(figure)
 
     out = tmp_path / "curves.png"
