@@ -24,6 +24,8 @@ from layer_helpers import (
 from mlx.utils import tree_flatten, tree_unflatten
 from reference import Specification
 
+from mlx_tlstm.ops import memory
+
 VALUE_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 4e-5
 
@@ -128,6 +130,20 @@ def test_weight_gradient_formed_in_pieces(monkeypatch):
     # As on long sequences, where the matrix of all steps would be too large.
     monkeypatch.setattr("mlx_tlstm.recurrence._WEIGHT_GRADIENT_ELEMENTS", 1500)
     compare("tlstm", Specification((2, 3), (3, 2), True, "channel"), flush=True)
+
+
+@pytest.mark.parametrize("merged", [1, 6])
+@pytest.mark.parametrize(
+    ("tensor_size", "kernel_size"), [((2, 4), (3, 3)), ((2, 3, 2), (3, 2, 3)), ((3, 2), (2, 4))]
+)
+def test_memory_convolution_of_large_tensors(monkeypatch, merged, tensor_size, kernel_size):
+    # As with many locations, where the leading axes are read as rows.
+    monkeypatch.setattr("mlx_tlstm.ops.memory._MERGED_LOCATIONS", merged)
+    memory._tap_matrices.cache_clear()
+    try:
+        compare("tlstm", Specification(tensor_size, kernel_size, True, "channel"), flush=True)
+    finally:
+        memory._tap_matrices.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["tlstm", "trnn", "stacked"])
