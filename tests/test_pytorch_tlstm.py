@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,10 +119,8 @@ def test_benchmark_prints_a_table_and_writes_json(tmp_path):
 
 
 def test_benchmark_reports_no_speed_on_wrong_numbers(tmp_path):
-    scripts = tmp_path / "scripts"
-    scripts.mkdir()
-    (scripts / "benchmark.py").write_text((ROOT / "scripts" / "benchmark.py").read_text())
-    wrong = (ROOT / "scripts" / "pytorch_tlstm.py").read_text()
+    scripts = shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    wrong = (scripts / "pytorch_tlstm.py").read_text()
     assert "A_g.tanh()" in wrong
     (scripts / "pytorch_tlstm.py").write_text(wrong.replace("A_g.tanh()", "A_g.sigmoid()"))
     arguments = ["--size", "2,M=8,B=2,T=4", "--rounds", "1", "--device", "cpu"]
