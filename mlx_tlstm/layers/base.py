@@ -52,6 +52,8 @@ class RecurrentCell(nn.Module):
     #: L, and the steps between an input and its output.
     depth: int
     delay: int
+    #: Shape of each array of the state, without the batch axis.
+    state_shape: tuple[int, ...]
     transition: Transition
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -64,11 +66,6 @@ class RecurrentCell(nn.Module):
         self.input_projection = nn.Linear(input_size, hidden_size)
         self.input_projection.weight = normal((hidden_size, input_size), input_size)
         self.input_projection.bias = mx.zeros((hidden_size,))
-
-    @property
-    def state_shape(self) -> tuple[int, ...]:
-        """Shape of each array of the state, without the batch axis."""
-        raise NotImplementedError
 
     def transition_parameters(self) -> list[mx.array]:
         """The arrays that the transition takes, in its order."""
