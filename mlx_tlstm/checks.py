@@ -19,6 +19,11 @@ def is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def require_flag(owner: str, argument: str, value: object) -> None:
+    """Raise ``ValueError`` unless ``value`` is a bool."""
+    require(isinstance(value, bool), owner, argument, "True or False", value)
+
+
 def require_integer(owner: str, argument: str, value: object, minimum: int = 1) -> None:
     """Raise ``ValueError`` unless ``value`` is an integer of ``minimum`` or more."""
     valid = is_integer(value) and value >= minimum  # type: ignore[operator]

@@ -86,6 +86,12 @@ def main() -> None:
 @click.option(
     "--dtype", type=click.Choice(DTYPES), help="Type of weights; Adam keeps float32 copies."
 )
+@click.option(
+    "--recompute",
+    is_flag=True,
+    default=None,
+    help="Compute activations anew in the backward pass: less memory, more time.",
+)
 @click.option("--eval-every", type=int, help="Training samples between evaluations.")
 @click.option(
     "--data",

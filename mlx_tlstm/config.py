@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mlx_tlstm.checks import is_integer, require, require_choice, require_integer
+from mlx_tlstm.checks import is_integer, require, require_choice, require_flag, require_integer
 
 DTYPES = ("float32", "float16", "bfloat16")
 MEMORY_INITS = ("uniform", "shift", "hold")
@@ -34,6 +34,7 @@ class TrainingConfig:
         clip_norm: Largest global norm of the gradient; 0 turns clipping off.
         eval_every: Training sequences between two evaluations.
         dtype: Type of weights and hidden state; the memory cell is always float32.
+        recompute: Compute activations anew in the backward pass, which saves memory.
         seed: Seeds weights, data and order.
         data: The user's own data (a text file, or a folder of MNIST files); ``None`` downloads.
     """
@@ -53,6 +54,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     clip_norm: float = 1.0
     dtype: str = "float32"
+    recompute: bool = False
     seed: int = 0
     data: str | None = None
 
@@ -81,6 +83,7 @@ class TrainingConfig:
         require(self.clip_norm >= 0, owner, "clip_norm", "0 (off) or positive", self.clip_norm)
         require_choice(owner, "memory_init", self.memory_init, MEMORY_INITS)
         require_choice(owner, "dtype", self.dtype, DTYPES)
+        require_flag(owner, "recompute", self.recompute)
         for name in ("task", "variant"):
             value = getattr(self, name)
             require(isinstance(value, str), owner, name, "a string", value)

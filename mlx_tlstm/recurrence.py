@@ -8,78 +8,36 @@ reads what the forward pass kept, and forms the weight gradient from many steps 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
-#: A cell's state: one array or two, batch first.
-State = tuple[mx.array, ...]
+from mlx_tlstm.transition import State, Step, Transition
 
-
-class Step(NamedTuple):
-    """One step of the forward pass.
-
-    Attributes:
-        projected: The input of the step, ``[B, M]``.
-        before: State before the step.
-        after: State after it.
-        residuals: What else the backward pass needs.
-    """
-
-    projected: mx.array
-    before: State
-    after: State
-    residuals: Any
-
-
-class Transition(Protocol):
-    """One step of a recurrent cell, forward and backward; pure functions of their arguments.
-
-    ``parameters`` is the list of arrays that :meth:`weight_gradients` and the step gradients
-    together answer, in this order: the weights whose gradient is formed from many steps at once,
-    then those whose gradient each step adds to.
-    """
-
-    #: Matrix rows of one batch entry in the weight gradient times their length.
-    weight_gradient_size: int
-
-    def prepare(self, parameters: Sequence[mx.array]) -> Any:
-        """What every forward step of a sequence uses, made from the parameters once."""
-
-    def forward(self, prepared: Any, projected: mx.array, state: State) -> tuple[State, Any]:
-        """The next state, and the residuals."""
-
-    def backward(
-        self, parameters: Sequence[mx.array], step: Step, d_after: State
-    ) -> tuple[mx.array, State, mx.array, Sequence[mx.array]]:
-        """Gradients of projected, of the state before and of the activations, and the step
-        gradients."""
-
-    def weight_gradients(
-        self, steps: Sequence[Step], d_activations: Sequence[mx.array]
-    ) -> Sequence[mx.array]:
-        """Gradients of the leading parameters, summed over ``steps``."""
-
-    def output(self, state: State) -> mx.array:
-        """The output ``[B, M]`` in a state."""
-
-    def add_output_gradient(self, d_state: State, d_output: mx.array) -> State:
-        """``d_state`` with the gradient of :meth:`output` added."""
-
-
-#: Largest number of elements of the matrix from which a weight gradient is formed (64 MiB).
-_WEIGHT_GRADIENT_ELEMENTS = 1 << 24
+#: What the forward pass keeps for the gradient: every step's residuals and states, its states and
+#: what is dear to compute anew, or nothing, so that the gradient runs the forward pass again.
+Keep = Literal["residuals", "states", "nothing"]
 
 
 def unroll(
-    transition: Transition, parameters: Sequence[mx.array], projected: mx.array, state: State
-) -> Iterator[Step]:
-    """The steps over ``projected`` ``[T, B, M]`` one by one, as plain operations."""
-    prepared = transition.prepare(parameters)
+    transition: Transition, prepared: Any, projected: mx.array, state: State
+) -> Iterator[tuple[Step, mx.array]]:
+    """The steps over ``projected`` ``[T, B, M]`` one by one, each with its output."""
     for t in range(projected.shape[0]):
-        after, residuals = transition.forward(prepared, projected[t], state)
-        yield Step(projected[t], state, after, residuals)
+        after, residuals, output = transition.forward(prepared, projected[t], state)
+        yield Step(projected[t], state, after, residuals), output
         state = after
+
+
+def _restored(transition: Transition, prepared: Any, step: Step, computed: Any) -> Step:
+    """``step`` with all its residuals, once the arrays of the tree ``computed`` are there."""
+    dependencies = [array for _, array in tree_flatten(computed) if array is not None]
+    if dependencies:
+        # Nothing else in the graph holds it back, and early it would be kept for long.
+        arrays = mx.depends([step.projected, *step.before], dependencies)
+        step = step._replace(projected=arrays[0], before=tuple(arrays[1:]))
+    return step._replace(residuals=transition.restore(prepared, step))
 
 
 def _backward(
@@ -89,41 +47,36 @@ def _backward(
     d_outputs: mx.array,
     d_final: State,
     final_step: int,
+    restore: bool,
 ) -> tuple[mx.array, State, list[mx.array]]:
     """Reverse walk over ``steps``; see :func:`run` for the arguments' meaning."""
+    prepared = transition.prepare(parameters)
     first_output = len(steps) - d_outputs.shape[0]
+    d_outputs = mx.contiguous(d_outputs.astype(mx.float32))
     d_final = tuple(d.astype(mx.float32) for d in d_final)
-    d_state = tuple(mx.zeros_like(d) for d in d_final)
+    handed: Any | None = None
     d_projected: list[mx.array] = []
-    d_weights: list[mx.array] = []
-    d_steps: list[mx.array] = []
-    rows = steps[0].projected.shape[0] * transition.weight_gradient_size
-    chunk = max(1, _WEIGHT_GRADIENT_ELEMENTS // rows)
+    d_weights: Sequence[mx.array] | None = None
+    chunk = transition.weight_gradient_steps(steps[0])
     pending: list[tuple[Step, mx.array]] = []
     for t in range(len(steps) - 1, -1, -1):
-        if t + 1 == final_step:
-            d_state = tuple(d + final for d, final in zip(d_state, d_final, strict=True))
-        if t >= first_output:
-            d_output = d_outputs[t - first_output].astype(mx.float32)
-            d_state = transition.add_output_gradient(d_state, d_output)
-        d_x, d_state, d_activation, d_step = transition.backward(parameters, steps[t], d_state)
+        step = steps[t]
+        if restore:
+            step = _restored(transition, prepared, step, (handed, d_weights))
+        d_output = d_outputs[t - first_output] if t >= first_output else None
+        d_after = d_final if t + 1 == final_step else None
+        d_x, handed, d_activation = transition.backward(prepared, step, handed, d_output, d_after)
         d_projected.append(d_x)
-        d_steps = _add(d_steps, d_step)
-        pending.append((steps[t], d_activation))
+        pending.append((step._replace(residuals=None), d_activation))
         if len(pending) == chunk or t == 0:
-            d_weights = _add(d_weights, transition.weight_gradients(*zip(*pending, strict=True)))
+            d_weights = transition.weight_gradients(*zip(*pending, strict=True), d_weights)
             pending = []
+    d_state, d_steps = transition.finish(handed)
     gradients = [
         d.astype(parameter.dtype)
         for d, parameter in zip([*d_weights, *d_steps], parameters, strict=True)
     ]
-    return mx.stack(d_projected[::-1]), d_state, gradients
-
-
-def _add(total: list[mx.array], terms: Sequence[mx.array]) -> list[mx.array]:
-    """Sum in float32; an empty total is zero."""
-    terms = [term.astype(mx.float32) for term in terms]
-    return [a + b for a, b in zip(total, terms, strict=True)] if total else terms
+    return transition.stack(d_projected[::-1]), d_state, gradients
 
 
 def run(
@@ -134,7 +87,7 @@ def run(
     *,
     skip: int,
     final_step: int,
-    keep: bool,
+    keep: Keep,
 ) -> tuple[mx.array, State]:
     """Run the sequence, with a gradient for ``parameters``, ``projected`` and ``state``.
 
@@ -145,8 +98,7 @@ def run(
         state: State before the first step.
         skip: Number of first steps without an output.
         final_step: The number of steps after which the returned state is taken, 1 or more.
-        keep: Keep every step's residuals for the gradient. Otherwise the gradient, where one is
-            asked for, runs the forward pass a second time.
+        keep: What is kept for the gradient.
 
     Returns:
         Outputs ``[T' - skip, B, M]`` and the state after ``final_step`` steps.
@@ -160,23 +112,34 @@ def run(
     @mx.custom_function
     def sequence(*arrays: mx.array) -> tuple[mx.array, ...]:
         projected, state, parameters = split(arrays)
+        prepared = transition.prepare(parameters)
         outputs, final = [], state
-        for t, step in enumerate(unroll(transition, parameters, projected, state)):
-            if keep:
+        for t, (step, output) in enumerate(unroll(transition, prepared, projected, state)):
+            if keep == "states":
+                step = step._replace(residuals=transition.reduce(step.residuals))
+            if keep != "nothing":
                 kept.append(step)
             if t >= skip:
-                # A copy, since a view would keep the whole state of every step alive.
-                outputs.append(mx.contiguous(transition.output(step.after)))
+                outputs.append(output)
             if t + 1 == final_step:
                 final = step.after
-        return (mx.stack(outputs), *final)
+        return (transition.stack(outputs), *final)
 
     @sequence.vjp
     def sequence_vjp(primals, cotangents, _):
         projected, state, parameters = split(primals)
-        steps = kept or list(unroll(transition, parameters, projected, state))
+        steps = kept
+        if not steps:
+            prepared = transition.prepare(parameters)
+            steps = [step for step, _ in unroll(transition, prepared, projected, state)]
         d_projected, d_state, d_parameters = _backward(
-            transition, parameters, steps, cotangents[0], tuple(cotangents[1:]), final_step
+            transition,
+            parameters,
+            steps,
+            cotangents[0],
+            tuple(cotangents[1:]),
+            final_step,
+            restore=keep == "states",
         )
         d_state = tuple(d.astype(s.dtype) for d, s in zip(d_state, state, strict=True))
         return (d_projected.astype(projected.dtype), *d_state, *d_parameters)

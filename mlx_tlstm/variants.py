@@ -57,6 +57,8 @@ def make_layer(
     forget_bias: float = 1.0,
     kernel_size: int | None = None,
     memory_init: str = "uniform",
+    recompute: bool = False,
+    backend: str | None = None,
 ) -> RecurrentLayer:
     """Build a layer of one of :data:`VARIANTS`.
 
@@ -68,6 +70,8 @@ def make_layer(
         forget_bias: Starting bias of the forget gate; a tRNN has none and ignores it.
         kernel_size: K in place of the variant's.
         memory_init: See :class:`TLSTM`; only layers with memory convolution take another value.
+        recompute: See :class:`TLSTM`.
+        backend: See :class:`TLSTM`; the stacked LSTM has plain operations only.
 
     Raises:
         ValueError: An argument is out of range or does not fit the variant.
@@ -80,13 +84,14 @@ def make_layer(
         require_choice(owner, f"memory_init (of {variant})", memory_init, ("uniform",))
     if spec.kind is StackedLSTM:
         require_choice(owner, "kernel_size (of slstm)", kernel_size, (None,))
-        return StackedLSTM(input_size, hidden_size, depth, forget_bias)
+        require_choice(owner, "backend (of slstm)", backend, (None, "ops"))
+        return StackedLSTM(input_size, hidden_size, depth, forget_bias, recompute)
     if kernel_size is None:
         kernel_size = spec.kernel_size
     require_integer(owner, "kernel_size", kernel_size, minimum=2)
     tensor_size = (depth * (kernel_size - kernel_size % 2) // 2,) * spec.axes
     if spec.kind is TRNN:
-        return TRNN(input_size, hidden_size, tensor_size, kernel_size)
+        return TRNN(input_size, hidden_size, tensor_size, kernel_size, recompute, backend)
     return TLSTM(
         input_size,
         hidden_size,
@@ -96,4 +101,6 @@ def make_layer(
         norm=spec.norm,
         forget_bias=forget_bias,
         memory_init=memory_init,
+        recompute=recompute,
+        backend=backend,
     )

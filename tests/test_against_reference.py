@@ -128,7 +128,7 @@ def test_gradient_in_evaluation_mode_runs_forward_again(norm):
 
 def test_weight_gradient_formed_in_pieces(monkeypatch):
     # As on long sequences, where the matrix of all steps would be too large.
-    monkeypatch.setattr("mlx_tlstm.recurrence._WEIGHT_GRADIENT_ELEMENTS", 1500)
+    monkeypatch.setattr("mlx_tlstm.transition._WEIGHT_GRADIENT_ELEMENTS", 1500)
     compare("tlstm", Specification((2, 3), (3, 2), True, "channel"), flush=True)
 
 

@@ -109,8 +109,8 @@ def test_options_override(configuration, tmp_path):
     arguments = [
         part for name, value in given.items() for part in ("--" + name.replace("_", "-"), value)
     ]
-    config, out = configuration("wikipedia", *arguments, "--out", "here")
-    assert config == TrainingConfig(task="wikipedia", **given)
+    config, out = configuration("wikipedia", *arguments, "--recompute", "--out", "here")
+    assert config == TrainingConfig(task="wikipedia", recompute=True, **given)
     assert out == Path("here")
 
 

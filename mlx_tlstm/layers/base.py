@@ -10,8 +10,9 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_map
 
-from mlx_tlstm.checks import is_integer, require, require_integer
-from mlx_tlstm.recurrence import Transition, run, unroll
+from mlx_tlstm.checks import is_integer, require, require_flag, require_integer
+from mlx_tlstm.recurrence import run, unroll
+from mlx_tlstm.transition import Transition
 
 
 def normal(shape: tuple[int, ...], fan_in: int) -> mx.array:
@@ -46,6 +47,9 @@ class RecurrentCell(nn.Module):
 
     A subclass sets ``transition``, ``weight`` and ``bias``, names its state type, and says which
     shape each array of the state has.
+
+    ``recompute`` says whether the backward pass computes the activations of each step anew, in
+    place of keeping them; it may be set at any time.
     """
 
     state_type: ClassVar[type]
@@ -54,11 +58,14 @@ class RecurrentCell(nn.Module):
     delay: int
     #: Shape of each array of the state, without the batch axis.
     state_shape: tuple[int, ...]
+    #: The step as plain operations, which works on every device.
     transition: Transition
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int, recompute: bool) -> None:
         super().__init__()
         owner = type(self).__name__
+        require_flag(owner, "recompute", recompute)
+        self.recompute = recompute
         require_integer(owner, "input_size", input_size)
         require_integer(owner, "hidden_size", hidden_size)
         self.input_size = input_size
@@ -70,6 +77,25 @@ class RecurrentCell(nn.Module):
     def transition_parameters(self) -> list[mx.array]:
         """The arrays that the transition takes, in its order."""
         return [self.weight, self.bias]
+
+    def active_transition(self) -> Transition:
+        """The step as the default device runs it."""
+        return self.transition
+
+    def run(
+        self, projected: mx.array, state: Any, *, skip: int, final_step: int, keep: bool
+    ) -> tuple[mx.array, Any]:
+        """:func:`mlx_tlstm.recurrence.run` with this cell's step, weights and state type."""
+        outputs, final = run(
+            self.active_transition(),
+            self.transition_parameters(),
+            projected,
+            tuple(state),
+            skip=skip,
+            final_step=final_step,
+            keep=("states" if self.recompute else "residuals") if keep else "nothing",
+        )
+        return outputs, self.state_type(*final)
 
     def initial_state(self, batch_size: int) -> Any:
         """The zero state of ``batch_size`` sequences; the memory cell is float32."""
@@ -127,16 +153,8 @@ class RecurrentCell(nn.Module):
         owner = type(self).__name__
         self.check_input(owner, x, (2,), "[B, R]")
         state = self.check_state(owner, state, x.shape[0])
-        _, state = run(
-            self.transition,
-            self.transition_parameters(),
-            self.project(x)[None],
-            tuple(state),
-            skip=0,
-            final_step=1,
-            keep=self.training,
-        )
-        return self.state_type(*state)
+        projected = self.project(x)[None]
+        return self.run(projected, state, skip=0, final_step=1, keep=self.training)[1]
 
     def output(self, state: Any) -> mx.array:
         """The output ``[B, M]`` in ``state``: the hidden state at the corner far from the input."""
@@ -201,10 +219,10 @@ class RecurrentLayer(nn.Module):
         """
         projected, state, _ = self._prepare(x, state, self.delay if flush else 0)
         cell = self.cell
-        parameters = cell.transition_parameters()
-        steps = list(unroll(cell.transition, parameters, projected, tuple(state)))
-        skip = self.delay if flush else 0
-        outputs = [cell.transition.output(step.after) for step in steps[skip:]]
+        prepared = cell.transition.prepare(cell.transition_parameters())
+        walk = list(unroll(cell.transition, prepared, projected, tuple(state)))
+        steps = [step for step, _ in walk]
+        outputs = [output for _, output in walk[self.delay if flush else 0 :]]
         states = [cell.state_type(*step.after) for step in steps]
         residuals = [step.residuals for step in steps]
         return Trace(_over_time(outputs), _over_time(states), _over_time(residuals))
@@ -231,17 +249,12 @@ class RecurrentLayer(nn.Module):
 
     def _run(self, x: mx.array, state: Any, flush: int) -> tuple[mx.array, Any]:
         projected, state, batched = self._prepare(x, state, flush)
-        outputs, final = run(
-            self.cell.transition,
-            self.cell.transition_parameters(),
-            projected,
-            tuple(state),
-            skip=flush,
-            final_step=projected.shape[0] - flush,
-            keep=self.training,
+        final_step = projected.shape[0] - flush
+        outputs, final = self.cell.run(
+            projected, state, skip=flush, final_step=final_step, keep=self.training
         )
         outputs = outputs.swapaxes(0, 1)
-        return outputs if batched else outputs[0], self.cell.state_type(*final)
+        return outputs if batched else outputs[0], final
 
 
 def _over_time(trees: Sequence[Any]) -> Any:

@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_tlstm import ops
 from mlx_tlstm.checks import require_integer
 from mlx_tlstm.layers.base import RecurrentCell, RecurrentLayer, normal, require_forget_bias
-from mlx_tlstm.recurrence import State, Step
+from mlx_tlstm.transition import PlainTransition, State, Step
 
 
 class StackedLSTMState(NamedTuple):
@@ -21,25 +21,32 @@ class StackedLSTMState(NamedTuple):
     cell: mx.array
 
 
+class PreparedStack(NamedTuple):
+    """Arrays that every step uses."""
+
+    weight: mx.array
+    from_below: mx.array
+    from_past: mx.array
+    bias: mx.array
+
+
 @dataclasses.dataclass(frozen=True)
-class StackedLSTMTransition:
+class StackedLSTMTransition(PlainTransition):
     """One step through all layers; parameters: weight ``[4M, 2, M]``, bias ``[4M]``."""
 
     depth: int
     update: ops.MemoryUpdate
 
-    @property
-    def weight_gradient_size(self) -> int:
-        return self.depth * 2 * self.update.hidden_size
-
-    def prepare(self, parameters: Sequence[mx.array]) -> tuple[mx.array, ...]:
+    def prepare(self, parameters: Sequence[mx.array]) -> PreparedStack:
         weight, bias = parameters
-        return ops.transposed(weight[:, 0]), ops.transposed(weight[:, 1]), bias
+        return PreparedStack(
+            weight, ops.transposed(weight[:, 0]), ops.transposed(weight[:, 1]), bias
+        )
 
     def forward(
-        self, prepared: tuple[mx.array, ...], projected: mx.array, state: State
-    ) -> tuple[State, Any]:
-        from_below, from_past, bias = prepared
+        self, prepared: PreparedStack, projected: mx.array, state: State
+    ) -> tuple[State, Any, mx.array]:
+        _, from_below, from_past, bias = prepared
         H, C = state
         # Own past of all layers in one product; the layer below has to be waited for.
         A_past = H @ from_past + bias
@@ -50,12 +57,13 @@ class StackedLSTMTransition:
             below = h.astype(bias.dtype)
             after.append((below, c))
             residuals.append(kept)
-        return tuple(mx.stack(arrays, axis=1) for arrays in zip(*after, strict=True)), residuals
+        state = tuple(mx.stack(arrays, axis=1) for arrays in zip(*after, strict=True))
+        return state, residuals, self.output(state)
 
-    def backward(
-        self, parameters: Sequence[mx.array], step: Step, d_after: State
+    def step_backward(
+        self, prepared: PreparedStack, step: Step, d_after: State
     ) -> tuple[mx.array, State, mx.array, Sequence[mx.array]]:
-        weight, _ = parameters
+        weight = prepared.weight
         d_H, d_C = d_after
         C = step.before[1]
         d_below = mx.zeros_like(d_H[:, 0])
@@ -77,7 +85,10 @@ class StackedLSTMTransition:
         d_H = (d_A @ weight[:, 1]).astype(mx.float32)
         return d_below, (d_H, mx.stack(d_Cs[::-1], axis=1)), d_A, ()
 
-    def weight_gradients(
+    def weight_gradient_elements(self, step: Step) -> int:
+        return step.projected.shape[0] * self.depth * 2 * self.update.hidden_size
+
+    def steps_weight_gradients(
         self, steps: Sequence[Step], d_activations: Sequence[mx.array]
     ) -> Sequence[mx.array]:
         d_A = mx.concatenate(list(d_activations))
@@ -92,7 +103,8 @@ class StackedLSTMTransition:
         return d_weight.reshape(d_A.shape[-1], 2, -1), mx.sum(d_A, axis=0)
 
     def output(self, state: State) -> mx.array:
-        return state[0][:, -1]
+        # A copy, since a view would keep the whole state of every step alive.
+        return mx.contiguous(state[0][:, -1])
 
     def add_output_gradient(self, d_state: State, d_output: mx.array) -> State:
         d_H, d_C = d_state
@@ -107,6 +119,7 @@ class StackedLSTMCell(RecurrentCell):
         hidden_size: M, hidden size of each layer.
         depth: L, number of layers.
         forget_bias: Starting bias of the forget gate.
+        recompute: See :class:`TLSTM`.
 
     Parameters: ``weight [4M, 2, M]`` (layer below, own past), ``bias [4M]``, gates in the order
     g, i, f, o; ``input_projection`` (``nn.Linear``).
@@ -118,9 +131,14 @@ class StackedLSTMCell(RecurrentCell):
     state_type = StackedLSTMState
 
     def __init__(
-        self, input_size: int, hidden_size: int, depth: int, forget_bias: float = 1.0
+        self,
+        input_size: int,
+        hidden_size: int,
+        depth: int,
+        forget_bias: float = 1.0,
+        recompute: bool = False,
     ) -> None:
-        super().__init__(input_size, hidden_size)
+        super().__init__(input_size, hidden_size, recompute)
         owner = type(self).__name__
         require_integer(owner, "depth", depth)
         require_forget_bias(owner, forget_bias)
@@ -147,6 +165,11 @@ class StackedLSTM(RecurrentLayer):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, depth: int, forget_bias: float = 1.0
+        self,
+        input_size: int,
+        hidden_size: int,
+        depth: int,
+        forget_bias: float = 1.0,
+        recompute: bool = False,
     ) -> None:
-        super().__init__(StackedLSTMCell(input_size, hidden_size, depth, forget_bias))
+        super().__init__(StackedLSTMCell(input_size, hidden_size, depth, forget_bias, recompute))

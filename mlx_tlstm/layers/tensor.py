@@ -7,28 +7,29 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from mlx_tlstm import ops
+from mlx_tlstm import kernels, ops
+from mlx_tlstm.checks import require_choice
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import RecurrentCell, normal
-from mlx_tlstm.recurrence import State, Step
+from mlx_tlstm.transition import PlainTransition, State, Step, Transition
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorTransition:
+class TensorTransition(PlainTransition):
     """The parts of a step that a cross-layer convolution settles; parameters: weight, bias, …"""
 
     hidden_size: int
     geometry: Geometry
 
     @property
-    def weight_gradient_size(self) -> int:
-        return self.geometry.locations * self.geometry.taps * self.hidden_size
-
-    @property
     def _corner(self) -> tuple[slice | int, ...]:
         return (slice(None), *([-1] * self.geometry.axes))
 
-    def weight_gradients(
+    def weight_gradient_elements(self, step: Step) -> int:
+        rows = step.projected.shape[0] * self.geometry.locations
+        return rows * self.geometry.taps * self.hidden_size
+
+    def steps_weight_gradients(
         self, steps: Sequence[Step], d_activations: Sequence[mx.array]
     ) -> Sequence[mx.array]:
         return ops.cross_layer_convolution_weight_gradient(
@@ -39,7 +40,8 @@ class TensorTransition:
         )
 
     def output(self, state: State) -> mx.array:
-        return state[0][self._corner]
+        # A copy, since a view would keep the whole state of every step alive.
+        return mx.contiguous(state[0][self._corner])
 
     def add_output_gradient(self, d_state: State, d_output: mx.array) -> State:
         d_H, *rest = d_state
@@ -47,18 +49,38 @@ class TensorTransition:
 
 
 class TensorCell(RecurrentCell):
-    """A cell whose state is a tensor ``[B, *P, M]`` and whose weight is a convolution kernel."""
+    """A cell whose state is a tensor ``[B, *P, M]`` and whose weight is a convolution kernel.
+
+    ``backend`` names what runs its steps: ``"metal"``, ``"cuda"``, ``"ops"``, or ``None`` for what
+    suits the default device; it may be set at any time.
+    """
+
+    #: The step as kernels.
+    kernel_transition: Transition
 
     def __init__(
-        self, input_size: int, hidden_size: int, geometry: Geometry, channels: int
+        self,
+        input_size: int,
+        hidden_size: int,
+        geometry: Geometry,
+        channels: int,
+        recompute: bool,
+        backend: str | None,
     ) -> None:
-        super().__init__(input_size, hidden_size)
+        super().__init__(input_size, hidden_size, recompute)
+        owner = type(self).__name__
+        require_choice(owner, "backend", backend, (None, *kernels.BACKENDS))
+        self.backend = backend
         self.geometry = geometry
         self.depth = geometry.depth
         self.delay = geometry.depth - 1
         shape = (channels, *geometry.kernel_size, hidden_size)
         self.weight = normal(shape, fan_in=geometry.taps * hidden_size)
         self.bias = mx.zeros((channels,))
+
+    def active_transition(self) -> Transition:
+        backend = kernels.select_backend(type(self).__name__, self.backend, self.geometry.axes)
+        return self.transition if backend == "ops" else self.kernel_transition
 
     @property
     def state_shape(self) -> tuple[int, ...]:

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import mlx.core as mx
 from mlx import nn
 
-from mlx_tlstm import ops
-from mlx_tlstm.checks import require, require_choice, require_integer
+from mlx_tlstm import kernels, ops
+from mlx_tlstm.checks import require, require_choice, require_flag, require_integer
 from mlx_tlstm.config import MEMORY_INITS
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import RecurrentLayer, require_forget_bias
 from mlx_tlstm.layers.tensor import TensorCell, TensorTransition
-from mlx_tlstm.recurrence import State, Step
+from mlx_tlstm.transition import State, Step
 
 #: Share of the memory kernel that "shift" and "hold" give their tap at the start (ours).
 FAVOURED_TAP = 0.75
@@ -29,37 +29,43 @@ class TLSTMState(NamedTuple):
     cell: mx.array
 
 
+class PreparedTLSTM(NamedTuple):
+    """Arrays that every step uses; gain and bias of the norm in float32."""
+
+    weight: mx.array
+    matrix: mx.array
+    bias: mx.array
+    norm_gain: mx.array | None
+    norm_bias: mx.array | None
+
+
 @dataclasses.dataclass(frozen=True)
 class TLSTMTransition(TensorTransition):
     """One step of a tLSTM; parameters: weight, bias and, with a norm, its gain and bias."""
 
     update: ops.MemoryUpdate
 
-    def _norm(self, parameters: Sequence[mx.array]) -> tuple[mx.array | None, mx.array | None]:
-        if self.update.norm is None:
-            return None, None
-        return parameters[2].astype(mx.float32), parameters[3].astype(mx.float32)
-
-    def prepare(self, parameters: Sequence[mx.array]) -> tuple[mx.array | None, ...]:
-        weight, bias, *_ = parameters
-        return ops.transposed(weight), bias, *self._norm(parameters)
+    def prepare(self, parameters: Sequence[mx.array]) -> PreparedTLSTM:
+        weight, bias, *norm = parameters
+        gain, norm_bias = (array.astype(mx.float32) for array in norm) if norm else (None, None)
+        return PreparedTLSTM(weight, ops.transposed(weight), bias, gain, norm_bias)
 
     def forward(
-        self, prepared: tuple[mx.array | None, ...], projected: mx.array, state: State
-    ) -> tuple[State, ops.Residuals]:
-        matrix, bias, *norm = prepared
+        self, prepared: PreparedTLSTM, projected: mx.array, state: State
+    ) -> tuple[State, ops.Residuals, mx.array]:
+        weight, matrix, bias, *norm = prepared
         H, C = state
         A = ops.cross_layer_convolution(H, projected, matrix, bias, self.geometry)
         H, C, residuals = ops.memory_update(A, C, *norm, self.update)
-        return (H.astype(matrix.dtype), C), residuals
+        after = H.astype(weight.dtype), C
+        return after, residuals, self.output(after)
 
-    def backward(
-        self, parameters: Sequence[mx.array], step: Step, d_after: State
+    def step_backward(
+        self, prepared: PreparedTLSTM, step: Step, d_after: State
     ) -> tuple[mx.array, State, mx.array, Sequence[mx.array]]:
-        weight = parameters[0]
-        gain, _ = self._norm(parameters)
+        weight = prepared.weight
         d_A, d_C, d_norm = ops.memory_update_backward(
-            *d_after, step.before[1], gain, step.residuals, self.update
+            *d_after, step.before[1], prepared.norm_gain, step.residuals, self.update
         )
         d_A = d_A.astype(weight.dtype)
         d_H, d_projected = ops.cross_layer_convolution_input_gradient(d_A, weight, self.geometry)
@@ -102,6 +108,10 @@ class TLSTMCell(TensorCell):
         memory_init: Where the memory kernels start: ``"uniform"`` spreads memory evenly over the
             taps (the paper's), ``"shift"`` favours the tap towards the input, so that memory moves
             one location a step, ``"hold"`` the centre tap, so that it stays.
+        recompute: Keep no gate activations for the backward pass, but compute them anew there:
+            one more convolution a step, the same gradients, less memory.
+        backend: What runs the steps: ``"metal"``, ``"cuda"``, ``"ops"``; ``None`` takes what the
+            environment variable ``MLX_TLSTM_BACKEND`` says, else what suits the default device.
 
     Parameters, in MLX's convolution layout: ``weight [4M + <K>, *K, M]`` and ``bias``, output
     channels in the order g, i, f, o, q; ``input_projection`` (``nn.Linear``); ``norm.gain`` and
@@ -123,11 +133,12 @@ class TLSTMCell(TensorCell):
         norm: str | None = None,
         forget_bias: float = 1.0,
         memory_init: str = "uniform",
+        recompute: bool = False,
+        backend: str | None = None,
     ) -> None:
         owner = type(self).__name__
         geometry = Geometry.checked(owner, tensor_size, kernel_size)
-        valid = isinstance(memory_convolution, bool)
-        require(valid, owner, "memory_convolution", "True or False", memory_convolution)
+        require_flag(owner, "memory_convolution", memory_convolution)
         require_choice(owner, "norm", norm, (None, "channel", "layer"))
         require_choice(owner, "memory_init", memory_init, MEMORY_INITS)
         require_forget_bias(owner, forget_bias)
@@ -137,9 +148,10 @@ class TLSTMCell(TensorCell):
         require_integer(owner, "hidden_size", hidden_size)
         M, taps = hidden_size, geometry.taps
         channels = 4 * M + (taps if memory_convolution else 0)
-        super().__init__(input_size, M, geometry, channels)
+        super().__init__(input_size, M, geometry, channels, recompute, backend)
         update = ops.MemoryUpdate(M, geometry if memory_convolution else None, norm)
         self.transition = TLSTMTransition(M, geometry, update)
+        self.kernel_transition = kernels.TLSTMTransition(geometry, update)
         self.bias[2 * M : 3 * M] = forget_bias
         if memory_init != "uniform":
             favoured = geometry.tap_index(-1 if memory_init == "shift" else 0)
@@ -173,6 +185,8 @@ class TLSTM(RecurrentLayer):
         norm: str | None = None,
         forget_bias: float = 1.0,
         memory_init: str = "uniform",
+        recompute: bool = False,
+        backend: str | None = None,
     ) -> None:
         super().__init__(
             TLSTMCell(
@@ -184,5 +198,7 @@ class TLSTM(RecurrentLayer):
                 norm,
                 forget_bias,
                 memory_init,
+                recompute,
+                backend,
             )
         )

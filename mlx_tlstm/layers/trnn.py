@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_tlstm import ops
+from mlx_tlstm import kernels, ops
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import RecurrentLayer
 from mlx_tlstm.layers.tensor import TensorCell, TensorTransition
-from mlx_tlstm.recurrence import State, Step
+from mlx_tlstm.transition import State, Step
 
 
 class TRNNState(NamedTuple):
@@ -20,23 +20,33 @@ class TRNNState(NamedTuple):
     hidden: mx.array
 
 
+class PreparedTRNN(NamedTuple):
+    """Arrays that every step uses."""
+
+    weight: mx.array
+    matrix: mx.array
+    bias: mx.array
+
+
 class TRNNTransition(TensorTransition):
     """One step of a tRNN; parameters: weight, bias."""
 
-    def prepare(self, parameters: Sequence[mx.array]) -> tuple[mx.array, mx.array]:
+    def prepare(self, parameters: Sequence[mx.array]) -> PreparedTRNN:
         weight, bias = parameters
-        return ops.transposed(weight), bias
+        return PreparedTRNN(weight, ops.transposed(weight), bias)
 
     def forward(
-        self, prepared: tuple[mx.array, mx.array], projected: mx.array, state: State
-    ) -> tuple[State, None]:
-        A = ops.cross_layer_convolution(state[0], projected, *prepared, self.geometry)
-        return (mx.tanh(A),), None  # Eq. 7
+        self, prepared: PreparedTRNN, projected: mx.array, state: State
+    ) -> tuple[State, None, mx.array]:
+        _, matrix, bias = prepared
+        A = ops.cross_layer_convolution(state[0], projected, matrix, bias, self.geometry)
+        after = (mx.tanh(A),)  # Eq. 7
+        return after, None, self.output(after)
 
-    def backward(
-        self, parameters: Sequence[mx.array], step: Step, d_after: State
+    def step_backward(
+        self, prepared: PreparedTRNN, step: Step, d_after: State
     ) -> tuple[mx.array, State, mx.array, Sequence[mx.array]]:
-        weight = parameters[0]
+        weight = prepared.weight
         H = step.after[0].astype(mx.float32)
         d_A = (d_after[0] * (1 - mx.square(H))).astype(weight.dtype)
         d_H, d_projected = ops.cross_layer_convolution_input_gradient(d_A, weight, self.geometry)
@@ -51,6 +61,8 @@ class TRNNCell(TensorCell):
         hidden_size: M, channels of each location.
         tensor_size: P of each tensor axis; an integer is one axis.
         kernel_size: K, 2 or more; an integer serves all axes.
+        recompute: See :class:`TLSTM`; a tRNN keeps nothing besides its states in any case.
+        backend: See :class:`TLSTM`.
 
     Parameters: ``weight [M, *K, M]``, ``bias [M]``, ``input_projection`` (``nn.Linear``).
 
@@ -66,10 +78,13 @@ class TRNNCell(TensorCell):
         hidden_size: int,
         tensor_size: int | Sequence[int],
         kernel_size: int | Sequence[int] = 3,
+        recompute: bool = False,
+        backend: str | None = None,
     ) -> None:
         geometry = Geometry.checked(type(self).__name__, tensor_size, kernel_size)
-        super().__init__(input_size, hidden_size, geometry, channels=hidden_size)
+        super().__init__(input_size, hidden_size, geometry, hidden_size, recompute, backend)
         self.transition = TRNNTransition(hidden_size, geometry)
+        self.kernel_transition = kernels.TRNNTransition(geometry)
 
 
 class TRNN(RecurrentLayer):
@@ -81,5 +96,9 @@ class TRNN(RecurrentLayer):
         hidden_size: int,
         tensor_size: int | Sequence[int],
         kernel_size: int | Sequence[int] = 3,
+        recompute: bool = False,
+        backend: str | None = None,
     ) -> None:
-        super().__init__(TRNNCell(input_size, hidden_size, tensor_size, kernel_size))
+        super().__init__(
+            TRNNCell(input_size, hidden_size, tensor_size, kernel_size, recompute, backend)
+        )

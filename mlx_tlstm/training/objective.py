@@ -43,6 +43,7 @@ def _make_layer(config: TrainingConfig, input_size: int, hidden_size: int) -> Re
         config.forget_bias,
         config.kernel_size,
         config.memory_init,
+        config.recompute,
     )
 
 

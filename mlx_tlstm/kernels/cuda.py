@@ -1,0 +1,57 @@
+"""Metal kernels for ``mx.fast.cuda_kernel``: the same source on an NVIDIA GPU.
+
+Most of Metal's names are defined in CUDA by ``metal/cuda.h``. What no header can do is done to the
+text: the words for address spaces go, since CUDA finds them out by itself (and uses ``device``
+within its own keywords, so that macros cannot remove them); threadgroup variables become
+``__shared__``; the thread attributes, parameters of a Metal kernel, become local constants.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mlx_tlstm.kernels.threadgroup import TOKEN, rewrite_definitions
+
+#: The attributes for which ``metal/cuda.h`` has a function ``msl_<attribute>()``.
+ATTRIBUTES = {
+    "simdgroup_index_in_threadgroup": "uint",
+    "simdgroups_per_threadgroup": "uint",
+    "thread_index_in_simdgroup": "uint",
+    "thread_index_in_threadgroup": "uint",
+    "thread_position_in_grid": "uint3",
+    "thread_position_in_threadgroup": "uint3",
+    "threadgroup_position_in_grid": "uint3",
+    "threadgroups_per_grid": "uint3",
+    "threads_per_grid": "uint3",
+    "threads_per_simdgroup": "uint",
+    "threads_per_threadgroup": "uint3",
+}
+_METAL_HEADER = re.compile(r"^[ \t]*#include <metal_\w+>", re.MULTILINE)
+_ADDRESS_SPACES = {"device", "constant", "thread", "threadgroup"}
+
+
+def cuda_header(prelude: str, header: str) -> str:
+    """The ``header`` argument for ``mx.fast.cuda_kernel``: ``metal/cuda.h``, then the kernels'."""
+    return prelude + _without_address_spaces(header)
+
+
+def cuda_body(source: str) -> str:
+    """The ``source`` argument for ``mx.fast.cuda_kernel``.
+
+    Raises:
+        ValueError: A threadgroup variable cannot be translated.
+    """
+    attributes = "".join(
+        f"  const {kind} {name} = msl_{name}();\n"
+        for name, kind in ATTRIBUTES.items()
+        if re.search(rf"\b{name}\b", source)
+    )
+    body = rewrite_definitions(
+        source, lambda kind, name, dimensions, _: f"__shared__ {kind} {name}{dimensions};"
+    )
+    return attributes + _without_address_spaces(body)
+
+
+def _without_address_spaces(text: str) -> str:
+    tokens = (match.group() for match in TOKEN.finditer(_METAL_HEADER.sub("", text)))
+    return "".join(token for token in tokens if token not in _ADDRESS_SPACES)

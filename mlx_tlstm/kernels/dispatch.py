@@ -1,0 +1,78 @@
+"""Which implementation a layer runs: Metal kernels, the same kernels through CUDA, or plain ops."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import mlx.core as mx
+
+from mlx_tlstm.checks import require, require_choice
+
+#: What a layer's ``backend`` may be, besides ``None``: whatever suits the default device.
+BACKENDS = ("ops", "metal", "cuda")
+
+#: Overrides the choice of layers that have no ``backend`` of their own.
+ENVIRONMENT_VARIABLE = "MLX_TLSTM_BACKEND"
+
+#: Largest number of tensor axes that the kernels take.
+MAX_AXES = 3
+
+#: The first Apple GPU generation with 8x8 matrices in a simdgroup (A14, M1).
+_FIRST_GENERATION = 13
+
+
+def _without_matrices() -> str | None:
+    """Why this Apple GPU cannot run the kernels; ``None`` where it can."""
+    architecture = str(mx.device_info().get("architecture", ""))
+    generation = re.match(r"applegpu_g(\d+)", architecture)
+    if generation is not None and int(generation[1]) >= _FIRST_GENERATION:
+        return None
+    return (
+        f"the GPU's architecture {architecture!r} is no applegpu_g{_FIRST_GENERATION} or later, "
+        "the first with simdgroup matrices"
+    )
+
+
+def kernel_backend() -> tuple[str | None, str]:
+    """The backend whose kernels run on the default device, else ``None`` and why there is none."""
+    device = mx.default_device()
+    if device.type != mx.gpu:
+        return None, f"the default device is {device}, which runs plain operations"
+    if mx.cuda.is_available():
+        return "cuda", ""
+    if not mx.metal.is_available():
+        return None, "MLX has neither Metal nor CUDA here"
+    reason = _without_matrices()
+    return (None, reason) if reason else ("metal", "")
+
+
+def select_backend(owner: str, requested: str | None, axes: int) -> str:
+    """The backend that a layer runs now.
+
+    Args:
+        owner: The layer's class, for messages.
+        requested: The layer's ``backend``; ``None`` leaves it to the environment variable
+            ``MLX_TLSTM_BACKEND`` and then to the default device.
+        axes: The layer's number of tensor axes.
+
+    Raises:
+        ValueError: The name is unknown, or this machine, its default device or the kernels lack
+            what was asked for.
+    """
+    argument = "backend"
+    if requested is None:
+        requested = os.environ.get(ENVIRONMENT_VARIABLE) or None
+        argument = ENVIRONMENT_VARIABLE
+    if requested is not None:
+        require_choice(owner, argument, requested, BACKENDS)
+    if requested == "ops":
+        return "ops"
+    available, reason = kernel_backend()
+    if axes > MAX_AXES:
+        available, reason = None, f"the kernels take up to {MAX_AXES} tensor axes, not {axes}"
+    if requested is None:
+        return available or "ops"
+    expected = f"{available!r} or 'ops' here" if available else f"'ops' here ({reason})"
+    require(requested == available, owner, argument, expected, requested)
+    return requested

@@ -1,0 +1,145 @@
+"""The tiles that ``scripts/tune.py`` measured as the fastest on this device.
+
+The file is JSON: device, then a product as ``kernel dtype rows x columns x depth``, then the
+winner's sizes, or ``null`` where plain operations were faster than every tile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_tlstm.kernels.tiles import Tile, choose
+
+#: Names another file than the one in the user's cache folder.
+ENVIRONMENT_VARIABLE = "MLX_TLSTM_TUNING"
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A matrix product ``[rows, depth]`` by ``[depth, columns]`` that a kernel computes.
+
+    Args:
+        kernel: Name of the kernel.
+        dtype: Type of the factors.
+        rows: See :func:`mlx_tlstm.kernels.tiles.choose`; likewise the others.
+    """
+
+    kernel: str
+    dtype: mx.Dtype
+    rows: int
+    columns: int
+    depth: int
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).rpartition(".")[-1]
+        return f"{self.kernel} {dtype} {self.rows}x{self.columns}x{self.depth}"
+
+
+def path() -> Path:
+    """Where the winners are stored."""
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    if named:
+        return Path(named)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "mlx_tlstm" / "tuning.json"
+
+
+def device() -> str:
+    """Name of the default device, under which its winners are stored."""
+    facts = mx.device_info(mx.default_device())
+    return f"{facts.get('device_name', 'unknown')} ({facts.get('architecture', 'unknown')})"
+
+
+def _read(file: Path) -> dict[str, dict[str, dict | None]]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"[tuning] {str(file)!r} must be what scripts/tune.py wrote but {error}; remove it or "
+            f"name another with {ENVIRONMENT_VARIABLE}"
+        ) from error
+
+
+@functools.cache
+def _winners(file: Path, device: str) -> dict[str, Tile | None]:
+    stored = _read(file).get(device, {})
+    try:
+        return {
+            product: sizes
+            if sizes is None
+            else Tile(**{**sizes, "simdgroups": tuple(sizes["simdgroups"])})
+            for product, sizes in stored.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"[tuning] {str(file)!r} must hold tiles but {error!r}; remove it or name another with "
+            f"{ENVIRONMENT_VARIABLE}"
+        ) from error
+
+
+_forced: contextvars.ContextVar[tuple[Tile | None, list[Product]] | None] = contextvars.ContextVar(
+    "forced", default=None
+)
+
+
+@contextlib.contextmanager
+def forced(choice: Tile | None) -> Iterator[list[Product]]:
+    """Have :func:`select` answer ``choice`` inside; the value lists the products that asked."""
+    asked: list[Product] = []
+    token = _forced.set((choice, asked))
+    try:
+        yield asked
+    finally:
+        _forced.reset(token)
+
+
+def select(product: Product) -> Tile | None:
+    """The measured winner, else the table's tile; ``None`` means plain operations.
+
+    Raises:
+        ValueError: The file of winners cannot be read.
+    """
+    if (trial := _forced.get()) is not None:
+        choice, asked = trial
+        asked.append(product)
+        return choice
+    winners = _winners(path(), device())
+    if str(product) in winners:
+        return winners[str(product)]
+    if mx.default_device().type == mx.gpu and mx.cuda.is_available():
+        # CUDA has no 8x8 matrices: the kernels' are made of shuffles and fused multiply-adds, three
+        # instructions where cuBLAS needs less than one. They prove the sources, no more.
+        return None
+    return choose(product.kernel, product.rows, product.columns, product.depth)
+
+
+def store(winners: dict[Product, Tile | None], file: Path | None = None) -> Path:
+    """Add winners of the default device to :func:`path`, or another file, in one step; its path."""
+    file = file or path()
+    stored = _read(file)
+    stored.setdefault(device(), {}).update(
+        {
+            str(product): None if tile is None else dataclasses.asdict(tile)
+            for product, tile in winners.items()
+        }
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=file.parent, suffix=".tmp", delete=False, encoding="utf-8"
+    ) as temporary:
+        json.dump(stored, temporary, indent=2)
+    os.replace(temporary.name, file)
+    _winners.cache_clear()
+    return file

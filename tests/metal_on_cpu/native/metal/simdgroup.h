@@ -1,0 +1,154 @@
+// <metal_compute> and <metal_simdgroup>: barriers, reductions and shuffles.
+#pragma once
+namespace metal {
+
+enum class mem_flags : int { mem_none = 0, mem_device = 1, mem_threadgroup = 2, mem_texture = 4 };
+METAL_FUNC constexpr mem_flags operator|(mem_flags a, mem_flags b) {
+  return (mem_flags)((int)a | (int)b);
+}
+
+#define MSL_SIMD_OPERAND(T)                                                               \
+  static_assert(sizeof(typename vector_traits<T>::elem) <= 4 && !is_same<T, bool>::value, \
+                "simd_*: no 64-bit and no bool operands in MSL")
+#if MSL_CHECK
+void threadgroup_barrier(mem_flags);
+void simdgroup_barrier(mem_flags);
+bool simd_all(bool);
+bool simd_any(bool);
+#define MSL_REDUCTION(NAME, OPERATION) \
+  template <typename T> T NAME(T x) {  \
+    MSL_SIMD_OPERAND(T);               \
+    return x;                          \
+  }
+#define MSL_SHUFFLE(NAME, OPERATION)          \
+  template <typename T> T NAME(T x, ushort) { \
+    MSL_SIMD_OPERAND(T);                      \
+    return x;                                 \
+  }
+template <typename T> T simd_shuffle_and_fill_up(T x, T, ushort) {
+  MSL_SIMD_OPERAND(T);
+  return x;
+}
+template <typename T> T simd_shuffle_and_fill_down(T x, T, ushort) {
+  MSL_SIMD_OPERAND(T);
+  return x;
+}
+#else
+METAL_FUNC void threadgroup_barrier(mem_flags flags) { msl_threadgroup_barrier((int)flags); }
+METAL_FUNC void simdgroup_barrier(mem_flags flags) { msl_simdgroup_barrier((int)flags); }
+
+// Lane by lane in ascending order. The GPU's order is not documented: sums may differ in the last
+// bits.
+template <typename T, MslOperation OP>
+MSL_EMULATION void msl_compute_reduction(MslSimdgroup *group, int parity) {
+  const uint active = group->active[parity];
+  T total{};
+  bool first = true;
+  for (int lane = 0; lane < 32; lane++) {
+    if (!(active >> lane & 1)) continue;
+    const T value = *(T *)group->slot[parity][lane];
+    T *result = (T *)group->result[parity][lane];
+    if constexpr (OP == MSL_OP_EXCLUSIVE_SUM) *result = total;
+    if (first)
+      total = value;
+    else if constexpr (OP == MSL_OP_SUM || OP == MSL_OP_INCLUSIVE_SUM || OP == MSL_OP_EXCLUSIVE_SUM)
+      total = total + value;
+    else if constexpr (OP == MSL_OP_PRODUCT)
+      total = total * value;
+    else if constexpr (OP == MSL_OP_MIN)
+      total = min(total, value);
+    else if constexpr (OP == MSL_OP_MAX)
+      total = max(total, value);
+    else if constexpr (OP == MSL_OP_AND || OP == MSL_OP_ALL)
+      total = total & value;
+    else if constexpr (OP == MSL_OP_OR || OP == MSL_OP_ANY)
+      total = total | value;
+    else if constexpr (OP == MSL_OP_XOR)
+      total = total ^ value;
+    first = false;
+    if constexpr (OP == MSL_OP_INCLUSIVE_SUM) *result = total;
+  }
+  if constexpr (OP != MSL_OP_INCLUSIVE_SUM && OP != MSL_OP_EXCLUSIVE_SUM)
+    for (auto &result : group->result[parity]) *(T *)result = total;
+}
+template <typename T, MslOperation OP> MSL_EMULATION T msl_reduce(T x) {
+  MSL_SIMD_OPERAND(T);
+  MslThread *t = msl_thread;
+  const int parity = t->operations++ & 1, lane = t->thread_index_in_simdgroup;
+  *(T *)t->simdgroup->slot[parity][lane] = x;
+  msl_simdgroup_operation(OP, msl_compute_reduction<T, OP>, parity);
+  return *(T *)t->simdgroup->result[parity][lane];
+}
+#define MSL_REDUCTION(NAME, OPERATION) \
+  template <typename T> METAL_FUNC T NAME(T x) { return msl_reduce<T, OPERATION>(x); }
+METAL_FUNC bool simd_all(bool b) { return msl_reduce<int, MSL_OP_ALL>(b) != 0; }
+METAL_FUNC bool simd_any(bool b) { return msl_reduce<int, MSL_OP_ANY>(b) != 0; }
+
+template <typename T> struct MslShuffled {
+  T value;
+  uint argument;
+};
+template <typename T, MslOperation OP>
+MSL_EMULATION void msl_compute_shuffle(MslSimdgroup *group, int parity) {
+  typedef MslShuffled<T> Slot;
+  const uint active = group->active[parity];
+  for (uint lane = 0; lane < 32; lane++) {
+    if (!(active >> lane & 1)) continue;
+    const uint k = ((Slot *)group->slot[parity][lane])->argument;
+    const uint source = OP == MSL_OP_SHUFFLE        ? k
+                        : OP == MSL_OP_SHUFFLE_XOR  ? lane ^ k
+                        : OP == MSL_OP_SHUFFLE_UP   ? lane - k
+                        : OP == MSL_OP_SHUFFLE_DOWN ? lane + k
+                        : OP == MSL_OP_ROTATE_UP    ? (lane - k) & 31
+                                                    : (lane + k) & 31;
+    T *result = (T *)group->result[parity][lane];
+    if (source < 32 && (active >> source & 1))
+      *result = ((Slot *)group->slot[parity][source])->value;
+    else
+      __builtin_memset(result, 0xff, sizeof(T));  // undefined on the GPU: NaN here
+  }
+}
+template <typename T, MslOperation OP> MSL_EMULATION T msl_shuffle(T x, uint k) {
+  MSL_SIMD_OPERAND(T);
+  MslThread *t = msl_thread;
+  const int parity = t->operations++ & 1, lane = t->thread_index_in_simdgroup;
+  *(MslShuffled<T> *)t->simdgroup->slot[parity][lane] = MslShuffled<T>{x, k};
+  msl_simdgroup_operation(OP, msl_compute_shuffle<T, OP>, parity);
+  return *(T *)t->simdgroup->result[parity][lane];
+}
+#define MSL_SHUFFLE(NAME, OPERATION) \
+  template <typename T> METAL_FUNC T NAME(T x, ushort k) { return msl_shuffle<T, OPERATION>(x, k); }
+#endif
+
+MSL_REDUCTION(simd_sum, MSL_OP_SUM)
+MSL_REDUCTION(simd_product, MSL_OP_PRODUCT)
+MSL_REDUCTION(simd_min, MSL_OP_MIN)
+MSL_REDUCTION(simd_max, MSL_OP_MAX)
+MSL_REDUCTION(simd_and, MSL_OP_AND)
+MSL_REDUCTION(simd_or, MSL_OP_OR)
+MSL_REDUCTION(simd_xor, MSL_OP_XOR)
+MSL_REDUCTION(simd_prefix_inclusive_sum, MSL_OP_INCLUSIVE_SUM)
+MSL_REDUCTION(simd_prefix_exclusive_sum, MSL_OP_EXCLUSIVE_SUM)
+MSL_REDUCTION(simd_broadcast_first, MSL_OP_BROADCAST_FIRST)
+MSL_SHUFFLE(simd_broadcast, MSL_OP_SHUFFLE)
+MSL_SHUFFLE(simd_shuffle, MSL_OP_SHUFFLE)
+MSL_SHUFFLE(simd_shuffle_xor, MSL_OP_SHUFFLE_XOR)
+MSL_SHUFFLE(simd_shuffle_up, MSL_OP_SHUFFLE_UP)
+MSL_SHUFFLE(simd_shuffle_down, MSL_OP_SHUFFLE_DOWN)
+MSL_SHUFFLE(simd_shuffle_rotate_up, MSL_OP_ROTATE_UP)
+MSL_SHUFFLE(simd_shuffle_rotate_down, MSL_OP_ROTATE_DOWN)
+
+#if !MSL_CHECK
+template <typename T> METAL_FUNC T simd_shuffle_and_fill_up(T x, T fill, ushort k) {
+  const T from_below = simd_shuffle_up(x, k);
+  const T from_fill = simd_shuffle_rotate_down(fill, (ushort)(32 - k));
+  return msl_thread->thread_index_in_simdgroup < k ? from_fill : from_below;
+}
+template <typename T> METAL_FUNC T simd_shuffle_and_fill_down(T x, T fill, ushort k) {
+  const T from_above = simd_shuffle_down(x, k);
+  const T from_fill = simd_shuffle_rotate_down(fill, k);
+  return msl_thread->thread_index_in_simdgroup + k > 31 ? from_fill : from_above;
+}
+#endif
+
+}  // namespace metal

@@ -1,0 +1,288 @@
+"""The sample kernels with one bug each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from metal_on_cpu.errors import MslError
+from metal_on_cpu.kernel import Kernel
+from metal_on_cpu.samples import (
+    SOURCES,
+    Case,
+    colsum,
+    colsum_case,
+    conv2d,
+    conv2d_case,
+    gate,
+    gate_case,
+    largest_error,
+)
+
+CONVOLUTION, GATE, COLUMN_SUM = SOURCES["conv2d"], SOURCES["gate"], SOURCES["colsum"]
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+ATOMIC_ADD = (
+    "atomic_fetch_add_explicit(&out[c], part[0][tx] + part[1][tx] + part[2][tx] + part[3][tx], "
+    "memory_order_relaxed);"
+)
+WRONG_NUMBERS = "wrong numbers"
+
+#: Kernel without a bug and the call it is tried with.
+CASES: dict[str, tuple[Kernel, Case]] = {
+    "convolution": (conv2d(), conv2d_case(3, 7, 5, 20, 37, (3, 3))),
+    "gate": (gate(), gate_case(37, 9, 100)),
+    "column sum": (colsum(), colsum_case(200, 40)),
+}
+
+
+class Bug(NamedTuple):
+    """A wrong kernel, and patterns of what the type check and the sanitizer say of it."""
+
+    name: str
+    kernel: Kernel
+    case: Case
+    check_says: str | None
+    sanitizer_says: str | None
+
+
+def run(kernel: Kernel, case: Case, mode: str, order: int = 0) -> str:
+    """What a run finds wrong; nothing for the expected numbers."""
+    try:
+        (output,) = kernel(**case.call, mode=mode, order=order)
+    except MslError as error:
+        return str(error)
+    return "" if largest_error(output, case.expected) < 1e-4 else WRONG_NUMBERS
+
+
+def check(kernel: Kernel) -> str:
+    """What the type check finds wrong."""
+    case = next(case for sample, case in CASES.values() if sample.name == kernel.name)
+    try:
+        kernel.check(**case.check_arguments, small_inputs=False)
+    except MslError as error:
+        return str(error)
+    return ""
+
+
+def _replace(source: str, old: str, new: str, occurrence: int = 1) -> str:
+    position = -1
+    for _ in range(occurrence):
+        position = source.index(old, position + 1)
+    return source[:position] + new + source[position + len(old) :]
+
+
+def _in_convolution(
+    name: str,
+    old: str,
+    new: str,
+    check: str | None = None,
+    san: str | None = None,
+    occurrence: int = 1,
+    header: str = "",
+) -> Bug:
+    kernel = conv2d(_replace(CONVOLUTION, old, new, occurrence), header)
+    return Bug(name, kernel, CASES["convolution"][1], check, san)
+
+
+def _in_gate(name: str, old: str, new: str, san: str) -> Bug:
+    return Bug(name, gate(_replace(GATE, old, new)), CASES["gate"][1], None, san)
+
+
+def _in_column_sum(
+    name: str,
+    old: str = "",
+    new: str = "",
+    check: str | None = None,
+    san: str | None = None,
+    init_value: float | None = 0.0,
+) -> Bug:
+    kernel = colsum(_replace(COLUMN_SUM, old, new))
+    return Bug(name, kernel, colsum_case(200, 40, init_value), check, san)
+
+
+BUGS = [
+    _in_convolution(
+        "missing barrier after the matrix products",
+        *(BARRIER, ""),
+        occurrence=2,
+        san="data race on threadgroup 'As'",
+    ),
+    _in_convolution(
+        "missing barrier before the matrix products",
+        *(BARRIER, ""),
+        san="uninitialised threadgroup 'As'",
+    ),
+    _in_convolution(
+        "missing barrier before the epilogue",
+        *(BARRIER, ""),
+        occurrence=3,
+        san="data race on threadgroup 'Cs'",
+    ),
+    _in_convolution(
+        "simdgroup_barrier for threadgroup_barrier",
+        *(BARRIER, "simdgroup_barrier(mem_flags::mem_threadgroup);"),
+        occurrence=2,
+        san="data race on threadgroup 'As'",
+    ),
+    _in_convolution(
+        "barrier with mem_none",
+        *(BARRIER, "threadgroup_barrier(mem_flags::mem_none);"),
+        san="data race on threadgroup",
+    ),
+    _in_convolution(
+        "barrier with mem_device only",
+        *(BARRIER, "threadgroup_barrier(mem_flags::mem_device);"),
+        san="data race on threadgroup",
+    ),
+    _in_convolution(
+        "barrier in a divergent branch",
+        *(BARRIER, f"if (tid < 64) {BARRIER}"),
+        occurrence=2,
+        san="data race|divergence|threadgroup_barrier",
+    ),
+    _in_convolution(
+        "a thread returns before a barrier",
+        *("const int M = ", "if (tid == 127) return;\nconst int M = "),
+        san="returned without reaching|have already returned",
+    ),
+    _in_convolution(
+        "wrong address space, argument",
+        "T(Cs[(e / BN) * LDC + e % BN]",
+        "T(ld(Cs + (e / BN) * LDC + e % BN)",
+        header="inline float ld(const device float* p) { return *p; }\n",
+        check="no matching function",
+    ),
+    _in_convolution(
+        "wrong address space, pointer",
+        *("const int tid =", "device T* q = As; q[0] = 0;\nconst int tid ="),
+        check="__local",
+        san="data race",
+    ),
+    _in_convolution(
+        "pointer without address space",
+        *("const int tid =", "T* q = As; q[0] = 0;\nconst int tid ="),
+        check="without an address space",
+        san="data race",
+    ),
+    _in_convolution(
+        "write to an input",
+        *("const int tid =", "x[0] = 0;\nconst int tid ="),
+        check="not assignable",
+    ),
+    _in_convolution(
+        "store past the last row",
+        *("if (m < M && n < N) y", "if (n < N) y"),
+        san="out of bounds: write .* 'y'",
+    ),
+    _in_convolution(
+        "load before the start",
+        *("&& w >= 0 && w < W && h >= 0 && h < H", ""),
+        san="out of bounds: read .* 'x'.-",
+    ),
+    _in_convolution(
+        "threadgroup tile too small",
+        *("As[BM * LDA]", "As[BM * BK]"),
+        san="out of bounds",
+    ),
+    _in_column_sum(
+        "row of a tile overrun, inside the tile",
+        *("part[ty][tx] = s;", "part[ty][tx + (ty == 0 && tx == 31)] = s;"),
+        san="array index out of bounds",
+    ),
+    _in_convolution(
+        "zero padding forgotten",
+        "As[r * LDA + e % BK] = in ? x[(m + dh * W + dw) * C + c] : T(0);",
+        "if (in) As[r * LDA + e % BK] = x[(m + dh * W + dw) * C + c];",
+        san="uninitialised threadgroup",
+    ),
+    _in_convolution(
+        "accumulator not initialised",
+        *("acc[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);", ";"),
+        san=WRONG_NUMBERS,
+    ),
+    _in_convolution(
+        "output column never written",
+        *("n < N) y", "n < N - 1) y"),
+        san="never written",
+    ),
+    _in_convolution(
+        "transposed operand",
+        "&Bs[k * LDB + sn + 8 * j], LDB)",
+        "&Bs[k * LDB + sn + 8 * j], LDB, ulong2(0, 0), true)",
+        san=WRONG_NUMBERS,
+    ),
+    _in_convolution(
+        "over 32 KB of threadgroup memory",
+        *("Cs[BM * LDC]", "Cs[BM * LDC * 8]"),
+        san="the limit is 32768",
+    ),
+    _in_convolution(
+        "lanes disagree on a simdgroup_load",
+        "&As[(sm + 8 * i) * LDA + k], LDA)",
+        "&As[(sm + 8 * i + (tid & 1)) * LDA + k], LDA)",
+        san="different arguments",
+    ),
+    _in_convolution("double", *("float(bias[n])", "double(bias[n])"), check="double"),
+    _in_convolution("max(float, int)", *("T(Cs[", "T(max(1.0f, 0) + Cs["), check="ambiguous"),
+    _in_gate(
+        "shuffle in divergent flow",
+        "for (uint d0 = 0; d0 < D; d0 += 32) {",
+        "for (uint d0 = 0; d0 + lane < D; d0 += 32) {",
+        san=WRONG_NUMBERS,
+    ),
+    _in_gate(
+        "shuffle from beyond the simdgroup",
+        *("simd_shuffle(p, ushort(k))", "simd_shuffle_down(p, ushort(k))"),
+        san=WRONG_NUMBERS,
+    ),
+    _in_column_sum("missing barrier, column sum", BARRIER, san="uninitialised|data race"),
+    _in_column_sum(
+        "plain store to an atomic output",
+        *(ATOMIC_ADD, "out[c] = s;"),
+        check="no viable overloaded '='",
+    ),
+    _in_column_sum("atomic output without init_value", san="init_value", init_value=None),
+    # Between threadgroups: no barrier orders them.
+    _in_convolution(
+        "threadgroups overlap by a column of outputs",
+        *("n0 = threadgroup_position_in_grid.x * BN", "n0 = threadgroup_position_in_grid.x * 31"),
+        san="data race on device 'y'.*: write, and an earlier write by threadgroup #",
+    ),
+    _in_convolution(
+        "every threadgroup writes the same value",
+        *("const int sm =", "if (tid == 0) y[0] = T(0);\nconst int sm ="),
+        san="data race on device 'y'.*: write, and an earlier write by threadgroup #",
+    ),
+    _in_convolution(
+        "a tile's neighbour is read back",
+        "if (m < M && n < N) y[m * N + n] = ",
+        "if (n == n0 && n > 0 && m < M) Cs[0] = float(y[m * N + n - 1]);\n"
+        "if (m < M && n < N) y[m * N + n] = ",
+        san="data race on device 'y'.*threadgroup #|uninitialised device 'y'",
+    ),
+    _in_gate(
+        "a row is read back from another threadgroup",
+        "const float g = float(gate[row * D + d]);",
+        "const float g = float(gate[row * D + d]);\n"
+        "if (row >= 4) acc += 0.0f * out[(row - 4) * D + d];",
+        san="data race on device 'out'.*read, and an earlier write by threadgroup #|uninitialised",
+    ),
+]
+
+
+def _first_line(found: str) -> str:
+    lines = [line for line in found.splitlines() if line.strip()]
+    return lines[0].split("error: ")[-1][:100] if lines else "-"
+
+
+def main() -> None:
+    """Prints what the type check, the plain run and the sanitizer say of every bug."""
+    for bug in BUGS:
+        plain = [_first_line(run(bug.kernel, bug.case, "fast", order)) for order in (0, 1, 2)]
+        print(bug.name)
+        print(f"    check  {_first_line(check(bug.kernel))}")
+        print(f"    fast   {' / '.join(sorted(set(plain)))}")
+        print(f"    san    {_first_line(run(bug.kernel, bug.case, 'san'))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Layers on the kernels against the same layers on plain operations.
+
+Both round to float32 (or half precision) at the same places, but sum in another order: values agree
+within 1e-5 and gradients, which sum over more, within 4e-5, norm-wise.
+"""
+
+from collections import Counter
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from layer_helpers import relative_error
+from mlx import nn
+from mlx.utils import tree_flatten, tree_map
+
+from mlx_tlstm import TLSTM, TRNN, VARIANTS, SequenceModel, make_layer
+from mlx_tlstm.kernels import dispatch
+
+VALUES, GRADIENTS = 1e-5, 4e-5
+TENSOR_VARIANTS = [name for name in VARIANTS if name != "slstm"]
+
+
+def randomized(layer):
+    """Every parameter off the zeros and ones that hide mistakes."""
+    layer.update(tree_map(lambda p: p + 0.1 * mx.random.normal(p.shape), layer.parameters()))
+    return layer
+
+
+def results(layer, backend, x, state, cotangents):
+    """Outputs, final state and all gradients of a pass on ``backend``."""
+    layer.cell.backend = backend
+
+    def loss(parameters, x, state):
+        layer.update(parameters)
+        y, final = layer(x, state)
+        arrays = (y, *final)
+        pairs = zip(arrays, cotangents, strict=True)
+        return sum((array.astype(mx.float32) * c).sum() for array, c in pairs), arrays
+
+    parameters = layer.parameters()
+    (_, arrays), gradients = mx.value_and_grad(loss, argnums=(0, 1, 2))(parameters, x, state)
+    layer.update(parameters)
+    mx.eval(arrays, gradients)
+    return arrays, tree_flatten(gradients)
+
+
+def inputs(layer, batch_size, steps):
+    cell = layer.cell
+    x = mx.random.normal((batch_size, steps, cell.input_size))
+    state = cell.state_type(
+        *(mx.random.normal(a.shape).astype(a.dtype) for a in cell.initial_state(batch_size))
+    )
+    y_shape = (batch_size, steps, cell.hidden_size)
+    cotangents = [mx.random.normal(shape) for shape in (y_shape, *(a.shape for a in state))]
+    return x, state, cotangents
+
+
+def compare(layer, batch_size, steps, values=VALUES, gradients=GRADIENTS):
+    arguments = inputs(layer, batch_size, steps)
+    expected, expected_gradients = results(layer, "ops", *arguments)
+    got, got_gradients = results(layer, None, *arguments)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert relative_error(mine, np.array(theirs.astype(mx.float32))) < values
+    for (name, mine), (_, theirs) in zip(got_gradients, expected_gradients, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert relative_error(mine, np.array(theirs.astype(mx.float32))) < gradients, name
+    return got_gradients
+
+
+LAYERS = {
+    "one axis": lambda: TLSTM(4, 7, (3,), norm="channel"),
+    "two unequal axes": lambda: TLSTM(4, 40, (2, 4), (3, 2), norm="layer"),
+    "three axes": lambda: TLSTM(4, 7, (2, 3, 2), (2, 3, 4)),
+    "no memory convolution": lambda: TLSTM(4, 7, (3, 2), 3, memory_convolution=False),
+    "one location": lambda: TLSTM(4, 7, (1, 1), 3, norm="channel"),
+    "tRNN": lambda: TRNN(4, 7, (3, 2), (3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_agree_with_plain_operations(kernel_calls, name):
+    mx.random.seed(1)
+    compare(randomized(LAYERS[name]()), batch_size=2, steps=5)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_half_precision(kernel_calls, dtype):
+    # Activations are rounded to the weights' type on both sides, after sums in another order.
+    mx.random.seed(1)
+    layer = randomized(TLSTM(4, 7, (3, 2), norm="channel"))
+    layer.set_dtype(dtype)
+    unit = {mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}[dtype]
+    compare(layer, 2, 5, values=4 * unit, gradients=8 * unit)
+
+
+@pytest.mark.parametrize("name", ["two unequal axes", "no memory convolution", "tRNN"])
+def test_recomputed_gradients_are_the_same_to_the_bit(kernel_calls, name):
+    mx.random.seed(1)
+    layer = randomized(LAYERS[name]())
+    arguments = inputs(layer, 2, 5)
+    _, kept = results(layer, None, *arguments)
+    layer.cell.recompute = True
+    _, computed = results(layer, None, *arguments)
+    for (path, mine), (_, theirs) in zip(kept, computed, strict=True):
+        assert mx.array_equal(mine, theirs), path
+
+
+@pytest.mark.standin(mode="fast", check=False)
+def test_launches_of_a_time_step(kernel_calls):
+    def launches(steps, recompute):
+        layer = TLSTM(4, 7, (2, 3), norm="channel", recompute=recompute)
+        kernel_calls.clear()
+        results(layer, None, *inputs(layer, 2, steps))
+        return Counter(call.kernel for call in kernel_calls)
+
+    if not isinstance(kernel_calls, list) or mx.default_device() == mx.gpu:
+        pytest.skip("launches are counted by the stand-in")
+    # From 8 to 16 steps with the flush: one more launch of the weight gradient, which serves 8.
+    step = launches(16 - 2, False) - launches(8 - 2, False)
+    assert step == {
+        "convolution_forward": 8,
+        "memory_forward": 8,
+        "memory_backward": 8,
+        "convolution_input_gradient": 8,
+        "convolution_weight_gradient": 1,
+    }
+    again = launches(16 - 2, True) - launches(16 - 2, False)
+    assert again == {"convolution_forward": 16}
+
+
+@pytest.mark.parametrize("variant", TENSOR_VARIANTS)
+@pytest.mark.standin(mode="fast", check=False)
+def test_training_steps_have_the_losses_of_plain_operations(kernel_calls, variant):
+    def losses(backend):
+        mx.random.seed(5)
+        model = SequenceModel(make_layer(variant, 6, 10, 3, backend=backend), 6)
+        optimizer = optim.Adam(1e-2, bias_correction=True)
+        symbols = mx.random.randint(0, 6, (3, 9))
+
+        def loss(model, symbols):
+            logits = model(mx.eye(6)[symbols[:, :-1]])
+            logits = logits[0] if isinstance(logits, tuple) else logits
+            return nn.losses.cross_entropy(logits, symbols[:, 1:], reduction="mean")
+
+        step = nn.value_and_grad(model, loss)
+        history = []
+        for _ in range(4):
+            value, gradients = step(model, symbols)
+            optimizer.update(model, gradients)
+            mx.eval(model.parameters(), optimizer.state)
+            history.append(value.item())
+        return history
+
+    expected = losses("ops")
+    assert expected[-1] < expected[0]
+    # Adam divides by the gradient's size, which makes a rounding of a small gradient a step's.
+    assert losses(None) == pytest.approx(expected, rel=1e-4)
+
+
+class TestSelection:
+    def test_plain_operations_on_the_cpu(self):
+        assert dispatch.select_backend("TLSTM", None, 2) == "ops"
+
+    def test_kernels_where_the_device_has_them(self, kernel_calls):
+        chosen = dispatch.select_backend("TLSTM", None, 2)
+        assert chosen in ("metal", "cuda")
+        assert dispatch.select_backend("TLSTM", chosen, 3) == chosen
+        assert dispatch.select_backend("TLSTM", "ops", 2) == "ops"
+
+    def test_more_axes_than_the_kernels_take(self, kernel_calls):
+        assert dispatch.select_backend("TLSTM", None, 4) == "ops"
+        layer = TLSTM(2, 3, (1, 2, 1, 2), backend="metal")
+        with pytest.raises(ValueError, match=r"\[TLSTMCell\] 'backend' must be 'ops' here .*3 ten"):
+            layer(mx.zeros((1, 2, 2)))
+
+    def test_environment_variable(self, kernel_calls, monkeypatch):
+        monkeypatch.setenv("MLX_TLSTM_BACKEND", "ops")
+        assert dispatch.select_backend("TLSTM", None, 2) == "ops"
+        monkeypatch.setenv("MLX_TLSTM_BACKEND", "vulkan")
+        message = r"'MLX_TLSTM_BACKEND' must be one of 'ops', 'metal', 'cuda' but got 'vulkan'"
+        with pytest.raises(ValueError, match=message):
+            dispatch.select_backend("TLSTM", None, 2)
+
+    @pytest.mark.parametrize("backend", ["metal", "cuda"])
+    def test_what_the_machine_lacks(self, backend):
+        layer = make_layer("2d-tlstm", 4, 7, 3, backend=backend)
+        message = r"\[TLSTMCell\] 'backend' must be 'ops' here \(the default device is .*cpu"
+        with pytest.raises(ValueError, match=message):
+            layer(mx.zeros((2, 5, 4)))
+
+    def test_the_environment_may_not_ask_for_it_either(self, monkeypatch):
+        monkeypatch.setenv("MLX_TLSTM_BACKEND", "metal")
+        with pytest.raises(ValueError, match="'MLX_TLSTM_BACKEND' must be 'ops' here"):
+            TLSTM(4, 7, (3,))(mx.zeros((2, 5, 4)))
+
+    def test_unknown_names(self):
+        message = "'backend' must be one of None, 'ops', 'metal', 'cuda' but got 'gpu'"
+        with pytest.raises(ValueError, match=message):
+            TLSTM(4, 7, (3,), backend="gpu")
+
+    @pytest.mark.parametrize(
+        ("architecture", "runs"),
+        [("applegpu_g13g", True), ("applegpu_g17p", True), ("applegpu_g5p", False), ("", False)],
+    )
+    def test_old_apple_gpus_run_plain_operations(self, monkeypatch, architecture, runs):
+        monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+        monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture})
+        monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+        monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
+        expected = "metal" if runs else "ops"
+        assert dispatch.select_backend("TLSTM", None, 2) == expected
