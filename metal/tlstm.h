@@ -193,7 +193,7 @@ struct Padded {
   static constexpr constant int SIZE = (LENGTH + 3) / 4 * 4;
 };
 
-// As much, wherever it begins: Apple's GPUs still load it at once.
+// As much, wherever it begins; hardware may still load it at once.
 template <typename T>
 struct UnalignedPack {
   T item[4];
@@ -378,8 +378,8 @@ struct TileProduct {
   }
 };
 
-// Channels m … m + 3 of what a tap reads for a row, an example's location (Eq. 22): hidden inside the
-// tensor, the projected input at the corner, zero elsewhere.
+// Channels m … m + 3 of what a tap reads for a row, an example's location (Eq. 22): hidden inside
+// the tensor, the projected input at the corner, zero elsewhere.
 template <typename T, typename G, int M, typename Hidden, typename Projected>
 Pack<T> read_tap(Hidden hidden, Projected projected, int row, Location location, int tap, int m) {
   const Location from = G::source(location, tap);

@@ -22,9 +22,9 @@ import mlx_tlstm  # before MLX, so that it finds the fast BLAS
 
 # isort: split
 import mlx.core as mx
-from baselines import INPUT_SIZE, Size
-from launches import Launch, of_a_pass
-from report import Table
+from benchmarking.baselines import INPUT_SIZE, Size
+from benchmarking.launches import Launch, of_a_pass
+from benchmarking.report import Table
 
 from mlx_tlstm.config import DTYPES
 from mlx_tlstm.kernels import cuda, library
@@ -39,6 +39,9 @@ SIZES = (
 )
 NORMS = (None, "channel", "layer")
 CUDA_TYPES = {mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
+
+#: Where a CUDA toolkit lies, unless NVIDIA's wheels are installed.
+TOOLKIT = Path("/usr/local/cuda")
 
 #: What MLX's own header provides to a kernel's signature.
 _MLX_HEADER = b"""
@@ -81,13 +84,13 @@ class Compiler:
     def __init__(self, architecture: str) -> None:
         wheels = importlib.util.find_spec("nvidia")
         roots = [Path(root) for root in (wheels.submodule_search_locations if wheels else ())]
-        roots = [*(child for root in roots for child in root.glob("cu*")), Path("/usr/local/cuda")]
+        roots = [*(child for root in roots for child in root.glob("cu*")), TOOLKIT]
         libraries = [file for root in roots for file in sorted(root.glob("lib*/libnvrtc.so.*"))]
         headers = [root / "include" for root in roots if (root / "include/cuda_fp16.h").is_file()]
         if not libraries or not headers:
             raise click.ClickException(
                 "NVRTC and CUDA's headers are needed: "
-                "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt"
+                "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime"
             )
         self._library = ctypes.CDLL(str(libraries[0]))
         self._options = [

@@ -6,35 +6,21 @@ activations that the kernels are given, and by a catcher of their gradient.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import mlx.core as mx
 import numpy as np
 import reference
 from layer_helpers import single
-from metal_on_cpu import standin
 from reference import Specification
 
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import library, memory
+from mlx_tlstm.kernels import memory
 from mlx_tlstm.ops import MemoryUpdate
 
 Arrays = dict[str, np.ndarray]
-
-
-@contextlib.contextmanager
-def on_cpu(**options: Any) -> Iterator[list[standin.Call]]:
-    """The stand-in for Metal, by default in its sanitizing mode; gives the list of launches."""
-    library.forget_built_kernels()
-    try:
-        with standin.installed(**options) as calls:
-            yield calls
-    finally:
-        library.forget_built_kernels()
 
 
 @dataclasses.dataclass(frozen=True)

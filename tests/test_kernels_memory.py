@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 
 import memory_cases
 import metal_on_cpu
 import mlx.core as mx
 import numpy as np
 import pytest
+from kernel_devices import counted, needs_compiler, on_cpu
 from memory_cases import Case
 from metal_on_cpu import Spec, standin
 from reference import Specification
@@ -23,10 +23,6 @@ from mlx_tlstm import ops
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import library, memory
 from mlx_tlstm.ops.memory import EPSILON
-
-pytestmark = pytest.mark.skipif(
-    metal_on_cpu.why_unavailable() is not None, reason=str(metal_on_cpu.why_unavailable())
-)
 
 
 def tensor(P, K, norm=None, memory_convolution=True) -> Specification:
@@ -75,12 +71,6 @@ CROSS_PRODUCT = [
 ]
 
 
-@pytest.fixture
-def calls() -> Iterator[list[standin.Call]]:
-    with memory_cases.on_cpu() as calls:
-        yield calls
-
-
 @pytest.mark.parametrize(
     "case",
     [
@@ -90,7 +80,7 @@ def calls() -> Iterator[list[standin.Call]]:
     ],
     ids=str,
 )
-def test_matches_reference(case: Case, calls: list[standin.Call]) -> None:
+def test_matches_reference(case: Case, kernel_calls: list[standin.Call]) -> None:
     given = memory_cases.arguments(case)
     assert memory_cases.wrong(memory_cases.compare_forward(case, given)) == {}
     assert memory_cases.wrong(memory_cases.compare_backward(case, given)) == {}
@@ -100,7 +90,7 @@ def test_matches_reference(case: Case, calls: list[standin.Call]) -> None:
 def test_order_of_execution_changes_no_bit(case: Case) -> None:
     given, results = memory_cases.arguments(case), []
     for order in (0, 1, 2):
-        with memory_cases.on_cpu(check=False, order=order):
+        with on_cpu(check=False, order=order):
             steps = memory_cases.forward(case, given)
             d_A, d_C, handed = memory_cases.backward(case, given, steps)
         results.append([*steps[-1].values(), *d_A, d_C, *handed])
@@ -109,7 +99,7 @@ def test_order_of_execution_changes_no_bit(case: Case) -> None:
 
 
 @pytest.mark.parametrize("norm", [None, "channel"])
-def test_saturated_gates(norm: str | None, calls: list[standin.Call]) -> None:
+def test_saturated_gates(norm: str | None, kernel_calls: list[standin.Call]) -> None:
     """No overflow. Slopes are lost to rounding, so that gradients are compared absolutely."""
     case = Case(tensor((3,), (3,), norm), scale=300)
     given = memory_cases.arguments(case)
@@ -119,7 +109,7 @@ def test_saturated_gates(norm: str | None, calls: list[standin.Call]) -> None:
 
 
 @pytest.mark.parametrize("norm", [None, "channel", "layer"])
-def test_empty_memory(norm: str | None, calls: list[standin.Call]) -> None:
+def test_empty_memory(norm: str | None, kernel_calls: list[standin.Call]) -> None:
     """Zero activations and memory: the deviation is 0, and only epsilon is in the root."""
     case = Case(tensor((3,), (3,), norm))
     given = memory_cases.arguments(case)
@@ -149,7 +139,7 @@ def test_matches_plain_operations(norm: str | None) -> None:
         for channels, k in zip((4 * M + 9, M, M, M), mx.random.split(key, 4), strict=True)
     )
     gain, bias = mx.random.normal((2, *P, M), key=key) if norm else (None, None)
-    with memory_cases.on_cpu(mode="fast", check=False):
+    with on_cpu(mode="fast", check=False):
         H, C, output, statistics = memory.memory_update(A, C_before, gain, bias, update, geometry)
         d_A, handed = memory.memory_update_backward(
             d_H, None, d_C, None, A, C_before, C, statistics, gain, bias, update, geometry
@@ -175,24 +165,26 @@ def test_matches_plain_operations(norm: str | None) -> None:
 @pytest.mark.parametrize(("norm", "threadgroups"), [(None, 4), ("channel", 4), ("layer", 2)])
 @pytest.mark.parametrize("memory_convolution", [True, False])
 def test_launches(
-    norm: str | None, threadgroups: int, memory_convolution: bool, calls: list[standin.Call]
+    norm: str | None, threadgroups: int, memory_convolution: bool, kernel_calls: list[standin.Call]
 ) -> None:
     """One a step each way, and one for the initial state where memory is convolved."""
     case = Case(tensor((2, 4), (3, 2), norm, memory_convolution))
     given = memory_cases.arguments(case)
     memory_cases.backward(case, given, memory_cases.forward(case, given))
+    calls = counted(kernel_calls)
     expected = ["memory_forward"] * 2 + ["memory_backward"] * 2
     expected += ["memory_gather"] * memory_convolution
     assert [call.kernel for call in calls] == expected
     assert {call.grid[0] // call.threadgroup[0] for call in calls[:4]} == {threadgroups}
 
 
-def test_bytes_read(calls: list[standin.Call]) -> None:
+def test_bytes_read(kernel_calls: list[standin.Call]) -> None:
     """Each array once, but for the rows of memory and what metal/README.md names."""
     P, K, M, B = (3, 4), (3, 2), 40, 2
     case = Case(tensor(P, K, "channel"), M, B, steps=((False, False), (False, False)))
     given = memory_cases.arguments(case)
     memory_cases.backward(case, given, memory_cases.forward(case, given))
+    calls = counted(kernel_calls)
     taps = math.prod(K)
     shifts = [[k - size // 2 for k in range(size)] for size in K]
     inside = (sum(size - abs(s) for s in axis) for size, axis in zip(P, shifts, strict=True))
@@ -223,6 +215,7 @@ HALF = Case(tensor((2, 3), (3, 2), "channel"), dtype=mx.bfloat16)
 BARE = Case(tensor((2, 3), (3, 2), None, False), steps=((False, False), (False, False)))
 
 
+@needs_compiler
 @pytest.mark.parametrize(
     "case",
     [

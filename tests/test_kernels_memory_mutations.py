@@ -10,17 +10,13 @@ from typing import NamedTuple
 
 import memory_bugs
 import memory_cases
-import metal_on_cpu
 import pytest
+from kernel_devices import on_cpu
 from memory_bugs import AXES, CHANNEL, FORWARD, LAYER, MANY_TAPS, NUMBERS, PLAIN
 from memory_cases import Case
 from metal_on_cpu import MslError
 
 from mlx_tlstm.kernels import library
-
-pytestmark = pytest.mark.skipif(
-    metal_on_cpu.why_unavailable() is not None, reason=str(metal_on_cpu.why_unavailable())
-)
 
 
 class Bug(NamedTuple):
@@ -58,7 +54,7 @@ def _outcome(case: Case, backward: bool) -> str:
 
 @pytest.mark.parametrize("case", [LAYER, CHANNEL, AXES, PLAIN, MANY_TAPS], ids=str)
 def test_nothing_is_caught_without_a_bug(case: Case) -> None:
-    with memory_cases.on_cpu(check=False):
+    with on_cpu(check=False):
         assert _outcome(case, backward=True) == "nothing"
 
 
@@ -74,6 +70,6 @@ def test_bug_is_caught(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
         return text.replace(bug.correct, bug.planted)
 
     monkeypatch.setattr(library, "source", source)
-    with memory_cases.on_cpu(check=False):
+    with on_cpu(check=False):
         found = _outcome(bug.case, backward=bug.file != FORWARD)
     assert re.match(f"[^\n]*({bug.caught})", found), found

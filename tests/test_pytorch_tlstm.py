@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: be
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from pytorch_tlstm import Run, TorchTLSTM, copy_parameters  # noqa: E402
+from benchmarking.pytorch_tlstm import Run, TorchTLSTM, copy_parameters  # noqa: E402
 
 # Shapes with a different size on each axis; K as the module takes it, one for all axes.
 SPECIFICATIONS = [
@@ -120,9 +120,10 @@ def test_benchmark_prints_a_table_and_writes_json(tmp_path):
 
 def test_benchmark_reports_no_speed_on_wrong_numbers(tmp_path):
     scripts = shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    wrong = (scripts / "pytorch_tlstm.py").read_text()
-    assert "A_g.tanh()" in wrong
-    (scripts / "pytorch_tlstm.py").write_text(wrong.replace("A_g.tanh()", "A_g.sigmoid()"))
+    worker = scripts / "benchmarking" / "pytorch_tlstm.py"
+    right = worker.read_text()
+    assert "A_g.tanh()" in right
+    worker.write_text(right.replace("A_g.tanh()", "A_g.sigmoid()"))
     arguments = ["--size", "2,M=8,B=2,T=4", "--rounds", "1", "--device", "cpu"]
     done = run_benchmark(*arguments, root=tmp_path)
     assert done.returncode == 1

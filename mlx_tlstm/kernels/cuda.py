@@ -46,10 +46,12 @@ def cuda_body(source: str) -> str:
         for name, kind in ATTRIBUTES.items()
         if re.search(rf"\b{name}\b", source)
     )
-    body = rewrite_definitions(
-        source, lambda kind, name, dimensions, _: f"__shared__ {kind} {name}{dimensions};"
-    )
-    return attributes + _without_address_spaces(body)
+    return attributes + _without_address_spaces(rewrite_definitions(source, _shared))
+
+
+def _shared(kind: str, name: str, dimensions: str, _: int) -> str:
+    # Several neighbours are stored in one access, which an array of halves would not allow.
+    return f"__shared__ __align__(16) {kind} {name}{dimensions};"
 
 
 def _without_address_spaces(text: str) -> str:

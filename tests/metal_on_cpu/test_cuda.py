@@ -32,7 +32,8 @@ def test_address_spaces_and_threadgroup_variables():
     )
     assert body == (
         "  const uint thread_index_in_simdgroup = msl_thread_index_in_simdgroup();\n"
-        "__shared__ float tile[4][2];__shared__ float last; const  float* p = x;\n"
+        "__shared__ __align__(16) float tile[4][2];__shared__ __align__(16) float last; "
+        "const  float* p = x;\n"
         "tile[0][0] = p[thread_index_in_simdgroup]; // device\n"
         "threadgroup_barrier(mem_flags::mem_threadgroup);"
     )
@@ -57,7 +58,7 @@ def test_source_as_mlx_builds_it(dtype):
     assert f"__global__ void {name}(\n    const {cuda_type}* x,\n" in text
     assert "    const __grid_constant__ Shape x_shape,\n" in text
     assert f"  using T = {cuda_type};\n  constexpr int H = 4;\n" in text
-    assert "__shared__ T As[BM * LDA];" in text
+    assert "__shared__ __align__(16) T As[BM * LDA];" in text
     kernel = re.sub(r"//.*", "", text[text.index("__global__ void") :])
     assert not re.search(r"\b(device|constant|thread|threadgroup)\b", kernel)
 

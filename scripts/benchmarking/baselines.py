@@ -96,10 +96,10 @@ class TorchProcess:
     """``pytorch_tlstm.py`` in its own process, without the BLAS that MLX is given."""
 
     def __init__(self, gpu: bool) -> None:
-        script = Path(__file__).resolve().with_name("pytorch_tlstm.py")
         environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         self._process = subprocess.Popen(
-            [sys.executable, str(script)],
+            [sys.executable, "-m", "benchmarking.pytorch_tlstm"],
+            cwd=Path(__file__).resolve().parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -1,4 +1,4 @@
-"""The tLSTM in eager PyTorch, the baseline of ``benchmark.py``; run as a program, its worker.
+"""The tLSTM in PyTorch, the baseline of ``benchmark.py``; run as a program, its worker.
 
 The worker is a process of its own because an OpenBLAS that was loaded globally for MLX takes the
 place of the MKL inside PyTorch: ``addmm`` of 240x900 by 900x409 fell from 180 to 50 GFLOP/s.
@@ -6,6 +6,8 @@ place of the MKL inside PyTorch: ``addmm`` of 240x900 by 900x409 fell from 180 t
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import itertools
 import math
 import os
@@ -19,6 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+from benchmarking.pytorch_stacked import TorchStackedLSTM
 
 # What this form was measured against, forward and backward on two cores of an AMD EPYC with
 # PyTorch 2.13 (best of 4 rounds in ms at 4x4, 7x7, 3x3 and 10 of the benchmark's default sizes;
@@ -38,7 +42,9 @@ from torch.nn import functional
 class TorchTLSTM(nn.Module):
     """The same computation as ``mlx_tlstm.TLSTM``; inputs ``[B, T, R]``, outputs ``[B, T, M]``.
 
-    Parameter names and shapes are those of the MLX layer's cell.
+    Parameter names and shapes are those of the MLX layer's cell, and the memory cell and its update
+    are float32 here too. ``compiled`` puts a time step through ``torch.compile``; the whole loop
+    would take it minutes.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class TorchTLSTM(nn.Module):
         kernel_size: int = 3,
         memory_convolution: bool = True,
         norm: str | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         axes, M = len(tensor_size), hidden_size
@@ -73,12 +80,14 @@ class TorchTLSTM(nn.Module):
         hidden, memory = tap_rows(tensor_size, kernel_size)
         self.register_buffer("hidden_rows", hidden, persistent=False)
         self.register_buffer("memory_rows", memory, persistent=False)
+        self.run_step = torch.compile(self.step, dynamic=False) if compiled else self.step
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch_size = x.shape[0]
+        batch_size, x = x.shape[0], x.to(self.weight.dtype)
         steps = functional.pad(x.transpose(0, 1), (0, 0, 0, 0, 0, self.delay))
         projected = self.input_projection(steps).unbind(0)
-        H = C = x.new_zeros(batch_size, self.locations, self.hidden_size)
+        H = x.new_zeros(batch_size, self.locations, self.hidden_size)
+        C = H.float()
         zero_row = x.new_zeros(batch_size, 1, self.hidden_size)
         first_rows = torch.arange(batch_size, device=x.device)[:, None] * (self.locations + 2)
         hidden_rows = (first_rows + self.hidden_rows).flatten()
@@ -86,12 +95,26 @@ class TorchTLSTM(nn.Module):
         weight = self.weight.flatten(1).t()
         outputs = []
         for projection in projected:
-            H_cat = torch.cat([H, projection[:, None], zero_row], 1).flatten(0, 1)
-            rows = H_cat.index_select(0, hidden_rows).view(batch_size * self.locations, -1)
-            A = torch.addmm(self.bias, rows, weight).view(batch_size, self.locations, -1)
-            H, C = self.update(A, C, memory_rows)
+            H, C = self.run_step(H, C, projection, weight, zero_row, hidden_rows, memory_rows)
             outputs.append(H[:, -1])
         return torch.stack(outputs[self.delay :], 1)
+
+    def step(
+        self,
+        H: torch.Tensor,
+        C: torch.Tensor,
+        projection: torch.Tensor,
+        weight: torch.Tensor,
+        zero_row: torch.Tensor,
+        hidden_rows: torch.Tensor,
+        memory_rows: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden state and memory cell after one time step."""
+        H_cat = torch.cat([H, projection[:, None], zero_row], 1).flatten(0, 1)
+        rows = H_cat.index_select(0, hidden_rows).view(len(H) * self.locations, -1)
+        A = torch.addmm(self.bias, rows, weight).view(len(H), self.locations, -1)
+        H, C = self.update(A.float(), C, memory_rows)
+        return H.to(weight.dtype), C
 
     def update(
         self, A: torch.Tensor, C: torch.Tensor, memory_rows: torch.Tensor
@@ -112,7 +135,7 @@ class TorchTLSTM(nn.Module):
         if self.norm_kind is None:
             return C
         over = C.shape[2:] if self.norm_kind == "channel" else C.shape[1:]
-        gain, bias = (self.norm[name].view(C.shape[1:]) for name in ("gain", "bias"))
+        gain, bias = (self.norm[name].float().view(C.shape[1:]) for name in ("gain", "bias"))
         return torch.addcmul(bias, functional.layer_norm(C, over), gain)
 
 
@@ -144,20 +167,13 @@ def copy_parameters(module: TorchTLSTM, arrays: Mapping[str, np.ndarray]) -> Non
     module.load_state_dict(state)
 
 
-class Run:
-    """One forward and backward pass: the loss is the sum of outputs times ``cotangent``."""
+class Pass:
+    """A forward and backward pass: the loss is the sum of outputs times ``cotangent``."""
 
     def __init__(
-        self,
-        layer: Mapping[str, Any],
-        parameters: Mapping[str, np.ndarray],
-        x: np.ndarray,
-        cotangent: np.ndarray,
-        device: str,
+        self, module: nn.Module, x: np.ndarray, cotangent: np.ndarray, device: str, dtype: str
     ) -> None:
-        self.module = TorchTLSTM(**layer)
-        copy_parameters(self.module, parameters)
-        self.module.to(device)
+        self.module = module.to(device, getattr(torch, dtype))
         self.x = torch.tensor(x, device=device, requires_grad=True)
         self.cotangent = torch.tensor(cotangent, device=device)
 
@@ -172,6 +188,43 @@ class Run:
         return outputs, dict(zip(parameters, gradients, strict=True))
 
 
+class Run(Pass):
+    """A pass of the tLSTM; ``layer`` holds the arguments of :class:`TorchTLSTM`."""
+
+    def __init__(
+        self,
+        layer: Mapping[str, Any],
+        parameters: Mapping[str, np.ndarray],
+        x: np.ndarray,
+        cotangent: np.ndarray,
+        device: str,
+        dtype: str = "float32",
+    ) -> None:
+        module = TorchTLSTM(**layer)
+        copy_parameters(module, parameters)
+        super().__init__(module, x, cotangent, device, dtype)
+
+
+class StackedRun(Pass):
+    """A pass of the stacked LSTM; ``layer`` holds its depth."""
+
+    def __init__(
+        self,
+        layer: Mapping[str, Any],
+        parameters: Mapping[str, np.ndarray],
+        x: np.ndarray,
+        cotangent: np.ndarray,
+        device: str,
+        dtype: str = "float32",
+    ) -> None:
+        module = TorchStackedLSTM(layer["depth"], parameters)
+        super().__init__(module, x, cotangent, device, dtype)
+        self.module.lstm.flatten_parameters()
+
+
+RUNS = {"tlstm": Run, "stacked": StackedRun}
+
+
 def best_device(gpu: bool) -> str:
     """PyTorch's name of the GPU where one is asked for and there, else ``"cpu"``."""
     if gpu and torch.backends.mps.is_available():
@@ -179,34 +232,56 @@ def best_device(gpu: bool) -> str:
     return "cuda" if gpu and torch.cuda.is_available() else "cpu"
 
 
+def describe(gpu: bool) -> dict[str, Any]:
+    """Version, device, threads, and whether steps can be compiled and LSTMs are cuDNN's."""
+    device = best_device(gpu)
+    return {
+        "version": torch.__version__,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "compiles": device == "cuda" and importlib.util.find_spec("triton") is not None,
+        "cudnn": device == "cuda" and torch.backends.cudnn.is_available(),
+    }
+
+
 def serve() -> None:
     """Answer pickled requests on standard input with pickled replies on standard output.
 
-    ``("load", arguments of Run)`` answers outputs and gradients; ``("run",)`` runs the pass and
-    answers its seconds; ``("describe", gpu)`` answers version, device and threads.
+    ``("describe", gpu)`` answers version, device and threads; ``("load", name, key of RUNS,
+    arguments)`` makes a pass; ``("check", name)`` runs it and answers outputs and gradients,
+    ``("run", name)`` its seconds; ``("drop",)`` forgets all passes. The products of float32
+    matrices are TF32 where MLX's are.
     """
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    run = None
+    tf32 = os.environ.get("MLX_ENABLE_TF32", "1") != "0"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    runs: dict[str, Pass] = {}
     while True:
         try:
             request, *arguments = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
+        reply = None
         if request == "describe":
-            device = best_device(*arguments)
-            reply = {"version": torch.__version__, "device": device}
-            reply["threads"] = torch.get_num_threads()
+            reply = describe(*arguments)
         elif request == "load":
-            run = Run(*arguments)
-            outputs, gradients = run()
+            name, kind, *arguments = arguments
+            runs[name] = RUNS[kind](*arguments)
+        elif request == "drop":
+            runs.clear()
+            gc.collect()  # a module and its step refer to one another
+            if "torch._dynamo" in sys.modules:
+                torch.compiler.reset()  # it stops compiling after a few modules of one class
+        elif request == "check":
+            outputs, gradients = runs[arguments[0]]()
             reply = (
-                outputs.detach().cpu().numpy(),
-                {n: g.cpu().numpy() for n, g in gradients.items()},
+                outputs.detach().float().cpu().numpy(),
+                {n: g.float().cpu().numpy() for n, g in gradients.items()},
             )
         else:
             start = time.perf_counter()
-            run()
+            runs[arguments[0]]()
             reply = time.perf_counter() - start
         pickle.dump(reply, replies)
         replies.flush()

@@ -1,0 +1,1 @@
+"""What the benchmark and the tuner are made of."""

@@ -1,0 +1,247 @@
+"""Launches of single kernels on random arrays, and bare matrix products, for timing them.
+
+In a layer every launch waits for the one before it, and so they do here: a launch reads a number
+that the one before wrote. Without that a GPU would run them side by side, which flatters tiles that
+leave most of it idle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+from benchmarking.problems import Problem
+from mlx_tlstm.kernels import convolution, memory, tuning
+from mlx_tlstm.kernels.tiles import Tile
+from mlx_tlstm.kernels.tuning import Product
+from mlx_tlstm.ops import MemoryUpdate
+
+Arrays = tuple[mx.array, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Launches that depend on one another.
+
+    Args:
+        start: What the first launch takes, evaluated.
+        launch: From those arrays to the outputs.
+        follow: From a launch's arrays and outputs to the arrays of the next.
+    """
+
+    start: Arrays
+    launch: Callable[..., Arrays]
+    follow: Callable[[Arrays, Arrays], Arrays]
+
+    def once(self) -> Arrays:
+        """Outputs of the first launch, not evaluated."""
+        return self.launch(*self.start)
+
+    def run(self, count: int) -> None:
+        """``count`` launches one after the other, evaluated."""
+        arrays = self.start
+        for i in range(count):
+            outputs = self.launch(*arrays)
+            if i + 1 < count:
+                arrays = self.follow(arrays, outputs)
+        mx.eval(outputs)
+
+
+def _with_first(array: mx.array, result: mx.array) -> mx.array:
+    """``array`` with the first element of ``result`` in the place of its own.
+
+    One launch on one element, and no copy of an array that nothing else holds.
+    """
+    flat = array.reshape(-1)
+    flat[:1] = result.reshape(-1)[:1].astype(array.dtype)
+    return flat.reshape(array.shape)
+
+
+def _normal(shape: Sequence[int], scale: float, dtype: mx.Dtype, seed: int) -> mx.array:
+    return (scale * mx.random.normal(tuple(shape), key=mx.random.key(seed))).astype(dtype)
+
+
+def _weight(problem: Problem) -> mx.array:
+    geometry, M = problem.geometry, problem.hidden_size
+    shape = (problem.channels, *geometry.kernel_size, M)
+    return _normal(shape, (geometry.taps * M) ** -0.5, problem.dtype, seed=0)
+
+
+def _state(problem: Problem, channels: int, dtype: mx.Dtype, seed: int) -> mx.array:
+    shape = (problem.batch_size, *problem.geometry.tensor_size, channels)
+    return _normal(shape, 1.0, dtype, seed)
+
+
+def _projected(problem: Problem, seed: int) -> mx.array:
+    return _normal((problem.batch_size, problem.hidden_size), 1.0, problem.dtype, seed)
+
+
+def convolution_forward(problem: Problem) -> Chain:
+    """The cross-layer convolution; the bias waits for the launch before."""
+    hidden = _state(problem, problem.hidden_size, problem.dtype, seed=1)
+    bias = _normal((problem.channels,), 1.0, problem.dtype, seed=3)
+    start = (hidden, _projected(problem, 2), _weight(problem), bias)
+    mx.eval(start)
+    return Chain(
+        start,
+        lambda *arrays: (convolution.cross_layer_convolution(*arrays, problem.geometry),),
+        lambda arrays, outputs: (*arrays[:-1], _with_first(arrays[-1], outputs[0])),
+    )
+
+
+def convolution_input_gradient(problem: Problem) -> Chain:
+    """Its gradient for the hidden state and the projected input."""
+    start = (_state(problem, problem.channels, problem.dtype, seed=1), _weight(problem))
+    mx.eval(start)
+    return Chain(
+        start,
+        lambda *arrays: convolution.cross_layer_convolution_input_gradient(
+            *arrays, problem.geometry
+        ),
+        lambda arrays, outputs: (_with_first(arrays[0], outputs[0]), arrays[1]),
+    )
+
+
+def convolution_weight_gradient(problem: Problem) -> Chain:
+    """Its gradient for weight and bias, over the steps of one launch, added to those before."""
+    steps = convolution.STEPS
+    M, O, dtype = problem.hidden_size, problem.channels, problem.dtype
+    hidden = [_state(problem, M, dtype, seed=10 + i) for i in range(steps)]
+    projected = [_projected(problem, seed=20 + i) for i in range(steps)]
+    d_activations = [_state(problem, O, dtype, seed=30 + i) for i in range(steps)]
+    total = (mx.zeros(_weight(problem).shape), mx.zeros((O,)))
+    start = (*hidden, *projected, *d_activations, *total)
+    mx.eval(start)
+
+    def launch(*arrays: mx.array) -> Arrays:
+        series = (arrays[i * steps : (i + 1) * steps] for i in range(3))
+        gradients = convolution.cross_layer_convolution_weight_gradient(
+            *series, problem.geometry, total=arrays[3 * steps :]
+        )
+        return tuple(gradients)
+
+    return Chain(start, launch, lambda arrays, outputs: (*arrays[: 3 * steps], *outputs))
+
+
+def _memory(problem: Problem) -> tuple[MemoryUpdate, Arrays]:
+    """The update, and its activations, memory cell, and gain and bias of its norm."""
+    geometry, M = problem.geometry, problem.hidden_size
+    update = MemoryUpdate(M, geometry if problem.memory_convolution else None, problem.norm)
+    shape = (*geometry.tensor_size, M)
+    arrays = (
+        _state(problem, problem.channels, problem.dtype, seed=1),
+        _state(problem, M, mx.float32, seed=2),
+        *(_normal(shape, 1.0, mx.float32, seed=3 + i) for i in range(2)),
+    )
+    mx.eval(arrays)
+    return update, arrays
+
+
+def memory_forward(problem: Problem) -> Chain:
+    """The memory cell's update, each on the cell that the one before left."""
+    update, (A, C, gain, bias) = _memory(problem)
+    norm = (gain, bias) if problem.norm else (None, None)
+    return Chain(
+        (C,),
+        lambda C: memory.memory_update(A, C, *norm, update, problem.geometry),
+        lambda arrays, outputs: (outputs[1],),
+    )
+
+
+def memory_backward(problem: Problem) -> Chain:
+    """Its gradient, each with what the one before handed over."""
+    update, (A, C_before, gain, bias) = _memory(problem)
+    norm = (gain, bias) if problem.norm else (None, None)
+    _, C, _, statistics = memory.memory_update(A, C_before, *norm, update, problem.geometry)
+    d_H = _state(problem, problem.hidden_size, mx.float32, seed=6)
+    d_output = d_H[(slice(None), *([-1] * problem.geometry.axes))] + 0
+    states = (A, C_before, C, statistics, *norm)
+
+    def launch(*handed: mx.array) -> Arrays:
+        later = _handed(handed) if handed else None
+        d_A, gradient = memory.memory_update_backward(
+            d_H, d_output, None, later, *states, update, problem.geometry
+        )
+        return (d_A, *(array for array in gradient if array is not None))
+
+    def _handed(arrays: Arrays) -> memory.MemoryGradient:
+        given = iter(arrays)
+        carried = next(given)
+        Q = next(given) if problem.memory_convolution else None
+        sums = (next(given), next(given)) if problem.norm else (None, None)
+        return memory.MemoryGradient(carried, Q, *sums)
+
+    mx.eval(d_H, d_output, C)
+    _, *start = launch()
+    mx.eval(start)
+    return Chain(tuple(start), launch, lambda arrays, outputs: tuple(outputs[1:]))
+
+
+#: By the kernel's name.
+CHAINS = {
+    "convolution_forward": convolution_forward,
+    "convolution_input_gradient": convolution_input_gradient,
+    "convolution_weight_gradient": convolution_weight_gradient,
+    "memory_forward": memory_forward,
+    "memory_backward": memory_backward,
+}
+
+
+def label(choice: Tile | None) -> str:
+    """The tile's sizes, or what takes the kernel's place."""
+    return "plain" if choice is None else f"{choice.rows}x{choice.columns}x{choice.depth}"
+
+
+def asked(chain: Chain) -> Product:
+    """The product under which a convolution's launch looks its tile up."""
+    with tuning.forced(None) as products:
+        chain.once()
+    [product] = products
+    return product
+
+
+def bare_product(
+    problem: Problem, kernel_name: str, steps: int = convolution.STEPS
+) -> Chain | None:
+    """The matrix product in a convolution kernel's place, in the layout that plain operations use.
+
+    With N = B·P rows and KM = <K>·M: [N, KM] by [O, KM] transposed; backward [N, O] by [O, KM] and,
+    of ``steps`` steps, [steps · N, O] transposed by [steps · N, KM]. ``None`` for the memory
+    kernels.
+    """
+    N, O, KM = problem.rows, problem.channels, problem.geometry.taps * problem.hidden_size
+    products = {
+        "convolution_forward": ((N, KM), (O, KM), lambda a, b: (a @ b.T,)),
+        "convolution_input_gradient": ((N, O), (O, KM), lambda a, b: (a @ b,)),
+        "convolution_weight_gradient": ((steps * N, O), (steps * N, KM), lambda a, b: (a.T @ b,)),
+    }
+    if kernel_name not in products:
+        return None
+    left, right, multiply = products[kernel_name]
+    start = (_normal(left, 1.0, problem.dtype, 1), _normal(right, 1.0, problem.dtype, 2))
+    mx.eval(start)
+    return Chain(
+        start,
+        multiply,
+        lambda arrays, outputs: (_with_first(arrays[0], outputs[0]), arrays[1]),
+    )
+
+
+def bare_products(problem: Problem, steps: int) -> Callable[[], None]:
+    """The products of ``steps`` time steps, forward and backward, without the projection's."""
+    runs = [
+        (bare_product(problem, "convolution_forward"), steps),
+        (bare_product(problem, "convolution_input_gradient"), steps),
+    ]
+    whole, rest = divmod(steps, convolution.STEPS)
+    for count, of_steps in ((whole, convolution.STEPS), (1, rest)):
+        if count and of_steps:
+            runs.append((bare_product(problem, "convolution_weight_gradient", of_steps), count))
+
+    def run() -> None:
+        for chain, count in runs:
+            chain.run(count)
+
+    return run

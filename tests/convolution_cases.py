@@ -1,0 +1,176 @@
+"""Runs the convolution kernels on random arrays, beside the float64 reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import mlx.core as mx
+import numpy as np
+import reference
+
+from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.kernels import convolution
+from mlx_tlstm.kernels.tiles import Tile
+
+#: Arrays of each time step, and the parameters: float64 holding numbers of the case's type.
+Arrays = dict[str, np.ndarray]
+Compared = dict[str, tuple[mx.array, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Sizes, and the tile where it is not the one that the library chooses.
+
+    Args:
+        cell: ``"tlstm"``, ``"noconv"`` (without memory convolution) or ``"trnn"``; says how many
+            output channels there are, and whether the forward kernel ends in tanh.
+        steps: Time steps of the weight gradient.
+    """
+
+    tensor_size: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    hidden_size: int = 7
+    batch: int = 2
+    dtype: mx.Dtype = mx.float32
+    tile: Tile | None = None
+    cell: str = "tlstm"
+    steps: int = 2
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.tensor_size, self.kernel_size)
+
+    @property
+    def channels(self) -> int:
+        M = self.hidden_size
+        return {"tlstm": 4 * M + self.geometry.taps, "noconv": 4 * M, "trnn": M}[self.cell]
+
+    @property
+    def activation(self) -> str | None:
+        return "tanh" if self.cell == "trnn" else None
+
+    def __str__(self) -> str:
+        sizes = "x".join(map(str, self.tensor_size))
+        taps = "x".join(map(str, self.kernel_size))
+        dtype = str(self.dtype).removeprefix("mlx.core.")
+        tile = "-tile" + "x".join(map(str, self.tile.template.values())) if self.tile else ""
+        return (
+            f"P{sizes}-K{taps}-M{self.hidden_size}-B{self.batch}-T{self.steps}-{self.cell}"
+            f"-{dtype}{tile}"
+        )
+
+
+def arguments(case: Case, seed: int = 0) -> Arrays:
+    rng = np.random.default_rng(seed)
+    B, P, M, O, T = case.batch, case.tensor_size, case.hidden_size, case.channels, case.steps
+    shapes = {
+        "hidden": (T, B, *P, M),
+        "projected": (T, B, M),
+        "d_activation": (T, B, *P, O),
+        "weight": (O, *case.kernel_size, M),
+        "bias": (O,),
+    }
+    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    arrays["weight"] /= math.sqrt(case.geometry.taps * M)
+    return {
+        name: np.array(mx.array(array).astype(case.dtype).astype(mx.float32)).astype(np.float64)
+        for name, array in arrays.items()
+    }
+
+
+def _typed(case: Case, array: np.ndarray) -> mx.array:
+    return mx.array(array.astype(np.float32)).astype(case.dtype)
+
+
+def forward(case: Case, given: Arrays) -> dict[str, mx.array]:
+    """What the kernel makes of the first step."""
+    names = ("hidden", "projected", "weight", "bias")
+    first = [given[name][0] if name in names[:2] else given[name] for name in names]
+    activation = convolution.cross_layer_convolution(
+        *(_typed(case, array) for array in first),
+        case.geometry,
+        tile=case.tile,
+        activation=case.activation,
+    )
+    return {"activation": activation}
+
+
+def input_gradient(case: Case, given: Arrays) -> dict[str, mx.array]:
+    """What the kernel makes of the first step."""
+    d_hidden, d_projected = convolution.cross_layer_convolution_input_gradient(
+        _typed(case, given["d_activation"][0]),
+        _typed(case, given["weight"]),
+        case.geometry,
+        tile=case.tile,
+    )
+    return {"d_hidden": d_hidden, "d_projected": d_projected}
+
+
+def weight_gradient(case: Case, given: Arrays) -> dict[str, mx.array]:
+    """What the kernel makes of all steps."""
+    series = [
+        [_typed(case, array) for array in given[name]]
+        for name in ("hidden", "projected", "d_activation")
+    ]
+    d_weight, d_bias = convolution.cross_layer_convolution_weight_gradient(
+        *series, case.geometry, tile=case.tile
+    )
+    return {"d_weight": d_weight, "d_bias": d_bias}
+
+
+def compute(case: Case, given: Arrays) -> dict[str, mx.array]:
+    """What all three kernels make of the arrays."""
+    return forward(case, given) | input_gradient(case, given) | weight_gradient(case, given)
+
+
+def expected(case: Case, given: Arrays) -> Arrays:
+    """The same from the reference."""
+    spec = reference.Specification(case.tensor_size, case.kernel_size)
+    parameters = {"weight": given["weight"], "bias": given["bias"]}
+    gradients = {name: np.zeros_like(array) for name, array in parameters.items()}
+    of_inputs = []
+    for hidden, projected, d_A in zip(
+        given["hidden"], given["projected"], given["d_activation"], strict=True
+    ):
+        H_cat = reference.concatenate(case.tensor_size, projected, hidden)
+        d_H_cat = reference.convolve_hidden_backward(spec, parameters, gradients, H_cat, d_A)
+        of_inputs.append(reference.concatenate_backward(case.tensor_size, d_H_cat))
+    H_cat = reference.concatenate(case.tensor_size, given["projected"][0], given["hidden"][0])
+    A = reference.convolve_hidden(spec, parameters, H_cat)
+    d_projected, d_hidden = of_inputs[0]
+    return {
+        "activation": np.tanh(A) if case.activation == "tanh" else A,
+        "d_hidden": d_hidden,
+        "d_projected": d_projected,
+        "d_weight": gradients["weight"],
+        "d_bias": gradients["bias"],
+    }
+
+
+#: Of the largest element. Products of the inputs and their sums are rounded to float32 (6e-8),
+#: and the rounding of a sum grows with the root of its terms, up to 1500 here: below 3e-6.
+TOLERANCE = 3e-6
+#: Half a unit in the last place: the activations are rounded once, from float32.
+ROUNDING = {mx.float32: 0.0, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
+
+
+def wrong(pairs: Compared) -> dict[str, float]:
+    """Largest errors relative to the largest element, where beyond the tolerance, by name."""
+    found = {}
+    for name, (got, value) in pairs.items():
+        tolerance = TOLERANCE + ROUNDING[got.dtype]
+        got = np.array(got.astype(mx.float32)).astype(np.float64)
+        if got.shape != value.shape:
+            found[name] = math.inf
+            continue
+        error = np.abs(got - value).max() / np.abs(value).max()
+        if not error <= tolerance:  # NaN is wrong too
+            found[name] = error
+    return found
+
+
+def compare(case: Case, given: Arrays) -> Compared:
+    """What the kernels computed beside what was expected, by name."""
+    computed, values = compute(case, given), expected(case, given)
+    return {name: (array, values[name]) for name, array in computed.items()}

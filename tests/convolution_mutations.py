@@ -1,0 +1,195 @@
+"""The bugs that ``test_kernels_convolution_mutations`` plants in the convolution kernels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutation(NamedTuple):
+    """In ``file``, the one place that reads ``text`` reads ``planted`` instead."""
+
+    file: str
+    text: str
+    planted: str
+
+    def __str__(self) -> str:
+        kernel = self.file.removeprefix("convolution_").removesuffix(".metal")
+        return f"{kernel}: {self.text} -> {self.planted}".replace("\n", " ")
+
+
+FORWARD = "convolution_forward.metal"
+INPUT_GRADIENT = "convolution_input_gradient.metal"
+WEIGHT_GRADIENT = "convolution_weight_gradient.metal"
+HEADER = "tlstm.h"
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+WEAK_BARRIER = "simdgroup_barrier(mem_flags::mem_threadgroup);"
+
+#: What stands before each barrier of a convolution kernel.
+MULTIPLIED = {
+    FORWARD: "tile.multiply(sum, row_slice, weight_slice);\n  ",
+    INPUT_GRADIENT: "tile.multiply(sum, row_slice, weight_slice);\n  ",
+    WEIGHT_GRADIENT: "tile.multiply(sum, output_slice, tap_slice);\n  ",
+}
+LOADED = {FORWARD: "weight_part);\n  ", INPUT_GRADIENT: "weight_part);\n  "}
+LOADED[WEIGHT_GRADIENT] = "tap_part);\n  "
+SPILLED = "tile.spill(sum, strip, strips);\n  "
+WRITTEN = "  }\n  "
+BARRIERS = [
+    Mutation(file, before + BARRIER, before + planted)
+    for file in (FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT)
+    for before in (MULTIPLIED[file], LOADED[file], SPILLED, WRITTEN)
+    for planted in ("", WEAK_BARRIER)
+]
+
+MUTATIONS = [
+    *(mutation for mutation in BARRIERS if mutation.file == FORWARD or WEAK_BARRIER in mutation[2]),
+    # The forward kernel.
+    Mutation(FORWARD, "threadgroup_position_in_grid.x * BM", "threadgroup_position_in_grid.x * BN"),
+    Mutation(FORWARD, "threadgroup_position_in_grid.y", "threadgroup_position_in_grid.x"),
+    Mutation(FORWARD, "hidden_shape[0] * G::LOCATIONS", "hidden_shape[0]"),
+    Mutation(FORWARD, "RowShare::row(self, i)) % G::LOCATIONS", "RowShare::row(self, i))"),
+    Mutation(FORWARD, "next < DEPTH + BK", "next < DEPTH"),
+    Mutation(FORWARD, "next += BK", "next += BK + 1"),
+    Mutation(FORWARD, "if (next > 0)", "if (next >= 0)"),
+    Mutation(FORWARD, "row < rows && kk < DEPTH", "kk < DEPTH"),
+    Mutation(FORWARD, "row < rows && kk < DEPTH", "row <= rows && kk < DEPTH"),
+    Mutation(FORWARD, "row < rows && kk < DEPTH", "row < rows - 1 && kk < DEPTH"),
+    Mutation(FORWARD, "row < rows && kk < DEPTH", "row < rows && kk < DEPTH - 4"),
+    Mutation(FORWARD, "location[i], kk / PADDED, kk % PADDED", "location[i], 0, kk % PADDED"),
+    Mutation(FORWARD, "row_part[i] = Pack<T>{};", ""),
+    Mutation(FORWARD, "weight_part[i] = Pack<T>{};", ""),
+    Mutation(FORWARD, "output < O && kk < DEPTH", "kk < DEPTH"),
+    Mutation(FORWARD, "output < O && kk < DEPTH", "output <= O && kk < DEPTH"),
+    Mutation(FORWARD, "output < O && kk < DEPTH", "output < O - 1 && kk < DEPTH"),
+    Mutation(FORWARD, "output < O && kk < DEPTH", "output < O"),
+    Mutation(FORWARD, "output * G::TAPS + kk / PADDED", "output * G::TAPS + kk / M"),
+    Mutation(FORWARD, "kk / PADDED) * M, kk % PADDED", "kk / PADDED) * M, kk % M"),
+    Mutation(FORWARD, "row < rows && output < O", "output < O"),
+    Mutation(FORWARD, "row < rows && output < O", "row < rows - 1 && output < O"),
+    Mutation(FORWARD, "row < rows && output < O", "row < rows"),
+    Mutation(FORWARD, "row < rows && output < O", "row < rows && output < O - 1"),
+    Mutation(FORWARD, " + float(bias[output])", ""),
+    Mutation(FORWARD, "bias[output]", "bias[row % O]"),
+    Mutation(FORWARD, "TANH ?", "!TANH ?"),
+    Mutation(FORWARD, "size_t(row) * O + output", "size_t(row) * O + output + 1"),
+    # The gradient for the inputs.
+    Mutation(INPUT_GRADIENT, "WM, WN, WK, false, false", "WM, WN, WK, false, true"),
+    Mutation(INPUT_GRADIENT, "rows = hidden_rows + batch", "rows = hidden_rows"),
+    Mutation(INPUT_GRADIENT, "of_hidden = row < hidden_rows", "of_hidden = row <= hidden_rows"),
+    Mutation(INPUT_GRADIENT, "row - hidden_rows;", "(row - hidden_rows) % batch * 0;"),
+    Mutation(INPUT_GRADIENT, ": G::corner()", ": G::location(0)"),
+    Mutation(INPUT_GRADIENT, "G::LOCATIONS + G::index(location[i])", "G::LOCATIONS"),
+    Mutation(INPUT_GRADIENT, "tap = kk / PADDED", "tap = kk / O"),
+    Mutation(INPUT_GRADIENT, "next < DEPTH + BK", "next < DEPTH"),
+    Mutation(INPUT_GRADIENT, "row < rows && kk < DEPTH;", "row < rows - 1 && kk < DEPTH;"),
+    Mutation(INPUT_GRADIENT, "row < rows && kk < DEPTH;", "row < rows && kk < DEPTH - 4;"),
+    Mutation(INPUT_GRADIENT, " && G::inside(G::reader(location[i], tap))", ""),
+    Mutation(INPUT_GRADIENT, "G::inside(G::reader", "G::inside(G::source"),
+    Mutation(INPUT_GRADIENT, "(start[i] - G::shift(tap)) * O", "(start[i] + G::shift(tap)) * O"),
+    Mutation(INPUT_GRADIENT, "(start[i] - G::shift(tap)) * O", "start[i] * O"),
+    Mutation(INPUT_GRADIENT, "* O, kk % PADDED", "* O, kk % O"),
+    Mutation(INPUT_GRADIENT, "kk < DEPTH && kk % PADDED < O", "kk % PADDED < O"),
+    Mutation(INPUT_GRADIENT, "kk % PADDED < O && channel < M", "channel < M"),
+    Mutation(INPUT_GRADIENT, "kk % PADDED < O && channel < M", "kk % PADDED < O"),
+    Mutation(
+        INPUT_GRADIENT, "kk % PADDED < O && channel < M", "kk % PADDED < O && channel < M - 4"
+    ),
+    Mutation(INPUT_GRADIENT, "kk % PADDED * G::TAPS + kk / PADDED", "kk"),
+    Mutation(INPUT_GRADIENT, "row < rows && channel < M", "channel < M"),
+    Mutation(INPUT_GRADIENT, "row < rows && channel < M", "row < rows"),
+    Mutation(INPUT_GRADIENT, "row < rows && channel < M", "row < rows - 1 && channel < M"),
+    Mutation(INPUT_GRADIENT, "if (row < hidden_rows)", "if (row <= hidden_rows)"),
+    Mutation(INPUT_GRADIENT, "(row - hidden_rows) * M", "row * M"),
+    # The gradient for weight and bias.
+    Mutation(WEIGHT_GRADIENT, "WM, WN, WK, true, false", "WM, WN, WK, false, false"),
+    Mutation(WEIGHT_GRADIENT, "(rows + BK - 1) / BK", "rows / BK"),
+    Mutation(WEIGHT_GRADIENT, "slice <= slices", "slice < slices"),
+    Mutation(WEIGHT_GRADIENT, "if (slice > 0)", "if (slice >= 0)"),
+    Mutation(WEIGHT_GRADIENT, "next >= rows", "next > rows + BK"),
+    Mutation(WEIGHT_GRADIENT, "    next = 0;", "    next = 1;"),
+    Mutation(WEIGHT_GRADIENT, "++step;", ""),
+    Mutation(WEIGHT_GRADIENT, "projected_3,", "projected_4,"),
+    Mutation(WEIGHT_GRADIENT, "row < rows && output < O)\n", "output < O)\n"),
+    Mutation(WEIGHT_GRADIENT, "row < rows && output < O)\n", "row < rows)\n"),
+    Mutation(WEIGHT_GRADIENT, "row < rows && output < O)\n", "row < rows - 1 && output < O)\n"),
+    Mutation(WEIGHT_GRADIENT, "step < STEPS && row < rows) {", "step < STEPS) {"),
+    Mutation(WEIGHT_GRADIENT, "step < STEPS && row < rows) {", "step < STEPS - 1 && row < rows) {"),
+    Mutation(WEIGHT_GRADIENT, "column < COLUMNS)", "column <= COLUMNS)"),
+    Mutation(WEIGHT_GRADIENT, "column < COLUMNS)", "column < COLUMNS - 4)"),
+    Mutation(WEIGHT_GRADIENT, "row % G::LOCATIONS", "next % G::LOCATIONS"),
+    Mutation(WEIGHT_GRADIENT, "column / PADDED,\n", "column / M,\n"),
+    Mutation(WEIGHT_GRADIENT, "            column % PADDED", "            column % M"),
+    Mutation(WEIGHT_GRADIENT, "else if (column == COLUMNS)", "else if (column > COLUMNS)"),
+    Mutation(WEIGHT_GRADIENT, "item[0] = T(1)", "item[0] = T(2)"),
+    Mutation(WEIGHT_GRADIENT, "tap = column / PADDED;", "tap = column / M;"),
+    Mutation(WEIGHT_GRADIENT, "m = column % PADDED;", "m = column % M;"),
+    Mutation(WEIGHT_GRADIENT, "(output * G::TAPS + tap) * M", "(output * G::TAPS + tap) * PADDED"),
+    Mutation(WEIGHT_GRADIENT, "output < O && tap < G::TAPS && m < M", "tap < G::TAPS && m < M"),
+    Mutation(WEIGHT_GRADIENT, "output < O && tap < G::TAPS && m < M", "output < O && m < M"),
+    Mutation(
+        WEIGHT_GRADIENT, "output < O && tap < G::TAPS && m < M", "output < O && tap < G::TAPS"
+    ),
+    Mutation(WEIGHT_GRADIENT, "output < O && column == COLUMNS", "column == COLUMNS"),
+    Mutation(WEIGHT_GRADIENT, "output < O && column == COLUMNS", "output < O && column > COLUMNS"),
+    Mutation(WEIGHT_GRADIENT, "ACCUMULATE ? bias_before[output] + d", "ACCUMULATE ? d"),
+    Mutation(WEIGHT_GRADIENT, "ACCUMULATE ? weight_before[place] + d", "ACCUMULATE ? d"),
+    Mutation(WEIGHT_GRADIENT, "ACCUMULATE ? weight_before", "!ACCUMULATE ? weight_before"),
+    # Where taps lie.
+    Mutation(HEADER, "tap / (K1 * K2) - K0 / 2", "tap / (K1 * K2) - (K0 - 1) / 2"),
+    Mutation(HEADER, "p.y + tap / K2 % K1 - K1 / 2", "p.y + tap / K2 % K1 - (K1 - 1) / 2"),
+    Mutation(HEADER, "p.z + tap % K2 - K2 / 2", "p.z + tap % K2 - (K2 - 1) / 2"),
+    Mutation(HEADER, "p.y + tap / K2 % K1", "p.y + tap % K1"),
+    Mutation(HEADER, "p.y - tap / K2 % K1 + K1 / 2", "p.y - tap / K2 % K1 + (K1 - 1) / 2"),
+    Mutation(HEADER, "p.z - tap % K2 + K2 / 2", "p.z - tap % K2 + (K2 - 1) / 2"),
+    Mutation(HEADER, "p.z >= 0 && p.z < P2", "p.z >= 0 && p.z <= P2"),
+    Mutation(HEADER, "p.z >= 0 && p.z < P2", "p.z < P2"),
+    Mutation(HEADER, "p.y >= 0 && p.y < P1", "p.y >= 0 && p.y < P1 - 1"),
+    Mutation(HEADER, "p.y >= 0 && p.y < P1", "p.y > 0 && p.y < P1"),
+    Mutation(HEADER, "K1 == 1 ? 0 : -1", "-1"),
+    Mutation(HEADER, "p.x == c.x && p.y == c.y && p.z == c.z", "p.x == c.x && p.z == c.z"),
+    Mutation(HEADER, "index / P2 % P1", "index / P2"),
+    Mutation(HEADER, "(p.x * P1 + p.y) * P2 + p.z", "(p.x * P1 + p.y) * P1 + p.z"),
+    Mutation(HEADER, "if (G::is_corner(from)) return", "if (false) return"),
+    Mutation(HEADER, "projected + row / G::LOCATIONS", "projected + row % G::LOCATIONS"),
+    Mutation(HEADER, "(ptrdiff_t(row) + G::shift(tap))", "(ptrdiff_t(row) + tap)"),
+    # Loading, multiplying and adding up.
+    Mutation(HEADER, "(LENGTH + 3) / 4 * 4", "LENGTH / 4 * 4"),
+    Mutation(HEADER, "if (LENGTH % 4 == 0) return", "if (LENGTH % 2 == 0) return"),
+    Mutation(HEADER, "first + 4 <= LENGTH", "first + 2 <= LENGTH"),
+    Mutation(HEADER, "first + 4 <= LENGTH", "first + 6 <= LENGTH || first + 4 == LENGTH + 1"),
+    Mutation(HEADER, "if (has(thread_index, i)) *(", "*("),
+    Mutation(HEADER, "pass * THREADS < ROWS * WIDTH", "pass * THREADS < ROWS * WIDTH - 1"),
+    Mutation(HEADER, "% WIDTH * 4", "% WIDTH"),
+    Mutation(HEADER, "(LEFT_TRANSPOSED ? BK : BM) * LEFT_STRIDE", "BK * BM"),
+    Mutation(HEADER, "(RIGHT_TRANSPOSED ? BN : BK) * RIGHT_STRIDE", "BK * BN"),
+    Mutation(HEADER, "WM * WN * WK * STRIP_SIZE", "WM * WN * STRIP_SIZE"),
+    Mutation(
+        HEADER, "make_filled_simdgroup_matrix<float, 8, 8>(0.0f)", "simdgroup_matrix<float, 8, 8>()"
+    ),
+    Mutation(HEADER, "simdgroup / WN % WM * ROWS", "simdgroup % WM * ROWS"),
+    Mutation(HEADER, "return simdgroup % WN * COLUMNS", "return simdgroup / WN % WM * COLUMNS"),
+    Mutation(HEADER, "simdgroup / (WN * WM) * DEPTH", "simdgroup / (WN * WM) * 0"),
+    Mutation(HEADER, "k < DEPTH; k += 8", "k < DEPTH - 8; k += 8"),
+    Mutation(HEADER, "LEFT_STRIDE, ulong2(0, 0), LEFT", "LEFT_STRIDE, ulong2(0, 0), !LEFT"),
+    Mutation(HEADER, "RIGHT_STRIDE, ulong2(0, 0), RIGHT", "RIGHT_STRIDE, ulong2(0, 0), !RIGHT"),
+    Mutation(HEADER, "sum[i][j], a[i], b[j], sum[i][j]", "sum[i][j], a[i], b[j], sum[0][j]"),
+    Mutation(HEADER, "sum[strip][j], strips", "sum[0][j], strips"),
+    Mutation(HEADER, "strips + simdgroup * STRIP_SIZE", "strips"),
+    Mutation(HEADER, "return element + 32 * WK", "return element + 32"),
+    Mutation(HEADER, "return element + 32 * WK", "return element + 64 * WK"),
+    Mutation(HEADER, "element < 8 * COLUMNS", "element < 8 * COLUMNS - 1"),
+    Mutation(HEADER, "first_row() + 8 * strip + element", "first_row() + element"),
+    Mutation(HEADER, "k = 1; k < WK", "k = 1; k < WK - 1"),
+    Mutation(HEADER, "strips[place + k * WN * WM * STRIP_SIZE]", "strips[place + k * STRIP_SIZE]"),
+    Mutation(HEADER, "case 5: return b5", "case 5: return b6"),
+]
+STACK_MUTATIONS = [
+    Mutation("stack.metal", "part < PARTS - 1 ?", "part < PARTS ?"),
+    Mutation("stack.metal", "threadgroup_position_in_grid.x * 1024", "thread_index_in_threadgroup"),
+    Mutation("stack.metal", "pick(part - 8", "pick(part"),
+    Mutation("stack.metal", "i < metal::min(length, first + 1024)", "i < first + 1024"),
+    Mutation("stack.metal", "i < metal::min(length, first + 1024)", "i < length"),
+    Mutation("stack.metal", "i += 256", "i += 255"),
+    Mutation("stack.metal", "size_t(part) * part_0_shape[0]", "size_t(part) * length"),
+    Mutation("stack.metal", "part < 8 ?", "part < 9 ?"),
+]

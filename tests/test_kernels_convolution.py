@@ -1,0 +1,237 @@
+"""The convolution kernels against the float64 reference and their twins in plain operations.
+
+They run in the sanitizing mode: out-of-bounds accesses, data races, uninitialised reads and outputs
+never written are errors too. Tolerances: see ``convolution_cases``.
+"""
+
+from __future__ import annotations
+
+import convolution_cases
+import metal_on_cpu
+import mlx.core as mx
+import numpy as np
+import pytest
+from convolution_cases import Case
+from kernel_devices import counted, needs_compiler, on_cpu
+from metal_on_cpu import Spec, standin
+
+from mlx_tlstm import ops
+from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.kernels import convolution, library, tiles
+from mlx_tlstm.kernels.stacking import stack
+from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
+
+SMALL = Tile(8, 8, 8, (1, 1, 1))
+CASES = [
+    Case((3,), (3,), steps=1),
+    Case((4,), (2,), 40, dtype=mx.float16, steps=9, tile=CANDIDATES[2]),
+    Case((5,), (4,), dtype=mx.bfloat16, cell="noconv", tile=SMALL, steps=3),
+    Case((2,), (5,), 10, batch=3),  # taps that reach across the whole tensor
+    Case((5, 7), (3, 3), 40, tile=CANDIDATES[0]),
+    Case((4, 5), (3, 2), 40, dtype=mx.bfloat16, tile=CANDIDATES[1]),
+    Case((3, 2), (2, 4), 18, dtype=mx.float16, tile=CANDIDATES[3], steps=3),
+    Case((4, 1), (5, 2), batch=1, dtype=mx.bfloat16, cell="trnn"),
+    Case((2, 3, 2), (2, 3, 4), 10, dtype=mx.float16, cell="trnn"),
+    Case((2, 3, 2), (3, 3, 3), 20, tile=CANDIDATES[4]),
+    Case((1, 1), (3, 2), batch=1, dtype=mx.bfloat16),
+    # Every input has fewer than 8 elements, and comes in Metal's constant address space.
+    Case((1,), (3,), 2, batch=1, cell="trnn"),
+]
+CROSS_PRODUCT = [
+    Case(P, K, M, batch, dtype, tile, cell, steps)
+    for P, K in [((6,), (3,)), ((2, 4), (3, 2)), ((2, 3, 2), (2, 5, 3))]
+    for M, batch, steps in [(7, 2, 3), (40, 1, 10)]
+    for dtype in (mx.float32, mx.float16, mx.bfloat16)
+    for tile, cell in [*((tile, "tlstm") for tile in CANDIDATES), (None, "trnn")]
+]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in CROSS_PRODUCT)],
+    ids=str,
+)
+def test_matches_reference(case: Case, kernel_calls: list[standin.Call]) -> None:
+    given = convolution_cases.arguments(case)
+    assert convolution_cases.wrong(convolution_cases.compare(case, given)) == {}
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[6], CASES[9]], ids=str)
+def test_order_of_execution_changes_no_bit(case: Case) -> None:
+    given, results = convolution_cases.arguments(case), []
+    for order in (0, 1, 2):
+        with on_cpu(check=False, order=order):
+            results.append(convolution_cases.compute(case, given).values())
+    for other in results[1:]:
+        assert all(mx.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_matches_plain_operations() -> None:
+    """At the paper's size (3D, L = 10, M = 100, batch 15), in the quick mode."""
+    case = Case((10, 10), (3, 3), 100, 15, steps=1)
+    given = convolution_cases.arguments(case)
+    with on_cpu(mode="fast", check=False):
+        computed = convolution_cases.compute(case, given)
+    arrays = {name: mx.array(array.astype(np.float32)) for name, array in given.items()}
+    weight, bias = arrays.pop("weight"), arrays.pop("bias")
+    hidden, projected, d_activation = (series[0] for series in arrays.values())
+    geometry = case.geometry
+    A = ops.cross_layer_convolution(hidden, projected, ops.transposed(weight), bias, geometry)
+    plain = {"activation": A}
+    plain["d_hidden"], plain["d_projected"] = ops.cross_layer_convolution_input_gradient(
+        d_activation, weight, geometry
+    )
+    plain["d_weight"], plain["d_bias"] = ops.cross_layer_convolution_weight_gradient(
+        hidden, projected, d_activation, geometry
+    )
+    for name, array in plain.items():
+        error = mx.max(mx.abs(computed[name] - array)) / mx.max(mx.abs(array))
+        # Both sides sum up to 3681 terms in float32, in different orders.
+        assert error.item() < 5e-6, name
+
+
+@pytest.mark.parametrize(("steps", "launches"), [(1, 1), (8, 1), (9, 2), (17, 3)])
+def test_launches(steps: int, launches: int, kernel_calls: list[standin.Call]) -> None:
+    """One for each of a step's two convolutions, and one for eight steps' weight gradients."""
+    case = Case((3,), (3,), steps=steps)
+    given = convolution_cases.arguments(case)
+    assert convolution_cases.wrong(convolution_cases.compare(case, given)) == {}
+    assert [call.kernel for call in counted(kernel_calls)] == [
+        "convolution_forward",
+        "convolution_input_gradient",
+        *["convolution_weight_gradient"] * launches,
+    ]
+
+
+@pytest.mark.parametrize("tile", CANDIDATES, ids=str)
+def test_threadgroup_memory(tile: Tile, kernel_calls: list[standin.Call]) -> None:
+    """No kernel takes more than the tile says, and the one that takes the most takes that much."""
+    calls = counted(kernel_calls)
+    convolution_cases.compute(Case((2,), (2,), 8, tile=tile, steps=1), _SAME[tile])
+    used = [call.stats["threadgroup_bytes"] for call in calls]
+    assert max(used) == tile.threadgroup_bytes
+    assert all(call.threadgroup == (tile.threads, 1, 1) for call in calls)
+
+
+_SAME = {
+    tile: convolution_cases.arguments(Case((2,), (2,), 8, tile=tile, steps=1))
+    for tile in CANDIDATES
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        mx.float32,
+        pytest.param(mx.float16, marks=pytest.mark.slow),
+        pytest.param(mx.bfloat16, marks=pytest.mark.slow),
+    ],
+)
+def test_any_input_may_be_small(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels type-check with each input in turn in Metal's constant address space.
+
+    The weight gradient's steps have one shape, so of theirs either all are small or none is.
+    """
+    checked = []
+
+    def check(kernel: library.Kernel, inputs, *, template, groups, threads, shapes, dtypes):
+        specs = [Spec(array.shape, array.dtype) for array in inputs]
+        result = metal_on_cpu.Kernel(
+            kernel.name,
+            kernel.inputs,
+            kernel.outputs,
+            library.source(f"{kernel.name}.metal"),
+            header="#include <metal_simdgroup_matrix>\n" + library.source("tlstm.h"),
+        ).check(specs, list(template.items()), dtypes, kernel is not convolution.WEIGHT_GRADIENT)
+        assert result.small_input_errors == []
+        checked.append(kernel.name)
+        return [mx.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+
+    monkeypatch.setattr(library.Kernel, "__call__", check)
+    case = Case((2, 3), (3, 2), 40, dtype=dtype, steps=9)
+    convolution_cases.compute(case, convolution_cases.arguments(case))
+    assert len(checked) == 4
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.int32])
+@pytest.mark.parametrize(
+    ("count", "shape", "launches"),
+    [(1, (3, 5), 0), (2, (3, 5), 1), (16, (2, 600), 1), (37, (3, 5), 4), (257, (8,), 20)],
+)
+def test_stack(
+    count: int,
+    shape: tuple[int, ...],
+    launches: int,
+    dtype: mx.Dtype,
+    kernel_calls: list[standin.Call],
+) -> None:
+    arrays = [
+        (mx.arange(mx.array(shape).prod().item()) + i).reshape(shape).astype(dtype)
+        for i in range(count)
+    ]
+    stacked = stack(arrays)
+    assert stacked.dtype == dtype
+    assert mx.array_equal(stacked, mx.stack(arrays))
+    assert len(counted(kernel_calls)) == launches
+
+
+def test_stack_of_few_elements(kernel_calls: list[standin.Call]) -> None:
+    arrays = [mx.array([i, i + 1]) for i in range(20)]
+    assert mx.array_equal(stack(arrays), mx.stack(arrays))
+    assert counted(kernel_calls) == []
+
+
+def test_stack_refuses_unequal_arrays() -> None:
+    for arrays in ([], [mx.zeros(8), mx.zeros(9)], [mx.zeros(8), mx.zeros(8, mx.int32)]):
+        with pytest.raises(ValueError, match=r"\[stack\] 'arrays' must be one or more of one"):
+            stack(arrays)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "simdgroups", "message"),
+    [
+        ((24, 16, 16), (2, 2, 1), "'rows' must be a multiple of 8 · 2 but got 24"),
+        ((16, 24, 16), (2, 2, 1), "'columns' must be a multiple of 8 · 2 but got 24"),
+        ((16, 16, 24), (1, 1, 2), "'depth' must be a multiple of 8 · 2 but got 24"),
+        ((0, 16, 16), (2, 2, 1), "'rows' must be an integer of 1 or more but got 0"),
+        ((16, 16, 16), (2, 0, 1), "'simdgroups' must be three integers of 1 or more"),
+        ((16, 16, 16), (2, 2), "'simdgroups' must be three integers of 1 or more"),
+        ((64, 64, 16), (8, 8, 1), "'simdgroups' must be of 1024 threads or fewer"),
+        ((64, 64, 64), (2, 2, 1), "must be within 32768 bytes of threadgroup memory"),
+    ],
+)
+def test_tile_checks_itself(sizes: tuple, simdgroups: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tile(*sizes, simdgroups)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "tile"),
+    [
+        (735, 1609, CANDIDATES[0]),  # M = 400, batch 15, 49 locations
+        (1500, 409, CANDIDATES[0]),  # M = 100, batch 15, 100 locations
+        (150, 403, CANDIDATES[2]),  # ten
+        (165, 100, CANDIDATES[4]),  # its input gradient
+        (15, 403, CANDIDATES[4]),  # one location
+        (15, 40000, CANDIDATES[3]),  # no taller than the rows ask for
+    ],
+)
+def test_choice_of_tile(rows: int, columns: int, tile: Tile) -> None:
+    assert tiles.choose("convolution_forward", rows, columns, 900) == tile
+
+
+def test_refuses_other_arrays() -> None:
+    geometry = Geometry((2,), (2,))
+    H, x, W, b = mx.zeros((1, 2, 3)), mx.zeros((1, 3)), mx.zeros((3, 2, 3)), mx.zeros(3)
+    with pytest.raises(ValueError, match="'dtype' must be float32, float16 or bfloat16 for all"):
+        convolution.cross_layer_convolution(H.astype(mx.float16), x, W, b, geometry)
+    with pytest.raises(ValueError, match="'dtype' must be float32, float16 or bfloat16 for all"):
+        convolution.cross_layer_convolution_input_gradient(
+            H.astype(mx.int32), W.astype(mx.int32), geometry
+        )
+    with pytest.raises(ValueError, match="'activation' must be one of None, 'tanh'"):
+        convolution.cross_layer_convolution(H, x, W, b, geometry, activation="relu")
+    for series in (([], [], []), ([H], [x], [H, H])):
+        with pytest.raises(ValueError, match="must be of one length, 1 or more"):
+            convolution.cross_layer_convolution_weight_gradient(*series, geometry)
