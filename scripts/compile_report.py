@@ -8,6 +8,7 @@ did not suffice. Metal's compiler allots registers in its own way: these numbers
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import itertools
 import math
@@ -37,7 +38,10 @@ SIZES = (
     "1,M=100,B=15,T=200",
     "10,M=100,B=15,T=200",
 )
-NORMS = (None, "channel", "layer")
+LAYERS = (
+    *(functools.partial(mlx_tlstm.TLSTM, norm=norm) for norm in (None, "channel", "layer")),
+    mlx_tlstm.TRNN,
+)
 CUDA_TYPES = {mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
 
 #: Where a CUDA toolkit lies, unless NVIDIA's wheels are installed.
@@ -139,8 +143,8 @@ def report(
     """A row for each kernel and type, and size if asked for: its variants at their worst."""
     needs: dict[Launch, tuple[int, int, int]] = {}
     rows: dict[tuple[str, ...], set[Launch]] = {}
-    for size, dtype, norm in itertools.product(sizes, dtypes, NORMS):
-        layer = mlx_tlstm.TLSTM(INPUT_SIZE, size.hidden_size, size.tensor_size, norm=norm)
+    for size, dtype, build in itertools.product(sizes, dtypes, LAYERS):
+        layer = build(INPUT_SIZE, size.hidden_size, size.tensor_size)
         layer.set_dtype(getattr(mx, dtype))
         # 9 steps have every variant of a longer sequence.
         for launch in of_a_pass(layer, size.batch_size, 9):

@@ -132,6 +132,35 @@ def test_recomputed_gradients_are_the_same_to_the_bit(kernel_calls, name):
 
 
 @pytest.mark.standin(mode="fast", check=False)
+def test_one_step_at_the_papers_size(kernel_calls):
+    """3D, L = 10, M = 100, batch 15, forward and backward, in the quick mode."""
+    mx.random.seed(1)
+    layer = randomized(TLSTM(65, 100, (10, 10), norm="channel"))
+    cell, (x, state, _) = layer.cell, inputs(layer, 15, 1)
+    cotangents = [mx.random.normal(array.shape) for array in state]
+
+    def gradients(backend):
+        cell.backend = backend
+
+        def loss(parameters, x, state):
+            cell.update(parameters)
+            after = cell(x, state)
+            return sum((a * c).sum() for a, c in zip(after, cotangents, strict=True)), after
+
+        parameters = cell.parameters()
+        (_, after), found = mx.value_and_grad(loss, argnums=(0, 1, 2))(parameters, x[:, 0], state)
+        cell.update(parameters)
+        mx.eval(after, found)
+        return after, tree_flatten(found)
+
+    expected, got = gradients("ops"), gradients(None)
+    for mine, theirs in zip(got[0], expected[0], strict=True):
+        assert relative_error(mine, np.array(theirs)) < VALUES
+    for (name, mine), (_, theirs) in zip(got[1], expected[1], strict=True):
+        assert relative_error(mine, np.array(theirs)) < GRADIENTS, name
+
+
+@pytest.mark.standin(mode="fast", check=False)
 def test_launches_of_a_time_step(kernel_calls):
     def launches(steps, recompute):
         layer = TLSTM(4, 7, (2, 3), norm="channel", recompute=recompute)

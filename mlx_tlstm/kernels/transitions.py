@@ -10,13 +10,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import convolution, memory, stacking
+from mlx_tlstm.kernels import activation, convolution, memory, stacking
 from mlx_tlstm.ops import MemoryUpdate
 from mlx_tlstm.transition import State, Step
-
-
-def _far_corner(geometry: Geometry) -> tuple[slice | int, ...]:
-    return (slice(None), *([-1] * geometry.axes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +40,8 @@ class KernelTransition(abc.ABC):
 
     def output(self, state: State) -> mx.array:
         # A copy, since a view would keep the whole state of every step alive.
-        return mx.contiguous(state[0][_far_corner(self.geometry)])
+        corner = (slice(None), *([-1] * self.geometry.axes))
+        return mx.contiguous(state[0][corner])
 
     def stack(self, arrays: Sequence[mx.array]) -> mx.array:
         return stacking.stack(arrays)
@@ -168,13 +165,11 @@ class TRNNTransition(KernelTransition):
         d_output: mx.array | None,
         d_after: State | None,
     ) -> tuple[mx.array, mx.array, mx.array]:
-        H = step.after[0].astype(mx.float32)
+        (H,) = step.after
         d_H = handed if handed is not None else mx.zeros(H.shape)
         if d_after is not None:
             d_H = d_H + d_after[0]
-        if d_output is not None:
-            d_H = d_H.at[_far_corner(self.geometry)].add(d_output)
-        d_A = (d_H * (1 - mx.square(H))).astype(prepared[0].dtype)
+        d_A = activation.tanh_backward(d_H, d_output, H, self.geometry)
         d_H, d_projected = convolution.cross_layer_convolution_input_gradient(
             d_A, prepared[0], self.geometry
         )
