@@ -21,10 +21,20 @@ def normal(shape: tuple[int, ...], fan_in: int) -> mx.array:
 
 
 def require_forget_bias(owner: str, forget_bias: object) -> None:
-    """Raise ``ValueError`` unless ``forget_bias`` is a finite number."""
+    """Raise ``ValueError`` unless ``forget_bias`` is a number that float32 holds."""
     valid = isinstance(forget_bias, float) or is_integer(forget_bias)
-    valid = valid and math.isfinite(forget_bias)  # type: ignore[arg-type]
+    valid = valid and abs(forget_bias) <= mx.finfo(mx.float32).max  # type: ignore[arg-type]
     require(valid, owner, "forget_bias", "a finite number", forget_bias)
+
+
+#: MLX and the kernels count elements in 32 bits.
+MAX_ELEMENTS = 2**31 - 1
+
+
+def require_countable(owner: str, argument: str, shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` unless an array of ``shape`` has no more than MAX_ELEMENTS elements."""
+    expected = f"of {MAX_ELEMENTS:,} elements or fewer, by smaller sizes,"
+    require(math.prod(shape) <= MAX_ELEMENTS, owner, argument, expected, f"shape {shape}")
 
 
 class Trace(NamedTuple):
@@ -70,6 +80,7 @@ class RecurrentCell(nn.Module):
         require_integer(owner, "hidden_size", hidden_size)
         self.input_size = input_size
         self.hidden_size = hidden_size
+        require_countable(owner, "input_projection.weight", (hidden_size, input_size))
         self.input_projection = nn.Linear(input_size, hidden_size)
         self.input_projection.weight = normal((hidden_size, input_size), input_size)
         self.input_projection.bias = mx.zeros((hidden_size,))
@@ -101,6 +112,7 @@ class RecurrentCell(nn.Module):
         """The zero state of ``batch_size`` sequences; the memory cell is float32."""
         require_integer(type(self).__name__, "batch_size", batch_size)
         shape = (batch_size, *self.state_shape)
+        require_countable(type(self).__name__, "state", shape)
         return self.state_type(*(mx.zeros(shape, dtype) for dtype in self.state_dtypes()))
 
     def state_dtypes(self) -> tuple[mx.Dtype, ...]:

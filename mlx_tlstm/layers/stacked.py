@@ -10,7 +10,13 @@ import mlx.core as mx
 
 from mlx_tlstm import ops
 from mlx_tlstm.checks import require_integer
-from mlx_tlstm.layers.base import RecurrentCell, RecurrentLayer, normal, require_forget_bias
+from mlx_tlstm.layers.base import (
+    RecurrentCell,
+    RecurrentLayer,
+    normal,
+    require_countable,
+    require_forget_bias,
+)
 from mlx_tlstm.transition import PlainTransition, State, Step
 
 
@@ -146,6 +152,8 @@ class StackedLSTMCell(RecurrentCell):
         self.depth = depth
         self.delay = 0
         self.transition = StackedLSTMTransition(depth, ops.MemoryUpdate(M, None, None))
+        require_countable(owner, "weight", (4 * M, 2, M))
+        require_countable(owner, "state", self.state_shape)
         self.weight = normal((4 * M, 2, M), fan_in=2 * M)
         self.bias = mx.zeros((4 * M,))
         self.bias[2 * M : 3 * M] = forget_bias

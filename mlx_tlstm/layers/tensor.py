@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx_tlstm import kernels, ops
 from mlx_tlstm.checks import require_choice
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.layers.base import RecurrentCell, normal
+from mlx_tlstm.layers.base import RecurrentCell, normal, require_countable
 from mlx_tlstm.transition import PlainTransition, State, Step, Transition
 
 
@@ -75,6 +75,8 @@ class TensorCell(RecurrentCell):
         self.depth = geometry.depth
         self.delay = geometry.depth - 1
         shape = (channels, *geometry.kernel_size, hidden_size)
+        require_countable(owner, "weight", shape)
+        require_countable(owner, "state", self.state_shape)
         self.weight = normal(shape, fan_in=geometry.taps * hidden_size)
         self.bias = mx.zeros((channels,))
 
