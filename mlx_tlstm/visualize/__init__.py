@@ -1,0 +1,39 @@
+"""Looking into layers: what every step computed, as numbers and as drawings.
+
+Each drawing takes an Axes of the caller's or makes a figure, and returns the figure; none touches
+pyplot's state.
+"""
+
+from mlx_tlstm.visualize.gates import draw_gate_saturation
+from mlx_tlstm.visualize.maps import draw_memory_maps
+from mlx_tlstm.visualize.measures import (
+    Saturation,
+    channel_means,
+    diagonal_means,
+    gate_saturation,
+    memory_offsets,
+)
+from mlx_tlstm.visualize.memory import draw_diagonal, draw_memory_offsets
+from mlx_tlstm.visualize.reach import draw_arrival, draw_receptive_field
+from mlx_tlstm.visualize.recording import Recording, diagonal, record
+from mlx_tlstm.visualize.sensitivity import arrival_steps, input_reach, receptive_field
+
+__all__ = [
+    "Recording",
+    "Saturation",
+    "arrival_steps",
+    "channel_means",
+    "diagonal",
+    "diagonal_means",
+    "draw_arrival",
+    "draw_diagonal",
+    "draw_gate_saturation",
+    "draw_memory_maps",
+    "draw_memory_offsets",
+    "draw_receptive_field",
+    "gate_saturation",
+    "input_reach",
+    "memory_offsets",
+    "receptive_field",
+    "record",
+]

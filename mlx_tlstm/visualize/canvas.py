@@ -1,0 +1,101 @@
+"""What the drawings share: a figure without pyplot, colours, axes in steps and locations."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.image import AxesImage
+
+from mlx_tlstm.checks import require
+
+#: From dark to light throughout, so that it reads in grey.
+COLOUR_MAP = matplotlib.colormaps["viridis"].with_extremes(bad="0.85")
+#: Up to as many locations each has its label.
+_LABELLED = 16
+#: Likewise the steps; where there are more, round numbers are.
+_STEPS_LABELLED = 12
+
+
+class InlineFigure(Figure):
+    """A figure that notebooks show as a picture, and that pyplot knows nothing of."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=120)
+        return buffer.getvalue()
+
+
+def canvas(owner: str, axes: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """The caller's axes with their figure, or new ones of ``size`` in inches.
+
+    Raises:
+        ValueError: ``axes`` is something else.
+    """
+    if axes is None:
+        figure = InlineFigure(figsize=size, layout="constrained")
+        return figure, figure.add_subplot()
+    require(isinstance(axes, Axes), owner, "axes", "a matplotlib Axes or None", axes)
+    figure = axes.figure
+    while isinstance(figure, SubFigure):
+        figure = figure.figure
+    return figure, axes
+
+
+def scaled(owner: str, values: np.ndarray) -> np.ndarray:
+    """``values`` moved and stretched to [0, 1]; all 0 where they are all one number.
+
+    Raises:
+        ValueError: One is infinite or no number.
+    """
+    finite = np.isfinite(values)
+    require(bool(finite.all()), owner, "recording", "of finite states", f"{(~finite).sum()} others")
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
+def over_steps(axes: Axes, values: np.ndarray, low: float, high: float) -> AxesImage:
+    """A picture ``[locations, T']`` whose columns are steps from 1."""
+    rows, steps = values.shape
+    image = axes.imshow(
+        values,
+        cmap=COLOUR_MAP,
+        vmin=low,
+        vmax=high,
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5, steps + 0.5, rows + 0.5, 0.5),
+    )
+    axes.set_xlabel("step")
+    axes.set_xticks(step_ticks(steps))
+    return image
+
+
+def step_ticks(steps: int) -> list[int]:
+    """Step 1 and round numbers of steps, or all where they are few."""
+    spacing, factor = 1, 5
+    while steps > _STEPS_LABELLED * spacing:
+        spacing, factor = spacing * factor, 10 // factor
+    return [1, *range(max(2, spacing), steps + 1, spacing)]
+
+
+def location_names(indices: Sequence[np.ndarray]) -> list[str]:
+    """Names of locations given by indices from 0, an array an axis; they count from 1."""
+    return [",".join(str(index + 1) for index in place) for place in zip(*indices, strict=True)]
+
+
+def label_locations(axes: Axes, names: Sequence[str], layer: str) -> None:
+    """Names of the rows, from the input's end at the top to the output's at the bottom."""
+    count = len(names)
+    rows = np.arange(1, count + 1)
+    if count > _LABELLED:
+        rows = np.unique(np.linspace(1, count, _LABELLED // 2).round().astype(int))
+    labels = [names[row - 1] for row in rows]
+    if count > 1:
+        labels[0], labels[-1] = f"input  {labels[0]}", f"output  {labels[-1]}"
+    axes.set_yticks(rows, labels)
+    axes.set_ylabel("layer" if layer == "StackedLSTM" else "location")

@@ -1,0 +1,88 @@
+"""Numbers of a recording: channel means, where memory comes from, saturated gates."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mlx_tlstm.checks import is_integer, require
+from mlx_tlstm.visualize.recording import Recording, on_diagonal, require_part
+
+GATES = ("input", "forget", "output")
+
+
+class Saturation(NamedTuple):
+    """How often a gate is as good as shut or open, from 0 to 1, for each location ``[*P]``."""
+
+    shut: np.ndarray
+    open: np.ndarray
+
+
+def channel_means(recording: Recording) -> np.ndarray:
+    """Mean of the memory cell C over its channels, ``[B, T', *P]``.
+
+    Raises:
+        ValueError: The layer has no memory cell.
+    """
+    return require_part("channel_means", recording, "cell").mean(axis=-1)
+
+
+def diagonal_means(recording: Recording) -> np.ndarray:
+    """Channel means (Fig. 6) from location ``[1, …, 1]`` to ``[P, …, P]``, ``[B, T', P]``.
+
+    With one axis, or for stacked layers, these are all locations.
+
+    Raises:
+        ValueError: The layer has no memory cell.
+    """
+    cell = require_part("diagonal_means", recording, "cell")
+    return on_diagonal(cell.mean(axis=-1), recording.tensor_size)
+
+
+def memory_offsets(recording: Recording) -> np.ndarray:
+    """Mean offset on each axis of the memory that a location reads, ``[B, T', *P, axes]``.
+
+    The mean is under the location's kernel Q, in locations: -1 reads the neighbour towards the
+    input, as a shift register does, and 0 the location itself. Taps beyond the tensor count as
+    the boundary location that they repeat, so that the first location never reads from before it.
+
+    Raises:
+        ValueError: The layer has no memory convolution.
+    """
+    kernels = require_part("memory_offsets", recording, "kernels")
+    axes = len(recording.tensor_size)
+    means = []
+    for axis, (P, K) in enumerate(
+        zip(recording.tensor_size, kernels.shape[2 + axes :], strict=True)
+    ):
+        others = tuple(2 + axes + other for other in range(axes) if other != axis)
+        along = np.moveaxis(kernels.sum(axis=others), 2 + axis, -2)  # [B, T', …, P, K]
+        location = np.arange(P)[:, None]
+        offsets = np.clip(location + np.arange(K) - K // 2, 0, P - 1) - location
+        means.append(np.moveaxis((along * offsets).sum(axis=-1), -1, 2 + axis))
+    return np.stack(means, axis=-1)
+
+
+def gate_saturation(
+    recording: Recording, low: float = 0.1, high: float = 0.9
+) -> dict[str, Saturation]:
+    """Shares of the input, forget and output gate's values below ``low`` and above ``high``.
+
+    They are taken over sequences, steps and channels.
+
+    Raises:
+        ValueError: The layer has no gates, or the limits are not in order between 0 and 1.
+    """
+    owner = "gate_saturation"
+    require_part(owner, recording, "forget_gate")
+    number = all(isinstance(limit, float) or is_integer(limit) for limit in (low, high))
+    valid = number and 0 <= low <= high <= 1
+    require(valid, owner, "low", "0 or more, and 'high' from there to 1,", (low, high))
+    shares = {}
+    for gate in GATES:
+        values = getattr(recording, f"{gate}_gate")
+        shares[gate] = Saturation(
+            *(share.mean(axis=(0, 1, -1)) for share in (values < low, values > high))
+        )
+    return shares

@@ -1,0 +1,142 @@
+"""Every step of a layer on a sequence, as NumPy arrays to measure and draw."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_tlstm import ops
+from mlx_tlstm.checks import is_integer, require
+from mlx_tlstm.layers.base import RecurrentLayer
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """States, gates and memory kernels of every step and location, in float32.
+
+    Shapes: ``B`` batch, T inputs, T' = T + delay steps, ``*P`` tensor size (``L`` for stacked
+    layers), ``*K`` kernel size, M channels.
+
+    Attributes:
+        layer: Name of the layer's class.
+        delay: Steps between an input and its output; output t is read at step t + delay.
+        outputs: ``[B, T, M]``, as the layer returns them.
+        hidden: Hidden state H after each step, ``[B, T', *P, M]``.
+        cell: Memory cell C likewise; ``None`` for a tRNN, as all that follows.
+        new_content: G = tanh(A^g), likewise.
+        input_gate: I, likewise.
+        forget_gate: F, likewise.
+        output_gate: O, likewise.
+        kernels: Softmax kernels Q of the memory convolution, ``[B, T', *P, *K]``; ``None`` for a
+            layer without.
+    """
+
+    layer: str
+    delay: int
+    outputs: np.ndarray
+    hidden: np.ndarray
+    cell: np.ndarray | None = None
+    new_content: np.ndarray | None = None
+    input_gate: np.ndarray | None = None
+    forget_gate: np.ndarray | None = None
+    output_gate: np.ndarray | None = None
+    kernels: np.ndarray | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """B, the sequences."""
+        return self.hidden.shape[0]
+
+    @property
+    def steps(self) -> int:
+        """T', the inputs and the ``delay`` steps that bring out the last outputs."""
+        return self.hidden.shape[1]
+
+    @property
+    def tensor_size(self) -> tuple[int, ...]:
+        """P of each axis; ``(L,)`` for stacked layers."""
+        return self.hidden.shape[2:-1]
+
+
+def record(layer: RecurrentLayer, x: mx.array, state: Any = None) -> Recording:
+    """Run a layer and keep what each step computed; the layer stays as it is.
+
+    Args:
+        layer: A :class:`TLSTM`, :class:`TRNN` or :class:`StackedLSTM`.
+        x: Inputs ``[B, T, R]``, or ``[T, R]`` for one sequence.
+        state: State before the first input; ``None`` is the zero state.
+
+    Raises:
+        ValueError: ``layer`` is no layer, or a shape or dtype is wrong.
+    """
+    require_layer("record", layer)
+    trace = layer.trace(x, state)
+    values: dict[str, mx.array | None] = {"outputs": trace.outputs, **trace.states._asdict()}
+    if isinstance(trace.residuals, ops.Residuals):
+        values |= _gates(trace.residuals)
+        if trace.residuals.Q is not None:
+            shape = (*trace.residuals.Q.shape[:-1], *layer.cell.geometry.kernel_size)
+            values["kernels"] = trace.residuals.Q.reshape(shape)
+    elif trace.residuals is not None:  # a record a layer of a stack
+        gates = [_gates(residuals) for residuals in trace.residuals]
+        values |= {name: mx.stack([g[name] for g in gates], axis=2) for name in gates[0]}
+    arrays = {
+        name: np.array(array.astype(mx.float32))
+        for name, array in values.items()
+        if array is not None
+    }
+    return Recording(type(layer).__name__, layer.delay, **arrays)
+
+
+def diagonal(tensor_size: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Indices from 0, an array an axis, of the locations from ``[1, …, 1]`` to ``[P, …, P]``.
+
+    There are as many as the longest axis has; on a shorter one the nearest location counts.
+    """
+    count = max(tensor_size)
+    share = np.arange(count) / max(1, count - 1)
+    return tuple(np.rint(share * (size - 1)).astype(int) for size in tensor_size)
+
+
+def on_diagonal(values: np.ndarray, tensor_size: tuple[int, ...]) -> np.ndarray:
+    """The diagonal of values ``[B, T', *P]``, ``[B, T', P]``; see :func:`diagonal`."""
+    return values[(slice(None), slice(None), *diagonal(tensor_size))]
+
+
+def require_layer(owner: str, layer: object) -> None:
+    """Raise ``ValueError`` unless ``layer`` is one of this package's."""
+    valid = isinstance(layer, RecurrentLayer)
+    require(valid, owner, "layer", "a TLSTM, TRNN or StackedLSTM", layer)
+
+
+def require_part(owner: str, recording: object, name: str) -> np.ndarray:
+    """The array ``name`` of a recording; ``ValueError`` where its layer has no such part."""
+    require(isinstance(recording, Recording), owner, "recording", "a Recording", recording)
+    array = getattr(recording, name)
+    expected = {
+        "cell": "of a layer with a memory cell",
+        "forget_gate": "of a layer with gates",
+        "kernels": "of a layer with memory convolution",
+    }[name]
+    layer = getattr(recording, "layer", None)
+    require(array is not None, owner, "recording", expected, layer)
+    return array
+
+
+def require_example(owner: str, recording: Recording, example: object) -> None:
+    """Raise ``ValueError`` unless ``example`` is the number, from 0, of a recorded sequence."""
+    last = recording.batch_size - 1
+    valid = is_integer(example) and 0 <= example <= last  # type: ignore[operator]
+    require(valid, owner, "example", f"an integer from 0 to {last}", example)
+
+
+def _gates(residuals: ops.Residuals) -> dict[str, mx.array]:
+    return {
+        "new_content": residuals.G,
+        "input_gate": residuals.I,
+        "forget_gate": residuals.F,
+        "output_gate": residuals.O,
+    }

@@ -1,0 +1,123 @@
+"""Draw the memory cell of a trained RUN over the steps of one test example, as Fig. 6 does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
+
+# isort: split
+import mlx.core as mx
+import numpy as np
+from matplotlib.figure import Figure
+
+from mlx_tlstm import SequenceModel
+from mlx_tlstm.checks import require
+from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.runs import WEIGHTS
+from mlx_tlstm.tasks import Task, Wikipedia
+from mlx_tlstm.tasks.generated import GeneratedTask
+from mlx_tlstm.training import encode, load_run
+from mlx_tlstm.visualize import draw_diagonal, draw_memory_maps, record
+
+#: How white space is written under the picture, and bytes that are no printed ASCII.
+_VISIBLE = {" ": "␣", "\n": "↵", "\t": "→"}
+_UNPRINTED = "·"
+FORMATS = ("png", "svg")
+
+
+def example_of(task: Task, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs ``[T]`` or ``[T, R]`` and targets ``[T]`` of an example of the test split.
+
+    Sequences that go on from the state of a batch before are none of their own.
+
+    Raises:
+        ValueError: The split has no such example.
+    """
+    first = 0
+    for batch in task.eval_batches("test"):
+        if batch.fresh and number < first + len(batch.inputs):
+            return batch.inputs[number - first], batch.targets[number - first]
+        first += len(batch.inputs) if batch.fresh else 0
+    require(False, "memory_cells", "example", f"below {first:,}, the test examples,", number)
+
+
+def characters(task: Task, symbols: np.ndarray) -> list[str]:
+    """A visible character for each symbol, or the digit for each class of images."""
+    if isinstance(task, GeneratedTask):
+        return list(task.decode(symbols))
+    if not isinstance(task, Wikipedia):
+        return [str(symbol) for symbol in symbols]
+    text = [chr(task.symbols[symbol]) for symbol in symbols]
+    printed = [c if c.isascii() and c.isprintable() else _UNPRINTED for c in text]
+    return [_VISIBLE.get(c, p) for c, p in zip(text, printed, strict=True)]
+
+
+def draw(model: SequenceModel, task: Task, number: int, location: str) -> tuple[Figure, list[str]]:
+    """The figure of a test example, and its inputs (none for images), targets and predictions."""
+    inputs, targets = example_of(task, number)
+    x = encode(inputs[None], task.input_size, model.layer.cell.weight.dtype)
+    recording = record(model.layer, x)
+    logits = model.readout(mx.array(recording.outputs, model.readout.weight.dtype))
+    answers = np.array(mx.argmax(logits[0], axis=-1))
+    counted = range(len(targets))[task.loss_positions]
+    answered = [
+        [c if position in counted else "" for position, c in enumerate(characters(task, row))]
+        for row in (targets, answers)
+    ]
+    read = characters(task, inputs) if inputs.ndim == 1 else inputs
+    if location == "all":
+        figure = draw_memory_maps(recording)
+    else:
+        figure = draw_diagonal(recording, 0, read, *answered)
+    return figure, ["".join(row) for row in (read if inputs.ndim == 1 else [], *answered)]
+
+
+@click.command(help=__doc__)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--example",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Number of the example in the test split.",
+)
+@click.option(
+    "--location",
+    type=click.Choice(["diagonal", "all"]),
+    default="diagonal",
+    show_default=True,
+    help="The diagonal over all steps (Fig. 6), or maps of all locations at some steps.",
+)
+@click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The pictures' path without ending; else memory-cells-LOCATION-EXAMPLE in RUN.",
+)
+def main(run: Path, example: int, location: str, weights: str, out: Path | None) -> None:
+    with clean_errors(bad_input=True):
+        folder, task, model = load_run(run, weights)
+        figure, (inputs, targets, predictions) = draw(model.eval(), task, example, location)
+    config = folder.config
+    figure.suptitle(
+        f"{config.task} {config.length}, {config.variant}, L={config.depth}, "
+        f"M={config.hidden_size}: test example {example}",
+        fontsize="medium",
+    )
+    stem = out or folder.path / f"memory-cells-{location}-{example}"
+    with clean_errors(bad_input=False):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for ending in FORMATS:
+            path = stem.with_name(f"{stem.name}.{ending}")
+            figure.savefig(path, dpi=200)
+            click.echo(path)
+    for name, text in (("input", inputs), ("target", targets), ("output", predictions)):
+        if text:
+            click.echo(f"{name:7}{text}")
+
+
+if __name__ == "__main__":
+    main()

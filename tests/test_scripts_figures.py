@@ -1,0 +1,259 @@
+"""The scripts that draw memory cells and count parameters, as a user starts them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from mlx.utils import tree_flatten
+
+from mlx_tlstm import VARIANTS, SequenceModel, make_layer
+from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.tasks import TASKS, make_task
+from mlx_tlstm.training import build_model, encode, load_run
+from mlx_tlstm.visualize import diagonal_means, record
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def load(name):
+    specification = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load("memory_cells")
+
+
+@pytest.fixture(scope="module")
+def parameters():
+    sys.path.insert(0, str(SCRIPTS))  # as running the script does
+    return load("parameters")
+
+
+TEXT = ("The  café\n$x_1$ is\tone. " * 42).encode()
+IDX_TYPE = b"\x00\x00\x08"
+
+
+def write_mnist(folder):
+    """Twelve training and four test images whose label is the image's number."""
+    folder.mkdir()
+    for split, count in (("train", 12), ("t10k", 4)):
+        images = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            sizes = np.array(array.shape, dtype=">u4").tobytes()
+            data = IDX_TYPE + bytes([array.ndim]) + sizes + array.tobytes()
+            (folder / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(data))
+    return folder
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """A run folder of an untrained model on any task."""
+
+    def make(task, **changes):
+        config = TASKS[task].quick().replace(depth=2, hidden_size=6, batch_size=2, **changes)
+        if task == "wikipedia":
+            (tmp_path / "text").write_bytes(TEXT)
+            config = config.replace(length=20, data=str(tmp_path / "text"))
+        elif "mnist" in task:
+            config = config.replace(data=str(write_mnist(tmp_path / "images")))
+        run = RunFolder.create(tmp_path / "run", config)
+        run.save_weights(build_model(config, make_task(config)), "best")
+        return run.path
+
+    return make
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("location", ["diagonal", "all"])
+def test_memory_cells_of_each_task(script, make_run, tmp_path, task, location):
+    run = make_run(task)
+    out = tmp_path / "new" / "cells.v1"
+    arguments = [str(run), "--example", "1", "--location", location, "--out", str(out)]
+    result = CliRunner().invoke(script.main, arguments)
+    assert result.exit_code == 0, result.output
+    png, svg, *lines = result.output.splitlines()
+    assert (png, svg) == (f"{out}.png", f"{out}.svg")
+    assert Path(png).read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in Path(svg).read_text()
+    words = {line.split()[0]: line[7:] for line in lines}
+    batch = next(iter(load_run(run)[1].eval_batches("test")))
+    if "mnist" in task:
+        assert words["target"] == str(batch.targets[1, -1])
+        assert len(words["output"]) == 1
+        assert "input" not in words
+    else:
+        assert len(words["input"]) == len(words["target"]) == len(words["output"])
+        assert len(words["input"]) == batch.inputs.shape[1]
+
+
+def test_the_picture_is_the_models(script, make_run):
+    run = make_run("memorization", variant="3d-tlstm+cn", length=3)
+    _, task, model = load_run(run)
+    figure, (inputs, targets, predictions) = script.draw(model, task, 4, "diagonal")
+    batch = next(iter(task.eval_batches("test")))
+    x = encode(batch.inputs[4:5], task.input_size, mx.float32)
+    means = diagonal_means(record(model.layer, x))[0].T
+    picture = figure.axes[0].images[0].get_array()
+    np.testing.assert_allclose(picture, (means - means.min()) / np.ptp(means), atol=1e-6)
+    assert inputs == task.decode(batch.inputs[4])
+    assert targets == task.decode(batch.targets[4])
+    answers = np.array(mx.argmax(model(x)[0][0], axis=-1))
+    assert predictions == task.decode(answers)
+
+
+def test_white_space_and_other_bytes_are_visible(script, make_run):
+    _, task, _ = load_run(make_run("wikipedia"))
+    assert script.characters(task, task.encode("e \n\t$é")) == [*"e␣↵→$··"]
+
+
+def test_examples_are_fresh_sequences(script, make_run):
+    """In Wikipedia the first batch's streams are examples; the chunks that follow are not."""
+    _, task, _ = load_run(make_run("wikipedia"))
+    batches = list(task.eval_batches("test"))
+    assert [batch.fresh for batch in batches] == [True, False, True]  # the last: a rest
+    for number, (inputs, targets) in enumerate(zip(*batches[0][:2], strict=True)):
+        got = script.example_of(task, number)
+        np.testing.assert_array_equal(got[0], inputs)
+        np.testing.assert_array_equal(got[1], targets)
+    count = sum(len(batch.inputs) for batch in batches if batch.fresh)
+    script.example_of(task, count - 1)
+    with pytest.raises(ValueError, match=f"'example' must be below {count}, the test examples"):
+        script.example_of(task, count)
+
+
+def test_default_name_and_weights(script, make_run):
+    run = make_run("addition", length=1)
+    result = CliRunner().invoke(script.main, [str(run)])
+    assert result.exit_code == 0, result.output
+    assert (run / "memory-cells-diagonal-0.png").exists()
+    assert (run / "memory-cells-diagonal-0.svg").exists()
+    result = CliRunner().invoke(script.main, [str(run), "--weights", "last"])
+    assert result.exit_code == 2
+    assert "last.safetensors' is missing" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({}, ["--example", "100"], "'example' must be below 100, the test examples, but got 100"),
+        ({}, ["--example", "-1"], "-1 is not in the range"),
+        ({"variant": "2d-trnn"}, [], "must be of a layer with a memory cell but got 'TRNN'"),
+        ({}, ["--location", "corner"], "'corner' is not one of"),
+    ],
+)
+def test_refusals(script, make_run, changes, arguments, message):
+    run = make_run("memorization", **changes)
+    result = CliRunner().invoke(script.main, [str(run), *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not list(run.glob("memory-cells*"))
+
+
+def test_no_run(script, tmp_path):
+    result = CliRunner().invoke(script.main, [str(tmp_path)])
+    assert result.exit_code == 2
+    assert "must be a folder that holds config.json" in result.output
+
+
+@pytest.mark.parametrize(
+    ("variant", "symbols", "hidden_size", "depth", "expected"),
+    [
+        # What the paper prints, in units of 2^20, and the count by hand.
+        ("3d-tlstm+cn", (205, 205), 1200, 6, 52_521_814),
+        ("slstm", (205, 205), 1120, 4, 8 * 1120**2 + 4 * 1120 + (2 * 1120 + 1) * 205 + 1120),
+        ("2d-tlstm", (11, 11), 400, 7, 1203 * (4 * 400 + 3) - 3 * 1603 + 1603 + 22 * 400 + 411),
+        ("2d-tlstm-f", (1, 10), 100, 3, (2 * 100 + 1) * 402 + 200 + 1010),
+        ("2d-tlstm-m", (65, 65), 100, 10, (3 * 100 + 1) * 400 + 6600 + 6565),
+    ],
+)
+def test_parameter_counts(parameters, variant, symbols, hidden_size, depth, expected):
+    assert parameters.parameter_count(variant, symbols, hidden_size, depth) == expected
+
+
+def test_counts_are_those_of_models(parameters):
+    for count in parameters.counts():
+        if count.hidden_size == 100 and "memorization" in count.task:
+            for depth in count.depths:
+                model = SequenceModel(make_layer(count.variant, 65, 100, depth), 65)
+                sizes = [np.array(array).size for _, array in tree_flatten(model.parameters())]
+                assert sum(sizes) == count.parameters, count
+
+
+def test_every_configuration_that_the_paper_names(parameters):
+    found = parameters.counts()
+    assert set(parameters.PAPER_VARIANTS) <= set(VARIANTS)
+    of = {}
+    for count in found:
+        of.setdefault((count.task, count.source), set()).update(
+            (count.variant, depth, count.hidden_size) for depth in count.depths
+        )
+    sizes = {key: len(value) for key, value in of.items()}
+    assert sizes == {
+        ("wikipedia", "Fig. 3"): 7 * 4,
+        ("wikipedia", "Table 1"): 1,
+        ("addition", "Fig. 4"): 7 * 4,
+        ("memorization", "Fig. 4"): 7 * 4,
+        ("mnist, pmnist", "Fig. 5"): 7 * 3,
+    }
+    printed = {count.printed for count in found if count.source == "Fig. 3"}
+    assert printed == {"10M"}
+    for count in found:
+        if count.printed:
+            assert count.parameters / 2**20 == pytest.approx(
+                float(count.printed.removesuffix("M")), rel=0.05
+            )
+
+
+def test_formats(parameters):
+    runner = CliRunner()
+
+    def output(*arguments):
+        result = runner.invoke(parameters.main, list(arguments))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    (large,) = (r for r in json.loads(output("--format", "json")) if r["source"] == "Table 1")
+    assert large["parameters"] == 52_521_814
+    assert large["in_2^20"] == pytest.approx(50.09, abs=0.005)
+    assert large["in_10^6"] == pytest.approx(52.52, abs=0.005)
+    assert large["depths"] == [6]
+    rows = list(csv.DictReader(output("--format", "csv").splitlines()))
+    assert len(rows) == len(parameters.counts())
+    assert {row["depths"] for row in rows if row["variant"] == "slstm"} >= {"1 2 3 4", "1 3 5"}
+    text = output("--task", "pmnist")
+    assert "2d-tlstm-f" in text
+    assert "wikipedia" not in text
+    lines = output("--task", "wikipedia", "--format", "markdown").splitlines()
+    assert lines[0].startswith("### Parameters")
+    row = next(line for line in lines if "Table 1" in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:] == ["6", "1200", "52,521,814", "52.52", "50.09", "50.1M"]
+
+
+@pytest.mark.parametrize("name", ["memory_cells", "parameters"])
+def test_scripts_start(name):
+    result = subprocess.run(
+        [sys.executable, str(SCRIPTS / f"{name}.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=SCRIPTS.parent,
+        env={"PYTHONPATH": str(SCRIPTS.parent), "PATH": ""},
+    )
+    assert "Usage" in result.stdout
