@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 
 def require(condition: bool, owner: str, argument: str, expected: str, value: object) -> None:
@@ -35,3 +35,18 @@ def require_choice(owner: str, argument: str, value: object, choices: Iterable[o
     choices = tuple(choices)
     names = ", ".join(repr(choice) for choice in choices)
     require(value in choices, owner, argument, f"one of {names}", value)
+
+
+def require_keys(
+    owner: str,
+    argument: str,
+    values: object,
+    known: Collection[str],
+    required: Collection[str] = (),
+) -> None:
+    """Raise ``ValueError`` unless ``values`` is a mapping of known keys with all required ones."""
+    require(isinstance(values, Mapping), owner, argument, "a JSON object", values)
+    unknown = sorted(set(values) - set(known))  # type: ignore[call-overload]
+    require(not unknown, owner, argument, "free of unknown keys", unknown)
+    missing = sorted(set(required) - set(values))  # type: ignore[call-overload]
+    require(not missing, owner, argument, "complete: keys are missing", missing)

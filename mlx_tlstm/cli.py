@@ -1,45 +1,24 @@
-"""The command line: ``mlx-tlstm train`` and ``mlx-tlstm evaluate``."""
+"""The command line ``mlx-tlstm``: ``train``, and the commands of :mod:`mlx_tlstm.commands`."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
+import dataclasses
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mlx_tlstm import training
-from mlx_tlstm.config import DTYPES, MEMORY_INITS
-from mlx_tlstm.runs import WEIGHTS
-from mlx_tlstm.tasks import TASKS, DataUnavailableError
-from mlx_tlstm.training.progress import causality_note
+from mlx_tlstm.commands.data import data as data_command
+from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.commands.evaluation import evaluate
+from mlx_tlstm.commands.generation import generate
+from mlx_tlstm.commands.sharing import pull, push
+from mlx_tlstm.config import DTYPES, MEMORY_INITS, ON_DIVERGENCE, TrainingConfig
+from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.variants import VARIANTS
-
-#: What a shell reports for a program that Ctrl-C ended.
-INTERRUPTED = 130
-
-
-@contextlib.contextmanager
-def _clean_errors(bad_input: bool) -> Iterator[None]:
-    """Turn expected errors into one line and an exit code: 2 for bad input, 1 for a failure.
-
-    Args:
-        bad_input: Nothing runs yet but checks and loading, so that a ``ValueError`` or a missing
-            file is the caller's.
-    """
-    callers = (ValueError, FileNotFoundError) if bad_input else ()
-    try:
-        yield
-    except callers as error:
-        raise click.UsageError(str(error)) from error
-    except (DataUnavailableError, training.NonFiniteError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt as error:
-        click.echo(str(error) or "Interrupted", err=True)
-        sys.exit(INTERRUPTED)
 
 
 @click.group()
@@ -71,6 +50,11 @@ def main() -> None:
 )
 @click.option("--batch-size", type=int, help="Samples in a training step.")
 @click.option(
+    "--accumulate",
+    type=int,
+    help="Parts of a batch that are computed one after the other: less memory, the same step.",
+)
+@click.option(
     "--length",
     type=int,
     help="Size of the task: digits, symbols, characters a chunk, steps an image.",
@@ -84,6 +68,12 @@ def main() -> None:
 @click.option("--forget-bias", type=float, help="Starting bias of the forget gate.")
 @click.option("--clip-norm", type=float, help="Largest gradient norm; 0 turns clipping off.")
 @click.option(
+    "--on-divergence",
+    type=click.Choice(ON_DIVERGENCE),
+    help="What follows a loss that is not finite: stop, or half the learning rate from the last "
+    "good checkpoint on.",
+)
+@click.option(
     "--dtype", type=click.Choice(DTYPES), help="Type of weights; Adam keeps float32 copies."
 )
 @click.option(
@@ -93,6 +83,11 @@ def main() -> None:
     help="Compute activations anew in the backward pass: less memory, more time.",
 )
 @click.option("--eval-every", type=int, help="Training samples between evaluations.")
+@click.option("--checkpoint-every", type=int, help="Training steps between checkpoints.")
+@click.option(
+    "--checkpoint-seconds", type=float, help="Seconds between checkpoints; 0 turns that off."
+)
+@click.option("--keep-checkpoints", type=int, help="Checkpoints that are kept, the last ones.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -105,18 +100,51 @@ def main() -> None:
     help="Folder for the run, without one in it; else runs/TASK-VARIANT-TIME.",
 )
 @click.option("--paper", is_flag=True, help="Start from the paper's settings.")
-def train(task: str, data: Path | None, out: Path | None, paper: bool, **options: Any) -> None:
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Go on with a run that was stopped or killed, with its own settings.",
+)
+@click.option(
+    "--track",
+    type=click.Choice(list(training.TRACKERS)),
+    help="Send each evaluation to a tracker, of the extra of that name.",
+)
+@click.pass_context
+def train(
+    context: click.Context,
+    task: str,
+    data: Path | None,
+    out: Path | None,
+    paper: bool,
+    resume: Path | None,
+    track: str | None,
+    **options: Any,
+) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     if data is not None:
         given["data"] = str(data.absolute())  # the run can then be evaluated from any folder
-    with _clean_errors(bad_input=True):
-        config = (TASKS[task].paper() if paper else TASKS[task].quick()).replace(**given)
-        if out is None:
-            moment = time.strftime("%Y%m%d-%H%M%S")
-            out = Path("runs", f"{config.task}-{config.variant}-{moment}")
-        trainer, run = training.prepare(config, out)
-    with _clean_errors(bad_input=False):
-        result = training.train(trainer, run, [training.Progress()])
+    if resume is not None:
+        _require_alone(context)
+    workers = training.Workers.launched()
+    if not workers.first:
+        with clean_errors(bad_input=True):
+            training.follow(workers)
+        return
+    with clean_errors(bad_input=True):
+        if resume is None:
+            config = (TASKS[task].paper() if paper else TASKS[task].quick()).replace(**given)
+            if out is None:
+                moment = time.strftime("%Y%m%d-%H%M%S")
+                out = Path("runs", f"{config.task}-{config.variant}-{moment}")
+        trackers = [] if track is None else [training.make_tracker(track, resume or out)]
+        if resume is not None:
+            trainer, run = training.reopen(resume, workers)
+        else:
+            trainer, run = training.prepare(config, out, workers)
+    with clean_errors(bad_input=False):
+        result = training.train(trainer, run, [training.Progress(), *trackers])
     for name, record in (("best", result.best), ("final", result.last)):
         click.echo(
             f"{name}: {training.format_metrics(record)} ({record['split']}, after "
@@ -124,25 +152,24 @@ def train(task: str, data: Path | None, out: Path | None, paper: bool, **options
         )
     remarks = ", ".join(filter(None, ("best weights", trainer.task.evaluation_note)))
     click.echo(f"test: {training.format_metrics(result.test)} ({remarks})")
-    click.echo(f"{'solved' if result.solved else 'done'} in {result.seconds:,.1f} s; run: {out}")
+    end = "solved" if result.solved else "done"
+    click.echo(f"{end} in {result.seconds:,.1f} s; run: {result.folder}")
 
 
-@main.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--split", type=click.Choice(["test", "validation"]), default="test")
-@click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0])
-def evaluate(run: Path, split: str, weights: str) -> None:
-    """Print the metrics of the saved RUN, the folder of a training run."""
-    with _clean_errors(bad_input=True):
-        folder, task, model = training.load_run(run, weights)
-    with _clean_errors(bad_input=False):
-        metrics = training.evaluate(model, task, split)
-    note = causality_note(folder.config, task)
-    if note:
-        click.echo(note, err=True)
-    config = folder.config
-    remarks = (config.task, config.variant, f"{weights} weights", task.evaluation_note)
-    click.echo(
-        f"{split}: {training.format_metrics(metrics)}, loss {metrics['loss']:.4f} "
-        f"({', '.join(filter(None, remarks))})"
-    )
+def _require_alone(context: click.Context) -> None:
+    """Refuse ``--resume`` beside what would make it another run."""
+    settings = {field.name for field in dataclasses.fields(TrainingConfig)} | {"out", "paper"}
+    given = [
+        parameter.opts[0] if isinstance(parameter, click.Option) else context.params["task"]
+        for parameter in context.command.params
+        if parameter.name in settings
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(
+            f"--resume goes on with the run's own settings and cannot take {', '.join(given)}"
+        )
+
+
+for command in (evaluate, generate, data_command, push, pull):
+    main.add_command(command)

@@ -12,6 +12,7 @@ from mlx_tlstm.checks import is_integer, require, require_choice, require_flag, 
 
 DTYPES = ("float32", "float16", "bfloat16")
 MEMORY_INITS = ("uniform", "shift", "hold")
+ON_DIVERGENCE = ("stop", "rollback")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,17 @@ class TrainingConfig:
         forget_bias: Starting bias of the forget gate.
         length: Size of the task: digits, symbols to memorize, characters a chunk, steps an image.
         batch_size: Sequences in one training step.
+        accumulate: Parts of a batch that go through the network one after the other, to save
+            memory; their gradients are added up before the one update. It divides ``batch_size``.
         samples: Training sequences to see in all; ``None`` leaves it to ``epochs``.
         epochs: Passes over a finite training set; ``None`` leaves it to ``samples``.
         learning_rate: Adam's step size.
         clip_norm: Largest global norm of the gradient; 0 turns clipping off.
+        on_divergence: What follows a loss or gradient that is not finite: ``"stop"``, or
+            ``"rollback"`` to the last good checkpoint with half the learning rate.
+        checkpoint_every: Training steps between checkpoints; ``None`` leaves it to the clock.
+        checkpoint_seconds: Seconds between checkpoints; 0 leaves it to the steps.
+        keep_checkpoints: How many of the last checkpoints are kept.
         eval_every: Training sequences between two evaluations.
         dtype: Type of weights and hidden state; the memory cell is always float32.
         recompute: Compute activations anew in the backward pass, which saves memory.
@@ -53,6 +61,11 @@ class TrainingConfig:
     forget_bias: float = 1.0
     learning_rate: float = 1e-3
     clip_norm: float = 1.0
+    accumulate: int = 1
+    on_divergence: str = "stop"
+    checkpoint_every: int | None = None
+    checkpoint_seconds: float = 300.0
+    keep_checkpoints: int = 3
     dtype: str = "float32"
     recompute: bool = False
     seed: int = 0
@@ -62,7 +75,12 @@ class TrainingConfig:
         owner = "TrainingConfig"
         for name in ("depth", "hidden_size", "length", "batch_size", "eval_every"):
             require_integer(owner, name, getattr(self, name))
-        for name in ("samples", "epochs"):
+        for name in ("accumulate", "keep_checkpoints"):
+            require_integer(owner, name, getattr(self, name))
+        divides = self.batch_size % self.accumulate == 0
+        expected = f"a divisor of batch_size {self.batch_size}"
+        require(divides, owner, "accumulate", expected, self.accumulate)
+        for name in ("samples", "epochs", "checkpoint_every"):
             if getattr(self, name) is not None:
                 require_integer(owner, name, getattr(self, name))
         if self.kernel_size is not None:
@@ -75,12 +93,20 @@ class TrainingConfig:
             "given where 'epochs' is not",
             self.samples,
         )
-        for name in ("learning_rate", "clip_norm", "forget_bias"):
+        for name in ("learning_rate", "clip_norm", "forget_bias", "checkpoint_seconds"):
             value = getattr(self, name)
             number = isinstance(value, float) or is_integer(value)
             require(number and math.isfinite(value), owner, name, "a finite number", value)
         require(self.learning_rate > 0, owner, "learning_rate", "positive", self.learning_rate)
         require(self.clip_norm >= 0, owner, "clip_norm", "0 (off) or positive", self.clip_norm)
+        require(
+            self.checkpoint_seconds >= 0,
+            owner,
+            "checkpoint_seconds",
+            "0 (off) or positive",
+            self.checkpoint_seconds,
+        )
+        require_choice(owner, "on_divergence", self.on_divergence, ON_DIVERGENCE)
         require_choice(owner, "memory_init", self.memory_init, MEMORY_INITS)
         require_choice(owner, "dtype", self.dtype, DTYPES)
         require_flag(owner, "recompute", self.recompute)

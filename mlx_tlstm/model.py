@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_flatten
 
 from mlx_tlstm.checks import require, require_integer
+from mlx_tlstm.files import require_like
 from mlx_tlstm.layers.base import RecurrentLayer
+from mlx_tlstm.metadata import ModelMetadata
+from mlx_tlstm.saving import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, read_folder, write_folder
 
 
 class SequenceModel(nn.Module):
@@ -17,6 +22,9 @@ class SequenceModel(nn.Module):
     Args:
         layer: A :class:`TLSTM`, :class:`TRNN` or :class:`StackedLSTM`.
         output_size: S, number of classes.
+
+    Attributes:
+        metadata: Where the model comes from; saved with it.
 
     Raises:
         ValueError: ``layer`` is no layer, or ``output_size`` is no positive integer.
@@ -29,6 +37,13 @@ class SequenceModel(nn.Module):
         require_integer("SequenceModel", "output_size", output_size)
         self.layer = layer
         self.readout = nn.Linear(layer.cell.hidden_size, output_size)
+        self.metadata = ModelMetadata()
+
+    @property
+    def causal(self) -> bool:
+        """Whether no output depends on a later input: not under layer normalisation when deep."""
+        update = getattr(self.layer.cell.transition, "update", None)
+        return self.layer.depth == 1 or update is None or update.norm != "layer"
 
     def __call__(self, x: mx.array, state: Any = None) -> tuple[mx.array, Any]:
         """Logits ``[B, T, S]`` of inputs ``[B, T, R]``, and the state after them.
@@ -37,3 +52,36 @@ class SequenceModel(nn.Module):
         """
         y, state = self.layer(x, state)
         return self.readout(y), state
+
+    def save(self, path: str | Path, metadata: ModelMetadata | None = None) -> None:
+        """Save the model as a new folder, for :meth:`load` and :func:`mlx_tlstm.load`.
+
+        Args:
+            path: ``config.json`` and ``model.safetensors`` go there; both are there or none.
+            metadata: In place of :attr:`metadata`.
+
+        Raises:
+            ValueError: ``path`` is there and is no empty folder, or the model is not made of this
+                package's layers with weights of one type.
+            OSError: The folder cannot be written.
+        """
+        config = ModelConfig.of(self, self.metadata if metadata is None else metadata)
+        write_folder(path, config, dict(tree_flatten(self.parameters())))
+
+    @classmethod
+    def load(cls, path: str | Path) -> SequenceModel:
+        """The model in a folder that :meth:`save` wrote, in evaluation mode.
+
+        Its outputs are those of the saved model bit for bit. No code is run.
+
+        Raises:
+            ValueError: A file is missing or damaged, or does not fit the other.
+        """
+        config, arrays = read_folder(path)
+        model = cls(config.build_layer(), config.output_size)
+        model.set_dtype(getattr(mx, config.dtype))
+        expected = dict(tree_flatten(model.parameters()))
+        require_like("load", str(Path(path) / WEIGHTS_FILE), arrays, expected, CONFIG_FILE)
+        model.load_weights(list(arrays.items()))
+        model.metadata = config.metadata
+        return model.eval()

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_tlstm.checks import require, require_choice
 from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.files import (
+    TEMPORARY,
+    load_arrays,
+    naming,
+    replace_file,
+    require_like,
+    save_arrays,
+)
 
 WEIGHTS = ("best", "last")
+WEIGHTS_FILES = tuple(f"{name}.safetensors" for name in WEIGHTS)
 CONFIG_FILE, METRICS_FILE, TEST_FILE = "config.json", "metrics.jsonl", "test.json"
+EVENTS_FILE, CHECKPOINTS, LOCK_FILE = "events.jsonl", "checkpoints", ".lock"
+
+
+class RunInUseError(OSError):
+    """Another process trains in the folder."""
 
 
 def check_unused(out: str | Path) -> None:
@@ -29,7 +44,7 @@ def check_unused(out: str | Path) -> None:
     path = Path(out)
     owner, argument = "RunFolder", "out"
     require(not path.exists() or path.is_dir(), owner, argument, "a folder", str(out))
-    names = (CONFIG_FILE, METRICS_FILE, TEST_FILE, *(f"{name}.safetensors" for name in WEIGHTS))
+    names = (CONFIG_FILE, METRICS_FILE, EVENTS_FILE, TEST_FILE, *WEIGHTS_FILES, CHECKPOINTS)
     present = [name for name in names if (path / name).exists()]
     if present:
         raise ValueError(
@@ -49,11 +64,14 @@ class RunFolder:
 
     - ``config.json``: the :class:`TrainingConfig`;
     - ``metrics.jsonl``: a record an evaluation, see :func:`mlx_tlstm.training.train`;
+    - ``events.jsonl``: a record a divergence, see :func:`mlx_tlstm.training.train`;
     - ``best.safetensors``, ``last.safetensors``: weights, in the type they were trained in;
-    - ``test.json``: metrics of the best weights on the test split, written when training ends.
+    - ``checkpoints``: see :class:`mlx_tlstm.training.checkpoints.CheckpointStore`;
+    - ``test.json``: metrics of the best weights on the test split, written when training ends;
+    - ``.lock``: locked by the process that trains.
 
-    All but the growing ``metrics.jsonl`` are written under another name and renamed, so that none
-    is ever half there.
+    All but the growing ``metrics.jsonl`` and ``events.jsonl`` are written under another name and
+    renamed, so that none is ever half there.
 
     Args:
         path: The folder.
@@ -69,12 +87,15 @@ class RunFolder:
 
         Raises:
             ValueError: See :func:`check_unused`.
+            RunInUseError: Another process is at work in the folder.
             OSError: The folder or the file cannot be written.
         """
         check_unused(out)
         run = cls(Path(out), config)
         run.path.mkdir(parents=True, exist_ok=True)
-        run._replace(CONFIG_FILE, config.save)
+        with run.lock():
+            check_unused(out)  # another process may have been quicker
+            replace_file(run.path / CONFIG_FILE, config.save)
         return run
 
     @classmethod
@@ -88,26 +109,61 @@ class RunFolder:
         require(present, "RunFolder", "run", f"a folder that holds {CONFIG_FILE}", str(path))
         return cls(Path(path), TrainingConfig.load(Path(path) / CONFIG_FILE))
 
+    @property
+    def ended(self) -> bool:
+        """Whether training came to its end."""
+        return (self.path / TEST_FILE).exists()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training in the folder; what a killed one left is removed.
+
+        Raises:
+            RunInUseError: Another process does.
+            OSError: The folder cannot be written.
+        """
+        # Opened to append, since the file tells a process that comes later who has it.
+        with (self.path / LOCK_FILE).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise RunInUseError(
+                    f"[RunFolder] 'run' must not be in use but process {file.read().strip()} "
+                    f"trains in {str(self.path)!r}"
+                ) from error
+            file.truncate(0)
+            print(os.getpid(), file=file, flush=True)
+            for leftover in self.path.glob(f"{TEMPORARY}*"):
+                leftover.unlink()
+            yield
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; it is on its way to the disk on return."""
-        with (self.path / METRICS_FILE).open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._append(METRICS_FILE, record)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of ``metrics.jsonl``, oldest first; none where there is no file."""
-        path = self.path / METRICS_FILE
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        return self._read(METRICS_FILE)
+
+    def append_event(self, event: Mapping[str, Any]) -> None:
+        """Add one line to ``events.jsonl``."""
+        self._append(EVENTS_FILE, event)
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """The records of ``events.jsonl``, oldest first; none where there is no file."""
+        return self._read(EVENTS_FILE)
 
     def save_test_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write ``test.json``."""
         text = json.dumps(metrics, indent=2) + "\n"
-        self._replace(TEST_FILE, lambda path: path.write_text(text))
+        replace_file(self.path / TEST_FILE, lambda path: path.write_text(text))
 
     def save_weights(self, model: nn.Module, name: str) -> None:
         """Write the model's weights as ``best`` or ``last``."""
         require_choice("RunFolder", "weights", name, WEIGHTS)
-        self._replace(f"{name}.safetensors", lambda path: model.save_weights(str(path)))
+        arrays = dict(tree_flatten(model.parameters()))
+        replace_file(self.path / f"{name}.safetensors", lambda path: save_arrays(path, arrays))
 
     def load_weights(self, model: nn.Module, name: str) -> None:
         """Put the ``best`` or ``last`` weights into a model built from :attr:`config`.
@@ -124,40 +180,18 @@ class RunFolder:
                 f"[RunFolder] 'weights' must be saved in the run but {str(path)!r} is missing"
                 + advice
             )
-        try:
-            weights = mx.load(str(path))
-            mx.eval(weights)
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"[RunFolder] '{path}' must be a safetensors file but {reason}"
-            ) from error
-        found = {key: (array.shape, array.dtype) for key, array in weights.items()}
-        parameters = tree_flatten(model.parameters())
-        expected = {key: (array.shape, array.dtype) for key, array in parameters}
-        for key in sorted(found.keys() | expected.keys()):
-            require(
-                found.get(key) == expected.get(key),
-                "RunFolder",
-                f"{path}: {key}",
-                f"{_describe(expected.get(key))}, as {CONFIG_FILE} says,",
-                _describe(found.get(key)),
-            )
+        weights = load_arrays(path, "RunFolder")
+        require_like(
+            "RunFolder", str(path), weights, dict(tree_flatten(model.parameters())), CONFIG_FILE
+        )
         model.load_weights(list(weights.items()))
 
-    def _replace(self, name: str, write: Callable[[Path], object]) -> None:
-        """Let ``write`` fill a temporary file beside ``name``, then rename it."""
-        # The ending stays last: MLX picks the format by it.
-        temporary = self.path / f".writing-{name}"
-        try:
-            write(temporary)
-            os.replace(temporary, self.path / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        path = self.path / name
+        with naming(path), path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
 
-
-def _describe(array: tuple[tuple[int, ...], mx.Dtype] | None) -> str:
-    if array is None:
-        return "absent"
-    shape, dtype = array
-    return f"{dtype} {list(shape)}".removeprefix("mlx.core.")
+    def _read(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -56,13 +57,19 @@ def test_help_has_every_option():
     result = CliRunner().invoke(cli.main, ["train", "--help"])
     found = re.findall(r"^  --([a-z-]+)", result.output, re.MULTILINE)
     fields = {field.name for field in dataclasses.fields(TrainingConfig)} - {"task"}
-    expected = {name.replace("_", "-") for name in fields} | {"out", "paper", "help"}
+    expected = {name.replace("_", "-") for name in fields} | {
+        "out",
+        "paper",
+        "resume",
+        "track",
+        "help",
+    }
     assert sorted(found) == sorted(expected)
     options = {p.name: p.help for p in cli.train.params if isinstance(p, click.Option)}
     assert all(options.values())
     for task in TASKS:
         assert task in result.output
-    assert {"train", "evaluate"} == set(cli.main.commands)
+    assert {"train", "evaluate", "generate", "pull", "push"} <= set(cli.main.commands)
 
 
 class Prepared(Exception):  # noqa: N818 (carries the configuration out of the command)
@@ -73,7 +80,7 @@ class Prepared(Exception):  # noqa: N818 (carries the configuration out of the c
 def configuration(invoke, monkeypatch):
     """The configuration and folder that a command line asks for."""
 
-    def stop(config, out):
+    def stop(config, out, *_):
         raise Prepared(config, out)
 
     monkeypatch.setattr(training, "prepare", stop)
@@ -104,6 +111,11 @@ def test_options_override(configuration, tmp_path):
         "clip_norm": 0.0,
         "dtype": "bfloat16",
         "eval_every": 70,
+        "accumulate": 7,
+        "on_divergence": "rollback",
+        "checkpoint_every": 5,
+        "checkpoint_seconds": 0.0,
+        "keep_checkpoints": 2,
         "data": str(tmp_path / "text"),
     }
     arguments = [
@@ -129,7 +141,7 @@ def test_train_and_evaluate(invoke, tmp_path):
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].startswith("addition · 2d-tlstm+cn · L=2 M=8 · ")
-    assert len(lines) == 1 + 3 + 4
+    assert len(lines) == 2 + 3 + 4
     *_, best, final, test, done = lines
     assert best.startswith("best: accuracy ")
     assert final.endswith("(test, after 24 samples)")
@@ -160,6 +172,12 @@ def test_train_and_evaluate(invoke, tmp_path):
         (["--learning-rate", "0"], r"'learning_rate' must be positive but got 0.0"),
         (["--learning-rate", "nan"], r"'learning_rate' must be a finite number but got nan"),
         (["--clip-norm", "-1"], r"'clip_norm' must be 0 \(off\) or positive but got -1.0"),
+        (["--accumulate", "4"], r"'accumulate' must be a divisor of batch_size 15 but got 4"),
+        (["--accumulate", "0"], r"'accumulate' must be an integer of 1 or more but got 0"),
+        (["--on-divergence", "x"], r"'--on-divergence': 'x' is not one of 'stop', 'rollback'"),
+        (["--checkpoint-every", "0"], r"'checkpoint_every' must be an integer of 1 or more"),
+        (["--checkpoint-seconds", "-1"], r"'checkpoint_seconds' must be 0 \(off\) or positive"),
+        (["--keep-checkpoints", "0"], r"'keep_checkpoints' must be an integer of 1 or more"),
         (["--samples", "0"], r"'samples' must be an integer of 1 or more but got 0"),
         (["--epochs", "2"], r"'epochs' must be None for memorization.* but got 2"),
         (["--variant", "slstm", "--kernel-size", "3"], r"'kernel_size \(of slstm\)' must be"),
@@ -242,16 +260,69 @@ def test_as_modules(tmp_path):
     assert "Usage: python -m mlx_tlstm.train [OPTIONS] [TASK]" in process.communicate(timeout=60)[0]
 
 
-def test_sigint(tmp_path, invoke):
-    forever = ["--samples", "100000000", "--out", tmp_path / "run"]
-    process = module("train", *SIZES, *forever, "--eval-every", "400")
-    for _ in range(2):  # the start, and one evaluation
+@pytest.mark.parametrize(
+    ("signal_number", "code", "word"),
+    [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")],
+)
+def test_stop_signals(signal_number, code, word, tmp_path, invoke):
+    run = tmp_path / "a run"
+    process = module(
+        "train", *TINY[:-4], "--samples", "100000000", "--eval-every", "400", "--out", run
+    )
+    for _ in range(3):  # the start's two lines, and one evaluation
         assert process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal_number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     line = err.strip().splitlines()[-1]
-    assert re.match(r"Interrupted after [\d,]+ samples; the weights are saved in ", line)
+    pattern = rf"{word} after ([\d,]+) samples, which are saved; to go on: (.*)"
+    samples, command = re.fullmatch(pattern, line).groups()
+    assert shlex.split(command) == ["python", "-m", "mlx_tlstm.train", "--resume", str(run)]
     assert "Traceback" not in err
-    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    assert invoke("evaluate", tmp_path / "run", "--weights", "last").exit_code == 0
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert invoke("evaluate", run, "--weights", "last").exit_code == 0
+    process = module(*shlex.split(command)[2].split(".")[1:], *shlex.split(command)[3:])
+    for _ in range(3):
+        assert process.stdout.readline()
+    process.send_signal(signal_number)
+    _, err = process.communicate(timeout=60)
+    assert f"Going on after {samples} samples" in err.splitlines()
+
+
+def test_resume(invoke, tmp_path):
+    invoke("train", "addition", *TINY, "--checkpoint-every", "4", "--out", "run")
+    (tmp_path / "run" / "test.json").unlink()
+    result = invoke("train", "--resume", "run")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "Going on after 16 samples\n"
+    header, _, line, *_ = result.stdout.splitlines()
+    assert header.startswith("addition · ")
+    assert line.split()[:2] == ["24", "samples"]
+    again = invoke("train", "--resume", "run")
+    check_refusal(again, r"'run' must be a run that has not ended \(test\.json is there\)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["addition"], "addition"),
+        (["--depth", "2"], "--depth"),
+        (["--paper", "--out", "x", "--recompute"], "--recompute, --out, --paper"),
+        (["--checkpoint-every", "3"], "--checkpoint-every"),
+    ],
+)
+def test_resume_takes_no_settings(arguments, named, invoke):
+    message = f"--resume goes on with the run's own settings and cannot take {named}$"
+    check_refusal(invoke("train", *arguments, "--resume", "run"), message)
+
+
+def test_resume_refusals(invoke, tmp_path):
+    message = r"'run' must be a folder that holds config\.json but got 'gone'"
+    check_refusal(invoke("train", "--resume", "gone"), message)
+    invoke("train", *TINY, "--out", "run")
+    (tmp_path / "run" / "test.json").unlink()
+    for state in (tmp_path / "run" / "checkpoints").glob("*/state.json"):
+        state.write_text("{}")
+    result = invoke("train", "--resume", "run")
+    assert result.exit_code == 1
+    assert "Error: [Session] no checkpoint is whole: checkpoint run/" in result.stderr

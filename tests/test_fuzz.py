@@ -5,12 +5,9 @@ Hundreds of cases run by default, ten thousand with -m slow.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import json
 import math
-import re
 import struct
 import tempfile
 from collections.abc import Callable
@@ -20,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzzed, refused_clearly
 from hypothesis import strategies as st
 
 from mlx_tlstm import TLSTM, TRNN, VARIANTS, make_layer, training
@@ -28,9 +25,6 @@ from mlx_tlstm.cli import main
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import TASKS, make_task
 from mlx_tlstm.tasks.mnist_files import load_mnist
-
-#: Ours start with who refuses, and say what was expected.
-OURS = re.compile(r"\[\w+\] .*must", re.DOTALL)
 
 VALUES = st.one_of(
     st.none(),
@@ -42,40 +36,6 @@ VALUES = st.one_of(
     st.lists(st.integers(-1, 3), max_size=3),
     st.dictionaries(st.text(max_size=2), st.integers(), max_size=1),
 )
-
-
-def fuzzed(strategy: st.SearchStrategy, few: int, many: int) -> Callable:
-    """Make a check of one example a test of ``few``, and with -m slow of ``many``."""
-
-    def decorate(check: Callable[[Any], None]) -> Callable:
-        @pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
-        def test(examples: int) -> None:
-            # The same cases every time: a failure can be looked at, and CI does not waver.
-            options = settings(
-                max_examples=examples,
-                deadline=None,
-                database=None,
-                derandomize=True,
-                suppress_health_check=list(HealthCheck),
-            )
-            options(given(strategy)(check))()
-
-        functools.update_wrapper(test, check, updated=())
-        del test.__wrapped__  # pytest would ask for the check's argument
-        return test
-
-    return decorate
-
-
-@contextlib.contextmanager
-def refused_clearly() -> Any:
-    """Lets errors of our own pass, and no others."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        if not OURS.search(str(error)):
-            raise AssertionError(f"an unclear refusal: {error!r}") from error
-
 
 TINY = TrainingConfig(
     task="addition",

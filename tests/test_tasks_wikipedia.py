@@ -1,18 +1,11 @@
-"""The language-modelling task on small made files, and its download."""
+"""The language-modelling task on small made files."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import http.server
-import threading
-import zipfile
-
-import datasets
 import numpy as np
 import pytest
 
-from mlx_tlstm.tasks import DataUnavailableError, Wikipedia, downloads, make_task
+from mlx_tlstm.tasks import Wikipedia, make_task
 
 
 def _write(path, size, values=97):
@@ -128,91 +121,3 @@ def test_unknown_split(tmp_path):
     _write(tmp_path / "text", 400)
     with pytest.raises(ValueError, match="'split' must be one of"):
         next(_task(tmp_path / "text").eval_batches("train"))
-
-
-def _archive(tmp_path, text, member="enwik8"):
-    path = tmp_path / "enwik8.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(member, text)
-    return path
-
-
-def _download_from(monkeypatch, path, text):
-    """Have the download find ``path``, and the checks expect ``text``."""
-    monkeypatch.setattr(datasets.DownloadManager, "download", lambda self, url: str(path))
-    monkeypatch.setattr(downloads, "ENWIK8_BYTES", len(text))
-    monkeypatch.setattr(downloads, "ENWIK8_SHA1", hashlib.sha1(text).hexdigest())
-
-
-def test_download_is_checked_and_kept(tmp_path, monkeypatch):
-    text = b"<mediawiki>" * 200
-    path = _archive(tmp_path, text)
-    _download_from(monkeypatch, path, text)
-    task = _task(None, data=None)
-    assert task.splits["test"] == (2090, 2200)
-    assert path.exists()
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        """Keep the test's output quiet."""
-
-
-def test_real_download_manager_downloads_once(tmp_path, monkeypatch):
-    """Over HTTP on loopback; the second call, with the server gone, finds the cached file."""
-    text = b"<mediawiki>" * 200
-    (tmp_path / "site").mkdir()
-    _archive(tmp_path / "site", text)
-    handler = functools.partial(QuietHandler, directory=tmp_path / "site")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    url = f"http://127.0.0.1:{server.server_address[1]}/enwik8.zip"
-    monkeypatch.setattr(downloads, "ENWIK8_URL", url)
-    monkeypatch.setattr(downloads, "ENWIK8_BYTES", len(text))
-    monkeypatch.setattr(downloads, "ENWIK8_SHA1", hashlib.sha1(text).hexdigest())
-    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "cache")
-    try:
-        assert downloads.fetch_enwik8() == text
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert downloads.fetch_enwik8() == text
-    monkeypatch.setattr(downloads, "ENWIK8_SHA1", "0" * 40)
-    with pytest.raises(DataUnavailableError, match="the file was deleted"):
-        downloads.fetch_enwik8()
-    with pytest.raises(DataUnavailableError, match="cannot download http"):
-        downloads.fetch_enwik8()
-
-
-@pytest.mark.parametrize("fault", ["byte", "length", "member", "html"])
-def test_wrong_download_is_refused_and_deleted(tmp_path, monkeypatch, fault):
-    text = b"<mediawiki>" * 200
-    found = {"byte": b"[" + text[1:], "length": text[:-1]}.get(fault, text)
-    path = _archive(tmp_path, found, member="other" if fault == "member" else "enwik8")
-    if fault == "html":
-        path.write_bytes(b"<html>please log in</html>")
-    _download_from(monkeypatch, path, text)
-    with pytest.raises(DataUnavailableError) as caught:
-        _task(None, data=None)
-    message = str(caught.value)
-    assert f"must hold 2,200 bytes with SHA-1 {hashlib.sha1(text).hexdigest()}" in message
-    assert {
-        "byte": f"gave 2,200 bytes with SHA-1 {hashlib.sha1(found).hexdigest()}",
-        "length": "gave 2,199 bytes",
-        "member": "no readable archive (KeyError",
-        "html": "no readable archive (BadZipFile",
-    }[fault] in message
-    assert not path.exists()
-
-
-def test_offline_message(monkeypatch):
-    def fail(self, url):
-        raise FileNotFoundError(url)
-
-    monkeypatch.setattr(datasets.DownloadManager, "download", fail)
-    with pytest.raises(
-        DataUnavailableError, match=r"cannot download http.*enwik8\.zip .*--data PATH"
-    ):
-        _task(None, data=None)

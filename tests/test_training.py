@@ -13,48 +13,27 @@ import numpy as np
 import pytest
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map
+from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm import VARIANTS, SequenceModel, make_layer, training
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import TASKS, Memorization, make_task
 
-TINY = {"depth": 2, "hidden_size": 8, "batch_size": 4, "eval_every": 8, "samples": 24}
-
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """4,000 bytes in which a byte tells much about the next one."""
-    path = tmp_path_factory.mktemp("text") / "text"
-    words = np.random.default_rng(0).choice(["tensor ", "memory ", "cell ", "gate\n"], 800)
-    path.write_bytes("".join(words).encode()[:4000])
-    return path
+    return write_text(tmp_path_factory.mktemp("text") / "text")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """MNIST's four files with 60 and 10 random images."""
-    folder = tmp_path_factory.mktemp("mnist")
-    rng = np.random.default_rng(0)
-    for prefix, count in (("train", 60), ("t10k", 10)):
-        for name, shape in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
-            values = rng.integers(0, 256 if len(shape) == 3 else 10, shape, dtype=np.uint8)
-            header = np.array([0x800 + len(shape), *shape], dtype=">u4").tobytes()
-            (folder / f"{prefix}-{name}-ubyte").write_bytes(header + values.tobytes())
-    return folder
+    return write_images(tmp_path_factory.mktemp("mnist"))
 
 
 @pytest.fixture
 def settings(text, images):
-    """Tiny settings of any task."""
-    own = {
-        "memorization": {"length": 2},
-        "addition": {"length": 2},
-        "wikipedia": {"length": 10, "data": str(text)},
-        "mnist": {"length": 28, "data": str(images)},
-        "pmnist": {"length": 14, "data": str(images)},
-    }
-    return lambda task, **changes: TASKS[task].quick().replace(**{**TINY, **own[task], **changes})
+    return tiny_settings(text, images)
 
 
 class Spy(training.Callback):
@@ -109,7 +88,8 @@ def test_run_folder(task, settings, tmp_path):
     folder = tmp_path / "a" / "run"
     assert result.folder == folder
     assert {path.name for path in folder.iterdir()} == {
-        *("config.json", "metrics.jsonl", "test.json", "best.safetensors", "last.safetensors")
+        *("config.json", "metrics.jsonl", "test.json", "best.safetensors", "last.safetensors"),
+        *("checkpoints", ".lock"),
     }
     assert TrainingConfig.load(folder / "config.json") == config
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -120,12 +100,15 @@ def test_run_folder(task, settings, tmp_path):
     metric = TASKS[task].metric
     for number, record in enumerate(records):
         keys = {"samples", "step", "loss", "gradient_norm", "split", "evaluation_loss", metric}
-        keys |= {"seconds"} | ({"sequence_accuracy"} if TASKS[task].reports_sequences else set())
+        keys |= {"clip_rate", "seconds"} | (
+            {"sequence_accuracy"} if TASKS[task].reports_sequences else set()
+        )
         assert record.keys() == keys
         assert record["split"] == TASKS[task].monitor
         assert record["loss"] == np.mean([r.loss for r in spy.reports[2 * number :][:2]])
         norms = [r.gradient_norm for r in spy.reports[2 * number :][:2]]
         assert record["gradient_norm"] == np.mean(norms)
+        assert record["clip_rate"] == np.mean([norm > 1 for norm in norms])
     assert 0 < records[0]["seconds"] <= records[1]["seconds"] <= result.seconds + 1e-3
     pick = min if metric == "bpc" else max
     assert result.best[metric] == pick(record[metric] for record in records)
@@ -372,13 +355,14 @@ def test_diverging_evaluation(settings, tmp_path):
     config = settings("addition", learning_rate=1e38, eval_every=1)
     with pytest.raises(training.NonFiniteError, match="the evaluation loss is nan at step 1 "):
         training.fit(config, tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "events.jsonl", "checkpoints", ".lock"}
 
 
 def test_interrupt_between_steps(settings, tmp_path):
     spy = Spy(on_step={3: interrupt})
     handler, limit = signal.getsignal(signal.SIGINT), mx.set_cache_limit(12345)
-    message = r"Interrupted after 12 samples; the weights are saved in .*last\.safetensors"
+    message = r"Interrupted after 12 samples, .* python -m mlx_tlstm\.train --resume .*run"
     with pytest.raises(training.TrainingInterrupted, match=message):
         training.fit(settings("memorization"), tmp_path / "run", [spy])
     assert mx.set_cache_limit(limit) == 12345
@@ -446,28 +430,28 @@ def test_nothing_is_overwritten(settings, tmp_path):
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     training.fit(settings("memorization"), out)  # a folder without a run is fine
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(
         ValueError, match=r"'out' must be a folder without a run but .*config\.json"
     ):
         training.fit(settings("addition"), out)
-    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def test_a_failed_write_leaves_the_old_file(settings, tmp_path, monkeypatch):
     result = training.fit(settings("memorization"), tmp_path / "run")
     run, before = RunFolder.open(tmp_path / "run"), arrays(tmp_path / "run" / "last.safetensors")
 
-    def torn(path):
-        with open(path, "wb") as file:
-            file.write(b"half")
+    def torn(file, arrays):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(result.model, "save_weights", torn, raising=False)
-    with pytest.raises(OSError, match="No space left"):
+    names = {path.name for path in result.folder.iterdir()}
+    monkeypatch.setattr(mx, "save_safetensors", torn)
+    with pytest.raises(OSError, match=r"No space left on device: '.*last\.safetensors'"):
         run.save_weights(result.model, "last")
     assert same(before, arrays(tmp_path / "run" / "last.safetensors"))
-    assert len(list((tmp_path / "run").iterdir())) == 5
+    assert {path.name for path in result.folder.iterdir()} == names
 
 
 @pytest.mark.parametrize(

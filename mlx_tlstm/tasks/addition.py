@@ -56,7 +56,7 @@ class Addition(GeneratedTask):
 
     def __init__(self, config: TrainingConfig) -> None:
         super().__init__(config)
-        self.steps = 3 * config.length + 4
+        self.steps = self.sequence_steps(config.length)
         self.answer_positions = slice(2 * config.length + 2, 3 * config.length + 3)
 
     @classmethod
@@ -85,6 +85,10 @@ class Addition(GeneratedTask):
             eval_every=1000,
             clip_norm=1.0,  # our choice: the paper names no clipping
         )
+
+    @classmethod
+    def sequence_steps(cls, length: int) -> int:
+        return 3 * length + 4
 
     def sample(self, rng: np.random.Generator, count: int) -> Batch:
         operands = rng.integers(0, 10, size=(2, count, self.config.length), dtype=np.int32)

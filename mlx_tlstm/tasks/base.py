@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -41,6 +41,8 @@ class Task(ABC):
     monitor: ClassVar[str] = "validation"
     #: Value of the metric at which training may stop early; ``None`` never stops early.
     solved_at: ClassVar[float | None] = None
+    #: What :meth:`split_sizes` counts.
+    unit: ClassVar[str] = "sequences"
     #: True where whole sequences being right is a figure of interest.
     reports_sequences: ClassVar[bool] = False
 
@@ -73,6 +75,16 @@ class Task(ABC):
     def paper(cls) -> TrainingConfig:
         """The paper's settings with its best variant."""
 
+    @classmethod
+    def sequence_steps(cls, length: int) -> int:
+        """T for ``config.length``."""
+        return length
+
+    @classmethod
+    def shorter_lengths(cls, length: int) -> Iterable[int]:
+        """What ``config.length`` may be below ``length``, the longest first."""
+        return range(length - 1, 0, -1)
+
     @abstractmethod
     def train_batch(self, step: int) -> Batch:
         """The batch of training step ``step`` (from 0), of ``config.batch_size`` sequences."""
@@ -80,6 +92,18 @@ class Task(ABC):
     @abstractmethod
     def eval_batches(self, split: str) -> Iterator[Batch]:
         """The whole of ``split`` ("validation" or "test"), always the same, in order."""
+
+    @abstractmethod
+    def split_sizes(self) -> dict[str, int | None]:
+        """How much each split has, in :attr:`unit`; ``None`` where it is generated on the way."""
+
+    def facts(self) -> dict[str, str]:
+        """What else a person wants to know of the data, by name."""
+        return {}
+
+    @abstractmethod
+    def sample_lines(self, batch: Batch, row: int) -> list[str]:
+        """A sequence of a batch as lines of text."""
 
     @property
     def train_steps(self) -> int:

@@ -5,7 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import os
+import shutil
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,8 +20,11 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 ENWIK8_URL = "http://mattmahoney.net/dc/enwik8.zip"
+ENWIK8_FILE = "enwik8.zip"
 ENWIK8_BYTES = 100_000_000
 ENWIK8_SHA1 = "57b8363b814821dc9d47aa4d41f58733519076b2"
+# Start of the names of folders that downloads go to before they are checked.
+_TEMPORARY = "enwik8-"
 MNIST_REPOSITORY = "ylecun/mnist"
 # The hub's client retries an unreachable host for 23 s; ours asks once before.
 HUB_TIMEOUT_SECONDS = 5
@@ -26,40 +34,82 @@ class DataUnavailableError(RuntimeError):
     """A data set can neither be downloaded nor found in the cache."""
 
 
+class WrongContentError(ValueError):
+    """A file is not the one that it should be; the message says what it is."""
+
+
 def fetch_enwik8() -> bytes:
     """The 100,000,000 bytes of enwik8, from the cache of ``datasets`` or its home page.
 
-    Length and SHA-1 are checked at each call; a file that fails is deleted.
+    Length and SHA-1 are checked at each call. A stored file that fails is downloaded anew; what is
+    downloaded is stored when it has been checked. Of several processes that need it one downloads,
+    and the others wait.
 
     Raises:
-        DataUnavailableError: The download failed, or what came is not enwik8.
+        DataUnavailableError: The download failed, what came is not enwik8, or it cannot be stored.
     """
+    from datasets import config
+
+    folder = Path(config.DOWNLOADED_DATASETS_PATH)
+    stored = folder / ENWIK8_FILE
+    with contextlib.suppress(FileNotFoundError, WrongContentError):
+        return _read_enwik8(stored)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{ENWIK8_FILE}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Another process may have stored it meanwhile.
+            with contextlib.suppress(FileNotFoundError, WrongContentError):
+                return _read_enwik8(stored)
+            for leftover in folder.glob(f"{_TEMPORARY}*"):  # of a killed process: we hold the lock
+                shutil.rmtree(leftover)
+            with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as temporary:
+                archive = _download_enwik8(temporary)
+                text = _read_enwik8(archive)
+                os.replace(archive, stored)
+            return text
+    except WrongContentError as error:
+        raise DataUnavailableError(
+            f"[Wikipedia] {ENWIK8_URL} must hold {_enwik8_identity()} but gave {error}; nothing "
+            "was stored. Try again, or use a text file of your own with --data PATH."
+        ) from error
+    except OSError as error:
+        raise DataUnavailableError(
+            f"[Wikipedia] {ENWIK8_URL} cannot be stored in {folder} ({error}). Make room there, "
+            "name another folder with HF_HOME, or use a text file of your own with --data PATH."
+        ) from error
+
+
+def _enwik8_identity() -> str:
+    return f"{ENWIK8_BYTES:,} bytes with SHA-1 {ENWIK8_SHA1}"
+
+
+def _read_enwik8(archive: Path) -> bytes:
+    """The text in the archive, checked."""
+    try:
+        with zipfile.ZipFile(archive) as members:
+            text = members.read("enwik8")
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+        raise WrongContentError(f"no readable archive ({type(error).__name__}: {error})") from error
+    found = f"{len(text):,} bytes with SHA-1 {hashlib.sha1(text).hexdigest()}"
+    if found != _enwik8_identity():
+        raise WrongContentError(found)
+    return text
+
+
+def _download_enwik8(folder: str) -> Path:
+    """The archive as it comes, in ``folder``."""
     from datasets import DownloadConfig, DownloadManager
 
-    # Without an etag the cached file is used as it is, also offline; the SHA-1 is what counts.
-    manager = DownloadManager(download_config=DownloadConfig(use_etag=False))
+    manager = DownloadManager(download_config=DownloadConfig(cache_dir=folder, use_etag=False))
     try:
-        archive = Path(manager.download(ENWIK8_URL))
+        return Path(manager.download(ENWIK8_URL))
     except Exception as error:  # the kinds differ by transport: OSError, aiohttp's, fsspec's
         raise DataUnavailableError(
             f"[Wikipedia] cannot download {ENWIK8_URL} "
             f"({type(error).__name__}: {error}). Try again online, or use a text file of your "
             "own, or an unpacked enwik8, with --data PATH."
         ) from error
-    try:
-        with zipfile.ZipFile(archive) as members:
-            text = members.read("enwik8")
-        found = f"{len(text):,} bytes with SHA-1 {hashlib.sha1(text).hexdigest()}"
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
-        found = f"no readable archive ({type(error).__name__}: {error})"
-    expected = f"{ENWIK8_BYTES:,} bytes with SHA-1 {ENWIK8_SHA1}"
-    if found != expected:
-        archive.unlink()
-        raise DataUnavailableError(
-            f"[Wikipedia] {ENWIK8_URL} must hold {expected} but gave {found}; the file was "
-            "deleted. Try again, or use a text file of your own with --data PATH."
-        )
-    return text
 
 
 def load_mnist_from_hub() -> DatasetDict:

@@ -57,6 +57,18 @@ class GeneratedTask(Task):
         rng = random_generator(EVAL_SEED, Stream[split.upper()])
         return iter((self.sample(rng, EVAL_SAMPLES),))
 
+    def split_sizes(self) -> dict[str, int | None]:
+        return {"train": None, "validation": EVAL_SAMPLES, "test": EVAL_SAMPLES}
+
+    def facts(self) -> dict[str, str]:
+        return {"symbols": f"{self.input_size}: {self.alphabet}"}
+
+    def sample_lines(self, batch: Batch, row: int) -> list[str]:
+        return [
+            f"input  {self.decode(batch.inputs[row])}",
+            f"target {self.decode(batch.targets[row])}",
+        ]
+
     @classmethod
     def encode(cls, text: str) -> np.ndarray:
         """Symbols ``[len(text)]`` int32 of a row as the paper prints it."""

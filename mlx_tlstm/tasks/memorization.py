@@ -39,7 +39,7 @@ class Memorization(GeneratedTask):
 
     def __init__(self, config: TrainingConfig) -> None:
         super().__init__(config)
-        self.steps = 2 * config.length + 2
+        self.steps = self.sequence_steps(config.length)
         self.answer_positions = slice(config.length + 1, 2 * config.length + 1)
 
     @classmethod
@@ -68,6 +68,10 @@ class Memorization(GeneratedTask):
             eval_every=1000,
             clip_norm=1.0,  # our choice: the paper names no clipping
         )
+
+    @classmethod
+    def sequence_steps(cls, length: int) -> int:
+        return 2 * length + 2
 
     def sample(self, rng: np.random.Generator, count: int) -> Batch:
         size = (count, self.config.length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -17,6 +17,8 @@ PIXELS = SIDE * SIDE
 PERMUTATION_SEED = 0
 # No gradients are kept, so the batches can be larger than in training; it divides 10,000.
 EVAL_BATCH = 250
+#: From dark to bright, two rows of pixels a line.
+SHADES = np.array(list(" .:-=+*#%@"))
 
 
 class Mnist(Task):
@@ -36,6 +38,7 @@ class Mnist(Task):
     """
 
     name = "mnist"
+    unit = "images"
     loss_positions = slice(-1, None)
     answer_positions = slice(-1, None)
     output_size = CLASSES
@@ -47,7 +50,7 @@ class Mnist(Task):
         owner = type(self).__name__
         divides = PIXELS % config.length == 0
         require(divides, owner, "length", "a divisor of 784, such as 784 or 28,", config.length)
-        self.steps = config.length
+        self.steps = self.sequence_steps(config.length)
         self.input_size = self.input_fan_in = PIXELS // config.length
         train, test = load_mnist(config.data)
         train_count = len(train.images) - len(train.images) // 6
@@ -97,6 +100,10 @@ class Mnist(Task):
             clip_norm=1.0,  # our choice: the paper names no clipping
         )
 
+    @classmethod
+    def shorter_lengths(cls, length: int) -> Iterable[int]:
+        return (shorter for shorter in super().shorter_lengths(length) if PIXELS % shorter == 0)
+
     def train_batch(self, step: int) -> Batch:
         epoch, index = divmod(step, self._epoch_steps)
         rng = random_generator(self.config.seed, Stream.TRAIN, epoch)
@@ -108,6 +115,28 @@ class Mnist(Task):
         require_choice(type(self).__name__, "split", split, ("validation", "test"))
         for start in range(0, len(self._splits[split][0]), EVAL_BATCH):
             yield self._batch(split, slice(start, start + EVAL_BATCH))
+
+    def split_sizes(self) -> dict[str, int | None]:
+        return {name: len(labels) for name, (_, labels) in self._splits.items()}
+
+    def facts(self) -> dict[str, str]:
+        return {
+            f"digits 0 to 9, {name}": " ".join(map(str, np.bincount(labels, minlength=CLASSES)))
+            for name, (_, labels) in self._splits.items()
+        }
+
+    def images(self, batch: Batch) -> np.ndarray:
+        """The images ``[B, 28, 28]`` of a batch, pixels where they belong."""
+        pixels = batch.inputs.reshape(-1, PIXELS)
+        if self.permutation is not None:
+            pixels = pixels[:, np.argsort(self.permutation)]
+        return pixels.reshape(-1, SIDE, SIDE)
+
+    def sample_lines(self, batch: Batch, row: int) -> list[str]:
+        image = self.images(batch)[row].reshape(SIDE // 2, 2, SIDE).mean(axis=1)
+        shades = SHADES[(image * (len(SHADES) - 1)).round().astype(int)]
+        lines = ["".join(line).rstrip() for line in shades]
+        return [f"target {batch.targets[row, -1]}, image", *lines]
 
     def _batch(self, split: str, rows: np.ndarray | slice) -> Batch:
         """Inputs ``[B, T, 784 / T]`` float32; targets ``[B, T]`` repeat the label at each step."""

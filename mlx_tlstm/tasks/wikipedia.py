@@ -46,6 +46,7 @@ class Wikipedia(Task):
 
     name = "wikipedia"
     metric = "bpc"
+    unit = "bytes"
 
     def __init__(self, config: TrainingConfig) -> None:
         super().__init__(config)
@@ -64,7 +65,7 @@ class Wikipedia(Task):
         }
         self.input_size = self.output_size = len(self.symbols)
         self.input_fan_in = 1
-        self.steps = config.length
+        self.steps = self.sequence_steps(config.length)
         self._stride = (train_end - 1) // config.batch_size
         self._chunks = self._stride // config.length
         self.samples_per_epoch = self._chunks * config.batch_size
@@ -110,6 +111,20 @@ class Wikipedia(Task):
         stride, rest = divmod(end - start, self.eval_streams)
         yield from self._streams(start + stride * np.arange(self.eval_streams), stride)
         yield from self._streams(np.array([end - rest]), rest)
+
+    def split_sizes(self) -> dict[str, int | None]:
+        return {name: end - start for name, (start, end) in self.splits.items()}
+
+    def facts(self) -> dict[str, str]:
+        shown = "".join(chr(value) for value in self.symbols if 0x20 < value < 0x7F)
+        return {
+            "symbols": f"{len(self.symbols)} byte values, with {shown}",
+            "evaluation": self.evaluation_note,
+        }
+
+    def sample_lines(self, batch: Batch, row: int) -> list[str]:
+        parts = {"input ": batch.inputs, "target": batch.targets}
+        return [f"{name} {self.decode(part[row])!r}" for name, part in parts.items()]
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Symbols ``[bytes]`` int32 of a text (UTF-8); a byte the file lacks is a ValueError."""

@@ -1,31 +1,49 @@
 """Training a configuration, and measuring what came of it; no command line in here."""
 
-from mlx_tlstm.training.evaluation import evaluate, load_run
+from mlx_tlstm.training.checkpoints import CheckpointError
+from mlx_tlstm.training.divergence import NonFiniteError
+from mlx_tlstm.training.evaluation import evaluate, evaluate_all, load_run
 from mlx_tlstm.training.loop import (
     Callback,
     Result,
     TrainingInterrupted,
     fit,
+    follow,
     prepare,
+    reopen,
+    resume,
     train,
 )
 from mlx_tlstm.training.objective import build_model, encode
 from mlx_tlstm.training.progress import Progress, format_metrics
-from mlx_tlstm.training.trainer import NonFiniteError, Trainer
+from mlx_tlstm.training.trackers import TRACKERS, Tracker, TrackerError, make_tracker
+from mlx_tlstm.training.trainer import Trainer
+from mlx_tlstm.training.workers import WorkerLostError, Workers
 
 __all__ = [
+    "TRACKERS",
     "Callback",
+    "CheckpointError",
     "NonFiniteError",
     "Progress",
     "Result",
+    "Tracker",
+    "TrackerError",
     "Trainer",
     "TrainingInterrupted",
+    "WorkerLostError",
+    "Workers",
     "build_model",
     "encode",
     "evaluate",
+    "evaluate_all",
     "fit",
+    "follow",
     "format_metrics",
     "load_run",
+    "make_tracker",
     "prepare",
+    "reopen",
+    "resume",
     "train",
 ]

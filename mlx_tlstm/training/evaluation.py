@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from mlx_tlstm.checks import require_integer
 from mlx_tlstm.model import SequenceModel
 from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import Batch, Task, make_task
@@ -19,12 +21,25 @@ from mlx_tlstm.training.objective import (
     encode,
     logits_at,
 )
+from mlx_tlstm.training.rebatching import rebatched
+
+
+@dataclasses.dataclass
+class Totals:
+    """Sums over the batches of a split, and what they are sums over."""
+
+    loss: float = 0.0
+    predictions: int = 0
+    right_answers: int = 0
+    answers: int = 0
+    right_sequences: int = 0
+    sequences: int = 0
 
 
 def evaluate(
     model: SequenceModel, task: Task, split: str, on_batch: Callable[[], object] | None = None
 ) -> dict[str, float]:
-    """Metrics of a model over the whole of a split.
+    """The task's own metrics of a model over the whole of a split, as training takes them.
 
     Args:
         model: Its training mode is off meanwhile, which saves memory, and then as it was.
@@ -40,43 +55,88 @@ def evaluate(
     Raises:
         ValueError: The task has no such split.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        return _evaluate(model, task, split, on_batch)
-    finally:
-        model.train(was_training)
-
-
-def _evaluate(
-    model: SequenceModel, task: Task, split: str, on_batch: Callable[[], object] | None
-) -> dict[str, float]:
-    losses = answers = sequences = 0
-    total_loss, right_answers, right_sequences = 0.0, 0, 0
-    state = None
-    for batch in task.eval_batches(split):
-        if on_batch is not None:
-            on_batch()
-        sums, state = _batch_sums(model, task, batch, None if batch.fresh else state)
-        mx.eval(sums, state)
-        total_loss += sums["loss"].item()
-        losses += batch.targets[:, task.loss_positions].size
-        if task.metric == "accuracy":
-            right_answers += sums["answers"].item()
-            answers += batch.targets[:, task.answer_positions].size
-            right_sequences += sums["sequences"].item()
-            sequences += len(batch.targets)
-    metrics = {"loss": total_loss / losses}
+    batches = task.eval_batches(split)
+    totals = _totals(model, task, batches, on_batch, answers=task.metric == "accuracy")
+    loss = totals.loss / totals.predictions
     if task.metric == "bpc":
-        return {**metrics, "bpc": metrics["loss"] / math.log(2)}
-    metrics["accuracy"] = right_answers / answers
+        return {"loss": loss, "bpc": loss / math.log(2)}
+    return {"loss": loss} | _accuracies(task, totals)
+
+
+def evaluate_all(
+    model: SequenceModel, task: Task, split: str, batch_size: int | None = None
+) -> dict[str, float]:
+    """Every metric of a model over the whole of a split.
+
+    The result does not depend on the batch size, but for the rounding of sums. Text is read in
+    the task's own number of streams in any case: a smaller batch size reads some of them after
+    the others.
+
+    Args:
+        model, task, split: See :func:`evaluate`.
+        batch_size: Sequences side by side at most; ``None`` takes the task's own batches.
+
+    Returns:
+        What :func:`evaluate` does, with ``accuracy`` for text too, and the numbers behind the
+        figures: of ``predictions`` in the loss, of ``answers``, and of ``sequences`` where the
+        task reports whole ones.
+
+    Raises:
+        ValueError: The task has no such split, or ``batch_size`` is no positive integer.
+    """
+    batches = task.eval_batches(split)
+    if batch_size is not None:
+        require_integer("evaluate", "batch_size", batch_size)
+        batches = rebatched(batches, batch_size)
+    totals = _totals(model, task, batches, None, answers=True)
+    loss = totals.loss / totals.predictions
+    bpc = {"bpc": loss / math.log(2)} if task.metric == "bpc" else {}
+    counts = {"predictions": totals.predictions, "answers": totals.answers}
     if task.reports_sequences:
-        metrics["sequence_accuracy"] = right_sequences / sequences
+        counts["sequences"] = totals.sequences
+    return {"loss": loss} | bpc | _accuracies(task, totals) | counts
+
+
+def _accuracies(task: Task, totals: Totals) -> dict[str, float]:
+    metrics = {"accuracy": totals.right_answers / totals.answers}
+    if task.reports_sequences:
+        metrics["sequence_accuracy"] = totals.right_sequences / totals.sequences
     return metrics
 
 
+def _totals(
+    model: SequenceModel,
+    task: Task,
+    batches: Iterable[Batch],
+    on_batch: Callable[[], object] | None,
+    answers: bool,
+) -> Totals:
+    """Sums over ``batches``, in evaluation mode; those of the answers where ``answers`` is True."""
+    totals = Totals()
+    state = None
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            if on_batch is not None:
+                on_batch()
+            before = None if batch.fresh else state
+            sums, state = _batch_sums(model, task, batch, before, answers)
+            mx.eval(sums, state)
+            totals.loss += sums["loss"].item()
+            totals.predictions += batch.targets[:, task.loss_positions].size
+            if answers:
+                totals.right_answers += sums["answers"].item()
+                totals.answers += batch.targets[:, task.answer_positions].size
+                totals.right_sequences += sums["sequences"].item()
+                totals.sequences += len(batch.targets)
+    finally:
+        model.train(was_training)
+    return totals
+
+
 def _batch_sums(
-    model: SequenceModel, task: Task, batch: Batch, state: Any
+    model: SequenceModel, task: Task, batch: Batch, state: Any, answers: bool
 ) -> tuple[dict[str, mx.array], Any]:
     """Sums over one batch, not yet evaluated, and the state after it."""
     layer = model.layer
@@ -85,7 +145,7 @@ def _batch_sums(
     y, state = layer(x, state)
     logits = logits_at(model, y, task.loss_positions)
     sums = {"loss": cross_entropy(logits, targets[:, task.loss_positions]).sum()}
-    if task.metric == "accuracy":
+    if answers:
         if task.answer_positions != task.loss_positions:
             logits = logits_at(model, y, task.answer_positions)
         right = mx.argmax(logits, axis=-1) == targets[:, task.answer_positions]

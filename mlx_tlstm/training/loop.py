@@ -1,39 +1,55 @@
-"""The training loop: steps, evaluations, the best weights, and a clean end."""
+"""The training loop: steps, evaluations, checkpoints, and a clean end."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import shlex
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from mlx_tlstm.cache import larger_cpu_cache
+from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.model import SequenceModel
-from mlx_tlstm.runs import RunFolder, check_unused
+from mlx_tlstm.runs import TEST_FILE, RunFolder, check_unused
 from mlx_tlstm.training.evaluation import evaluate
-from mlx_tlstm.training.trainer import StepReport, Trainer
-
-#: One evaluation's figures by name.
-Record = dict[str, Any]
+from mlx_tlstm.training.records import Record
+from mlx_tlstm.training.session import Session
+from mlx_tlstm.training.signals import StopRequested, deferred_stop
+from mlx_tlstm.training.trainer import NonFiniteError, StepReport, Trainer
+from mlx_tlstm.training.workers import WorkerLostError, Workers
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C, after the step was finished and the weights were saved."""
+    """Ctrl-C or SIGTERM, after the step was finished and a checkpoint was written.
+
+    Attributes:
+        signal_number: The signal that came.
+    """
+
+    def __init__(self, path: Path, samples: int, signal_number: int) -> None:
+        command = f"python -m mlx_tlstm.train --resume {shlex.quote(str(path))}"
+        super().__init__(
+            f"{'Interrupted' if signal_number == signal.SIGINT else 'Terminated'} after "
+            f"{samples:,} samples, which are saved; to go on: {command}"
+        )
+        self.signal_number = signal_number
 
 
 class Callback:
     """What may be told about a run; trackers override what they need."""
 
     def on_start(self, trainer: Trainer) -> None:
-        """Before the first step; nothing has been written yet but ``config.json``."""
+        """Before the first step, of a resumed run too: ``trainer.step`` says which it is."""
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         """After each step."""
+
+    def on_note(self, text: str) -> None:
+        """When something happened that the user should know, in a line of text."""
 
     def on_evaluation(self, record: Record) -> None:
         """After each evaluation, with the record that ``metrics.jsonl`` got."""
@@ -53,7 +69,7 @@ class Result:
         last: The last record.
         test: Metrics of the best weights on the test split, as in ``test.json``.
         solved: Whether the metric reached the task's ``solved_at``.
-        seconds: How long it took, the test included.
+        seconds: How long it took, the test included, and the parts before it was resumed.
     """
 
     folder: Path
@@ -70,165 +86,191 @@ def fit(config: TrainingConfig, out: str | Path, callbacks: Sequence[Callback] =
     return train(*prepare(config, out), callbacks)
 
 
-def prepare(config: TrainingConfig, out: str | Path) -> tuple[Trainer, RunFolder]:
+def resume(path: str | Path, callbacks: Sequence[Callback] = ()) -> Result:
+    """Go on with a run that was stopped or killed: :func:`reopen`, then :func:`train`.
+
+    What comes of it, bit for bit, is what would have come of a run that was never stopped, but for
+    the times in it.
+    """
+    return train(*reopen(path), callbacks)
+
+
+def prepare(
+    config: TrainingConfig, out: str | Path, workers: Workers | None = None
+) -> tuple[Trainer, RunFolder]:
     """Check everything, load the data, build the model and create the run folder.
+
+    With several workers the first calls it, and the others :func:`follow`; so with
+    :func:`reopen`.
 
     Raises:
         ValueError: ``out`` holds a run already or is unusable, or a setting is wrong.
         FileNotFoundError: ``config.data`` does not exist.
         DataUnavailableError: The data can neither be downloaded nor found in the cache.
+        RunInUseError: Another process is at work in the folder.
         OSError: The folder cannot be written.
     """
     check_unused(out)
-    trainer = Trainer(config)
+    trainer = _leading_trainer(config, workers)
     return trainer, RunFolder.create(out, config)
+
+
+def reopen(path: str | Path, workers: Workers | None = None) -> tuple[Trainer, RunFolder]:
+    """Check that a run can go on, load its data and build its model, untrained as yet.
+
+    Raises:
+        ValueError: The folder holds no run, or one that has ended.
+        FileNotFoundError: The data that the run was trained on is gone.
+        DataUnavailableError: The data cannot be downloaded.
+        RunInUseError: Another process trains in the folder.
+    """
+    run = RunFolder.open(path)
+    with run.lock():  # refused before the data is loaded
+        _require_unfinished(run)
+    return _leading_trainer(run.config, workers), run
+
+
+def _leading_trainer(config: TrainingConfig, workers: Workers | None) -> Trainer:
+    workers = workers or Workers()
+    workers.text_from_first(json.dumps(dataclasses.asdict(config)))
+    return Trainer(config, workers)
+
+
+def follow(workers: Workers) -> None:
+    """Train with the first of ``workers``, which decides and writes, until it ends.
+
+    A signal to stop is passed on to it.
+
+    Raises:
+        ValueError, FileNotFoundError, DataUnavailableError: As :func:`prepare`.
+        WorkerLostError: Another process is gone.
+    """
+    config = TrainingConfig(**json.loads(workers.text_from_first("")))
+    trainer = Trainer(config, workers)
+    stop = False
+    with larger_cpu_cache(), deferred_stop() as check_stop:
+        while True:
+            try:
+                check_stop()
+            except StopRequested:
+                stop = True
+            operation = workers.awaited(stop)
+            if operation == "end":
+                return
+            # Not finite here is not finite in the first process, which knows what to do.
+            with contextlib.suppress(NonFiniteError):
+                trainer.follow(operation)
+
+
+def _require_unfinished(run: RunFolder) -> None:
+    expected = f"a run that has not ended ({TEST_FILE} is there)"
+    require(not run.ended, "RunFolder", "run", expected, str(run.path))
 
 
 def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) -> Result:
     """Train to the end, evaluating every ``config.eval_every`` samples and at the end.
 
+    Where the folder holds checkpoints, training goes on from the newest that is whole; a damaged
+    one is noted and the one before it used.
+
     Each evaluation appends a record to ``metrics.jsonl``: ``samples`` and ``step`` so far;
-    ``loss``, ``gradient_norm``: means over the training steps since the last record; ``split``;
-    ``evaluation_loss`` and ``accuracy`` or ``bpc``, and ``sequence_accuracy`` where the task
-    reports it, on that split; ``seconds`` since the start. It writes ``last.safetensors`` and,
-    where the metric is better than ever, ``best.safetensors``.
+    ``loss``, ``gradient_norm``: means over the training steps since the last record, and
+    ``clip_rate``, the share of them whose gradient was clipped; ``split``; ``evaluation_loss`` and
+    ``accuracy`` or ``bpc``, and ``sequence_accuracy`` where the task reports it, on that split;
+    ``seconds`` of training so far. It writes ``last.safetensors`` and, where the metric is better
+    than ever, ``best.safetensors``.
+
+    A divergence appends a record to ``events.jsonl``: ``event``, ``"stop"`` or ``"rollback"``; the
+    ``step`` and training ``batch`` (from 0; none in an evaluation), the ``quantity`` that is not
+    finite and its ``value``; for a rollback ``restored_step`` and the new ``learning_rate``.
 
     Training stops early when the metric reaches the task's ``solved_at``. At the end the best
     weights' metrics on the test split go to ``test.json``.
 
     Raises:
-        TrainingInterrupted: Ctrl-C came; the weights are in ``last.safetensors``.
-        NonFiniteError: A loss or gradient is not finite; the files stay as they were after the
-            last evaluation.
-        OSError: A file cannot be written.
+        TrainingInterrupted: Ctrl-C or SIGTERM came; a checkpoint and ``last.safetensors`` hold what
+            was learned. A second signal ends the run at once.
+        NonFiniteError: A loss or gradient is not finite and ``config.on_divergence`` says stop, or
+            going back did not help; no file but ``events.jsonl`` has it.
+        CheckpointError: No checkpoint of the run can be used.
+        RunInUseError: Another process trains in the folder.
+        ValueError: The run has ended.
+        OSError: A file cannot be written; the checkpoints are as they were.
     """
-    start = time.perf_counter()
-    try:
-        with larger_cpu_cache(), _deferred_interrupt() as check_interrupt:
+
+    def note(text: str) -> None:
+        for callback in callbacks:
+            callback.on_note(text)
+
+    with (
+        _leading(trainer.workers),
+        run.lock(),
+        larger_cpu_cache(),
+        deferred_stop(trainer.workers.stop_requested) as check_stop,
+    ):
+        _require_unfinished(run)
+        try:
+            session = Session(trainer, run, note)
             for callback in callbacks:
                 callback.on_start(trainer)
-            best, last, solved = _run_steps(trainer, run, callbacks, start, check_interrupt)
-            test = _test(trainer, run, best, check_interrupt)
-    except _InterruptRequested:
-        raise TrainingInterrupted(
-            f"Interrupted after {trainer.samples:,} samples; the weights are saved in "
-            f"{run.path / 'last.safetensors'}"
-        ) from None
-    finally:
-        for callback in callbacks:
-            callback.on_end()
-    seconds = time.perf_counter() - start
-    return Result(run.path, trainer.model, best, last, test, solved, seconds)
+            try:
+                _run_steps(session, callbacks, check_stop)
+                test = _test(session, check_stop)
+            except StopRequested as stop:
+                if not session.finished:  # else the model may hold the best weights by now
+                    run.save_weights(trainer.model, "last")
+                session.save()
+                raise TrainingInterrupted(run.path, trainer.samples, stop.signal_number) from None
+        finally:
+            for callback in callbacks:
+                callback.on_end()
+    return Result(
+        folder=run.path,
+        model=trainer.model,
+        best=session.best,
+        last=session.records[-1],
+        test=test,
+        solved=session.solved,
+        seconds=session.seconds,
+    )
 
 
 def _run_steps(
-    trainer: Trainer,
-    run: RunFolder,
-    callbacks: Sequence[Callback],
-    start: float,
-    check_interrupt: Callable[[], None],
-) -> tuple[Record, Record, bool]:
-    """The steps and evaluations: the best record, the last one, and whether it solves the task."""
-    config, task = trainer.config, trainer.task
-    best = record = None
-    reports: list[StepReport] = []
-    solved = False
-    try:
-        while trainer.step < trainer.total_steps and not solved:
-            check_interrupt()
-            reports.append(trainer.train_step())
-            for callback in callbacks:
-                callback.on_step(trainer, reports[-1])
-            due = trainer.samples % config.eval_every < config.batch_size
-            if not due and trainer.step < trainer.total_steps:
-                continue
-            record = _record(trainer, reports, start, check_interrupt)
-            reports = []
-            run.append_metrics(record)
-            run.save_weights(trainer.model, "last")
-            if best is None or better(task.metric, record[task.metric], best[task.metric]):
-                best = record
-                run.save_weights(trainer.model, "best")
-            solved = task.solved_at is not None and not better(
-                task.metric, task.solved_at, record[task.metric]
-            )
-            for callback in callbacks:
-                callback.on_evaluation(record)
-    except _InterruptRequested:
-        run.save_weights(trainer.model, "last")
-        raise
-    return best, record, solved
-
-
-def _record(
-    trainer: Trainer,
-    reports: Sequence[StepReport],
-    start: float,
-    check_interrupt: Callable[[], None],
-) -> Record:
-    """A line of ``metrics.jsonl`` from a fresh evaluation and the steps since the last one."""
-    split = trainer.task.monitor
-    metrics = evaluate(trainer.model, trainer.task, split, on_batch=check_interrupt)
-    evaluation_loss = metrics.pop("loss")
-    trainer.require_finite("evaluation loss", evaluation_loss)
-    losses, norms = zip(*reports, strict=True)
-    return {
-        "samples": trainer.samples,
-        "step": trainer.step,
-        "loss": sum(losses) / len(losses),
-        "gradient_norm": sum(norms) / len(norms),
-        "split": split,
-        "evaluation_loss": evaluation_loss,
-        **metrics,
-        "seconds": round(time.perf_counter() - start, 3),
-    }
-
-
-def _test(
-    trainer: Trainer, run: RunFolder, best: Record, check_interrupt: Callable[[], None]
-) -> Record:
-    """Put the best weights into the model, and their test metrics into ``test.json``."""
-    run.load_weights(trainer.model, "best")
-    metrics = evaluate(trainer.model, trainer.task, "test", on_batch=check_interrupt)
-    test = {"weights": "best", "samples": best["samples"], **metrics}
-    run.save_test_metrics(test)
-    return test
-
-
-def better(metric: str, value: float, other: float) -> bool:
-    """Whether a value of a metric beats another: more accuracy, fewer bits per character."""
-    return value < other if metric == "bpc" else value > other
-
-
-class _InterruptRequested(KeyboardInterrupt):
-    """Raised between steps, where the trainer's state is whole."""
+    session: Session, callbacks: Sequence[Callback], check_stop: Callable[[], None]
+) -> None:
+    """The steps, evaluations and checkpoints up to the end."""
+    while not session.finished:
+        check_stop()
+        try:
+            if session.evaluation_due:
+                record = session.evaluate(check_stop)
+                for callback in callbacks:
+                    callback.on_evaluation(record)
+            else:
+                report = session.step()
+                for callback in callbacks:
+                    callback.on_step(session.trainer, report)
+        except NonFiniteError as error:
+            session.recover(error)
+        if session.checkpoint_due:
+            session.save()
 
 
 @contextlib.contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], None]]:
-    """Hold Ctrl-C back until the function that is yielded is called, which then raises.
-
-    A second Ctrl-C is not held back. Outside the main thread Python delivers no signals, and
-    nothing changes.
-    """
-    requested = False
-
-    def handle(signal_number: int, frame: object) -> None:
-        nonlocal requested
-        if requested:
-            raise KeyboardInterrupt
-        requested = True
-
-    def check() -> None:
-        if requested:
-            raise _InterruptRequested
-
-    if threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-    previous = signal.signal(signal.SIGINT, handle)
+def _leading(workers: Workers) -> Iterator[None]:
+    """Let the other workers end, however training ends."""
     try:
-        yield check
+        yield
     finally:
-        # None: the handler before was not set from Python.
-        signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)
+        with contextlib.suppress(WorkerLostError):
+            workers.announce("end")
+
+
+def _test(session: Session, check_stop: Callable[[], None]) -> Record:
+    """Put the best weights into the model, and their test metrics into ``test.json``."""
+    trainer, run = session.trainer, session.run
+    run.load_weights(trainer.model, "best")
+    metrics = evaluate(trainer.model, trainer.task, "test", on_batch=check_stop)
+    test = {"weights": "best", "samples": session.best["samples"], **metrics}
+    run.save_test_metrics(test)
+    return test

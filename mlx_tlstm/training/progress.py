@@ -12,6 +12,7 @@ from tqdm import tqdm
 from mlx_tlstm import blas
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import Task
+from mlx_tlstm.training import memory
 from mlx_tlstm.training.loop import Callback, Record
 from mlx_tlstm.training.trainer import StepReport, Trainer
 from mlx_tlstm.variants import VARIANTS
@@ -64,6 +65,12 @@ class Progress(Callback):
             f"{config.batch_size} samples · {str(device.type).rpartition('.')[2].upper()}",
             flush=True,
         )
+        sizes = memory.StepSizes.of(config, task, trainer.model, trainer.workers.size)
+        print(
+            f"memory: about {memory.describe(memory.predict(sizes))} at the peak of a step; "
+            f"{memory.device_name()} has {memory.describe(memory.limit())}",
+            flush=True,
+        )
         slow = device.type == mx.DeviceType.cpu and not blas.is_fast()
         for note in (causality_note(config, task), f"Warning: {blas.HINT}" if slow else None):
             if note:
@@ -77,7 +84,10 @@ class Progress(Callback):
         if self._bar is not None:
             self._shown["loss"] = f"{report.loss:.4f}"
             self._bar.set_postfix(self._shown, refresh=False)
-            self._bar.update(trainer.config.batch_size)
+            self._bar.update(trainer.samples - self._bar.n)  # less than nothing after a rollback
+
+    def on_note(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
 
     def on_evaluation(self, record: Record) -> None:
         if self._bar is not None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx import nn, optimizers
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.tasks import make_task
+from mlx_tlstm.files import require_like
+from mlx_tlstm.tasks import Batch, make_task
+from mlx_tlstm.training import memory
+from mlx_tlstm.training.divergence import NonFiniteError
 from mlx_tlstm.training.objective import (
     build_model,
     check_layer,
@@ -19,16 +23,13 @@ from mlx_tlstm.training.objective import (
     encode,
     logits_at,
 )
+from mlx_tlstm.training.workers import Workers
 
 BETAS = [0.9, 0.999]
 #: Float16 holds 6e-8 to 65504: gradients are formed this much larger and divided again in
 #: float32. A step whose gradient overflows is tried again with the next factor. At the start
 #: channel normalisation divides by a deviation of zero, and the gradient's norm is some 10,000.
 FLOAT16_LOSS_SCALES = (1024.0, 32.0, 1.0, 1 / 32)
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or a gradient is infinite or no number."""
 
 
 class StepReport(NamedTuple):
@@ -48,7 +49,8 @@ class Trainer:
     """A configuration being trained.
 
     The data of a step is a pure function of configuration and step, so that ``step``,
-    ``weights``, ``optimizer.state`` and ``carried`` are the whole state of a run.
+    ``weights``, ``optimizer.state`` and ``carried`` are the whole state of a run:
+    :meth:`arrays` and :meth:`restore` are their way to a checkpoint and back.
 
     Weights and Adam's moments are kept in float32 whatever ``config.dtype``: in half precision the
     squares of small gradients vanish and small updates round to nothing. The model computes with
@@ -56,9 +58,12 @@ class Trainer:
 
     Args:
         config: The settings. Their combination is checked before any data is loaded.
+        workers: The processes that train together; each has such a trainer, whose methods the
+            first calls and the others follow.
 
     Attributes:
         config: As given.
+        workers: As given.
         task: The task it names.
         model: The model, in ``config.dtype``.
         weights: The trained weights, in float32.
@@ -73,9 +78,15 @@ class Trainer:
         DataUnavailableError: The data can neither be downloaded nor found in the cache.
     """
 
-    def __init__(self, config: TrainingConfig) -> None:
+    def __init__(self, config: TrainingConfig, workers: Workers | None = None) -> None:
         check_layer(config)
         self.config = config
+        self.workers = workers or Workers()
+        self._share = self.workers.share(config.batch_size)
+        size = self._share.stop - self._share.start
+        expected = f"a divisor of a worker's {size} sequences"
+        even = size % config.accumulate == 0
+        require(even, type(self).__name__, "accumulate", expected, config.accumulate)
         self.task = make_task(config)
         generated = self.task.samples_per_epoch is None
         require(
@@ -87,8 +98,9 @@ class Trainer:
         )
         self.total_steps = self.task.train_steps
         self.model = build_model(config, self.task)
-        self.weights = tree_map(
-            lambda weight: weight.astype(mx.float32), self.model.trainable_parameters()
+        memory.require_fits(config, self.task, self.model, self.workers.size)
+        self.weights = self.workers.from_first(
+            tree_map(lambda weight: weight.astype(mx.float32), self.model.trainable_parameters())
         )
         self.optimizer = optimizers.Adam(config.learning_rate, betas=BETAS, bias_correction=True)
         self.optimizer.init(self.weights)
@@ -97,7 +109,9 @@ class Trainer:
         self._dtype = getattr(mx, config.dtype)
         self._loss_scales = FLOAT16_LOSS_SCALES if self._dtype == mx.float16 else (1.0,)
         self._value_and_grad = nn.value_and_grad(self.model, self._scaled_loss)
-        mx.eval(self.model.parameters(), self.weights, self.optimizer.state)
+        self._update_model()
+        with self.workers.watched():
+            mx.eval(self.model.parameters(), self.weights, self.optimizer.state)
 
     @property
     def samples(self) -> int:
@@ -105,51 +119,152 @@ class Trainer:
         return self.step * self.config.batch_size
 
     @property
+    def learning_rate(self) -> float:
+        """Adam's step size: the configuration's, or less after a divergence."""
+        return self.optimizer.learning_rate.item()
+
+    @property
     def parameter_count(self) -> int:
         """Trained numbers in the model."""
         return sum(array.size for _, array in tree_flatten(self.weights))
 
     def train_step(self) -> StepReport:
-        """Do the next step, with one evaluation of the graph; in float16 with two or more.
+        """Do the next step, with one evaluation of the graph and one more for each part.
+
+        In float16 there is another for each scale that is tried.
 
         Raises:
             NonFiniteError: Loss or gradient norm is not finite; the weights are lost.
+            WorkerLostError: Another process is gone.
         """
-        loss, norm, gradients, state = self._gradients()
-        self.weights = self.optimizer.apply_gradients(gradients, self.weights)
-        self.model.update(tree_map(lambda weight: weight.astype(self._dtype), self.weights))
-        self.carried = state
-        mx.eval(loss, norm, self.weights, self.model.parameters(), self.optimizer.state, state)
+        self._announce("step")
+        with self.workers.watched():
+            # The first process may have lowered it.
+            rate = self.workers.from_first(self.optimizer.learning_rate)
+            self.optimizer.learning_rate = rate
+            loss, norm, gradients, state = self._gradients()
+            self.weights = self.optimizer.apply_gradients(gradients, self.weights)
+            self._update_model()
+            self.carried = state
+            mx.eval(loss, norm, self.weights, self.model.parameters(), self.optimizer.state, state)
         report = StepReport(loss.item(), norm.item())
         self.step += 1
         for name, value in zip(("loss", "gradient norm"), report, strict=True):
-            self.require_finite(name, value)
+            self.require_finite(name, value, batch=self.step - 1)
         return report
 
-    def require_finite(self, name: str, value: float) -> None:
-        """Raise :class:`NonFiniteError`, with the step and advice, unless ``value`` is finite."""
+    def arrays(self) -> dict[str, dict[str, mx.array]]:
+        """The arrays of the state: ``weights``, ``optimizer`` and, where there is one, ``carried``.
+
+        Each is a flat dictionary by name; ``carried`` is that of all workers.
+        """
+        self._announce("arrays")
+        arrays = self._own_arrays()
+        if self.carried is not None:
+            arrays["carried"] = self.workers.joined(self.carried)._asdict()
+        with self.workers.watched():
+            mx.eval(arrays)
+        return arrays
+
+    def restore(self, step: int, arrays: Mapping[str, Mapping[str, mx.array]]) -> None:
+        """Go on after ``step`` steps, with what :meth:`arrays` gave then.
+
+        Raises:
+            ValueError: An array is missing or does not fit the configuration; nothing has changed.
+        """
+        expected = self._own_arrays()
+        if "carried" in arrays:
+            expected["carried"] = self._initial_state()._asdict()
+        for name in expected:
+            found = arrays.get(name, {})
+            require_like(type(self).__name__, name, found, expected[name], "the configuration")
+        self._announce("restore")
+        self._receive(step, arrays)
+
+    def follow(self, operation: str) -> None:
+        """Do what the first process announced.
+
+        Raises:
+            NonFiniteError: As in the first process, which decides what comes of it.
+            WorkerLostError: Another process is gone.
+        """
+        if operation == "step":
+            self.train_step()
+        elif operation == "arrays":
+            self.arrays()
+        else:
+            zeros = {**self._own_arrays(), "carried": self._initial_state()._asdict()}
+            self._receive(0, zeros)
+
+    def _announce(self, operation: str) -> None:
+        if self.workers.first:
+            self.workers.announce(operation)
+
+    def _own_arrays(self) -> dict[str, dict[str, mx.array]]:
+        return {
+            "weights": dict(tree_flatten(self.weights)),
+            "optimizer": dict(tree_flatten(self.optimizer.state)),
+        }
+
+    def _initial_state(self) -> Any:
+        return self.model.layer.cell.initial_state(self.config.batch_size)
+
+    def _receive(self, step: int, arrays: Mapping[str, Mapping[str, mx.array]]) -> None:
+        """Take over the first process's step and arrays; the others pass some of the same shapes.
+
+        The layer state is the whole batch's, of which each process takes its share.
+        """
+        state = arrays.get("carried")
+        given = {
+            "step": mx.array([step, int(state is not None)]),
+            "arrays": {name: dict(arrays[name]) for name in ("weights", "optimizer")},
+            "state": self._initial_state()._asdict() if state is None else dict(state),
+        }
+        with self.workers.watched():
+            taken = self.workers.from_first(given)
+            mx.eval(taken)
+        self.step, carried = taken["step"].tolist()
+        self.weights = tree_unflatten(list(taken["arrays"]["weights"].items()))
+        self.optimizer.state = tree_unflatten(list(taken["arrays"]["optimizer"].items()))
+        share = {name: array[self._share] for name, array in taken["state"].items()}
+        self.carried = self.model.layer.cell.state_type(**share) if carried else None
+        self._update_model()
+        mx.eval(self.model.parameters(), self.carried)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all weights are."""
+        return all(mx.isfinite(array).all().item() for _, array in tree_flatten(self.weights))
+
+    def require_finite(self, name: str, value: float, batch: int | None = None) -> None:
+        """Raise :class:`NonFiniteError`, with the step and advice, unless ``value`` is finite.
+
+        Args:
+            name: What it is.
+            value: A loss or norm, measured after the last step, or in it.
+            batch: The training batch that gave it, where one did.
+        """
         if math.isfinite(value):
             return
         config = self.config
-        advice = [f"a lower learning_rate (now {config.learning_rate:g})"]
+        advice = [f"a lower learning_rate (now {self.learning_rate:g})"]
         advice.append(f"a lower clip_norm (now {config.clip_norm or 'off'})")
         if config.dtype == "float16":
             advice.append("dtype bfloat16 or float32")
-        raise NonFiniteError(
+        message = (
             f"[{type(self).__name__}] the {name} is {value} at step {self.step} "
             f"({self.samples:,} samples); try {' or '.join(advice)}"
         )
+        raise NonFiniteError(message, name, value, self.step, batch)
+
+    def _update_model(self) -> None:
+        self.model.update(tree_map(lambda weight: weight.astype(self._dtype), self.weights))
 
     def _gradients(self) -> tuple[mx.array, mx.array, Any, Any]:
-        """Loss, gradient norm, clipped float32 gradients and layer state, none evaluated yet."""
-        task = self.task
-        batch = task.train_batch(self.step)
-        x = encode(batch.inputs, task.input_size, self._dtype)
-        targets = mx.array(batch.targets)[:, task.loss_positions]
-        before = None if batch.fresh else self.carried
+        """Loss, gradient norm, clipped float32 gradients and layer state, not all evaluated yet."""
+        batch = self.task.train_batch(self.step)
         for scale in self._loss_scales:
-            (_, loss, state), scaled = self._value_and_grad(x, targets, before, scale)
-            gradients = tree_map(lambda g, scale=scale: g.astype(mx.float32) / scale, scaled)
+            loss, gradients, state = self._batch_gradients(batch, scale)
             # Without clipping the call still measures the norm.
             gradients, norm = optimizers.clip_grad_norm(
                 gradients, self.config.clip_norm or math.inf
@@ -157,6 +272,29 @@ class Trainer:
             if scale == self._loss_scales[-1] or math.isfinite(norm.item()):
                 break
         return loss, norm, gradients, state
+
+    def _batch_gradients(self, batch: Batch, scale: float) -> tuple[mx.array, Any, Any]:
+        """Loss and float32 gradients of a batch, over all workers, and this one's layer state."""
+        first, parts = self._share.start, self.config.accumulate
+        size = (self._share.stop - first) // parts
+        losses, sums, states = [], None, []
+        for part in range(parts):
+            rows = slice(part * size, (part + 1) * size)  # of this worker's share
+            whole = slice(first + rows.start, first + rows.stop)
+            x = encode(batch.inputs[whole], self.task.input_size, self._dtype)
+            targets = mx.array(batch.targets[whole])[:, self.task.loss_positions]
+            before = None if batch.fresh else tree_map(lambda a, rows=rows: a[rows], self.carried)
+            (_, loss, state), scaled = self._value_and_grad(x, targets, before, scale)
+            gradients = tree_map(lambda g: g.astype(mx.float32) / (scale * parts), scaled)
+            sums = gradients if sums is None else tree_map(mx.add, sums, gradients)
+            losses.append(loss)
+            states.append(state)
+            if parts > 1:  # frees what the part's backward pass keeps
+                mx.eval(sums, loss, state)
+        loss = losses[0] if parts == 1 else mx.stack(losses).mean()
+        if parts > 1:
+            state = tree_map(lambda *arrays: mx.concatenate(arrays), *states)
+        return self.workers.mean(loss), self.workers.mean(sums), state
 
     def _scaled_loss(
         self, x: mx.array, targets: mx.array, state: Any, scale: float

@@ -1,0 +1,94 @@
+"""``mlx-tlstm data``: a task's data, made ready and described."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.files import replace_file
+from mlx_tlstm.tasks import TASKS, Batch, Mnist, Task, make_task
+from mlx_tlstm.tasks.pictures import draw_images, require_picture_format
+
+#: Sequences that are shown.
+SAMPLES = 3
+
+
+def describe(task: Task) -> list[str]:
+    """Lines about a task's data: its sizes, its symbols, the shapes of a batch, a few samples."""
+    sizes = [
+        f"{name} {'generated at each step' if size is None else f'{size:,}'}"
+        for name, size in task.split_sizes().items()
+    ]
+    batch = task.train_batch(0)
+    kind = f"of {task.input_size} symbols" if batch.inputs.ndim == 2 else "from 0 to 1"
+    losses, answers = (
+        batch.targets[0, positions].size
+        for positions in (task.loss_positions, task.answer_positions)
+    )
+    facts = {
+        "task": task.name,
+        "data": task.config.data
+        or ("generated" if task.samples_per_epoch is None else "downloaded"),
+        task.unit: ", ".join(sizes),
+        **task.facts(),
+        "inputs": f"{_shape(batch.inputs)} {kind}",
+        "targets": f"{_shape(batch.targets)} of {task.output_size} classes; "
+        f"{losses} of {task.steps} steps are trained on, {answers} count",
+    }
+    lines = [f"{name}: {text}" for name, text in facts.items()]
+    test = next(iter(task.eval_batches("test")))
+    for row in range(min(SAMPLES, len(test.targets))):
+        lines += ["", *task.sample_lines(test, row)]
+    return lines
+
+
+def _shape(array: Any) -> str:
+    return " × ".join(map(str, array.shape))
+
+
+@click.command()
+@click.argument("task", type=click.Choice(list(TASKS)))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="A text file for wikipedia, a folder of IDX or parquet files for mnist and pmnist; "
+    "else the data is downloaded.",
+)
+@click.option("--length", type=int, help="Size of the task, as in training.")
+@click.option("--batch-size", type=int, help="Sequences in a training step.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw test digits of mnist or pmnist to a .png, .pdf or .svg file.",
+)
+def data(
+    task: str,
+    data: Path | None,
+    length: int | None,
+    batch_size: int | None,
+    picture: Path | None,
+) -> None:
+    """Make TASK's data ready, downloading what is missing, and describe it."""
+    given = {
+        "data": None if data is None else str(data),
+        "length": length,
+        "batch_size": batch_size,
+    }
+    with clean_errors(bad_input=True):
+        if picture is not None:
+            if not issubclass(TASKS[task], Mnist):
+                raise click.UsageError(f"--picture draws mnist and pmnist, not {task}")
+            require_picture_format(picture)
+        changes = {name: value for name, value in given.items() if value is not None}
+        made = make_task(TASKS[task].quick().replace(**changes))
+    for line in describe(made):
+        click.echo(line)
+    if picture is not None:
+        with clean_errors(bad_input=False):
+            test: Batch = next(iter(made.eval_batches("test")))
+            replace_file(picture, lambda path: draw_images(made, test, path))
+        click.echo(f"\npicture: {picture}")

@@ -1,0 +1,48 @@
+"""Expected errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+
+import click
+
+from mlx_tlstm import training
+from mlx_tlstm.tasks import DataUnavailableError
+
+#: A shell reports a program that a signal ended by the signal's number above this one.
+SIGNALLED = 128
+
+
+@contextlib.contextmanager
+def clean_errors(bad_input: bool) -> Iterator[None]:
+    """Turn expected errors into one line and an exit code: 2 for bad input, 1 for a failure.
+
+    Args:
+        bad_input: Nothing runs yet but checks and loading, so that a ``ValueError`` or a missing
+            file is the caller's.
+    """
+    callers = (ValueError, FileNotFoundError) if bad_input else ()
+    try:
+        yield
+    except callers as error:
+        raise click.UsageError(str(error)) from error
+    except BrokenPipeError:
+        raise  # click ends quietly where the reader, such as head, has gone
+    except (
+        DataUnavailableError,
+        training.CheckpointError,
+        training.NonFiniteError,
+        training.TrackerError,
+        training.WorkerLostError,
+        OSError,
+    ) as error:
+        raise click.ClickException(str(error)) from error
+    except training.TrainingInterrupted as error:
+        click.echo(str(error), err=True)
+        sys.exit(SIGNALLED + error.signal_number)
+    except KeyboardInterrupt as error:
+        click.echo(str(error) or "Interrupted", err=True)
+        sys.exit(SIGNALLED + signal.SIGINT)

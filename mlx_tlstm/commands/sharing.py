@@ -1,0 +1,37 @@
+"""``mlx-tlstm push`` and ``mlx-tlstm pull``: models on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mlx_tlstm import hub
+from mlx_tlstm.commands.errors import clean_errors
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("repository")
+@click.option("--public", is_flag=True, help="Let everybody see a new repository.")
+@click.option("--license", help="The licence that you give the model, such as mit.")
+def push(model: Path, repository: str, public: bool, license: str | None) -> None:
+    """Upload MODEL to REPOSITORY, user/name, on the Hugging Face hub.
+
+    MODEL is the folder of a training run, whose best weights go, or of a saved model. A card is
+    written beside it. Log in first, with `hf auth login` or the variable HF_TOKEN.
+    """
+    with clean_errors(bad_input=True):
+        address = hub.push(model, repository, private=not public, license=license)
+    click.echo(address)
+
+
+@click.command()
+@click.argument("repository")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--revision", help="Branch, tag or commit; else the main branch.")
+def pull(repository: str, folder: Path, revision: str | None) -> None:
+    """Download the model in REPOSITORY, user/name, on the Hugging Face hub to a new FOLDER."""
+    with clean_errors(bad_input=True):
+        hub.load(repository, revision=revision).save(folder)
+    click.echo(f"saved in {folder}")

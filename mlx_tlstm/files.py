@@ -1,0 +1,112 @@
+"""Files that are whole or absent, also after a crash: written beside, synced, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_tlstm.checks import require
+
+#: Start of the names of what is being written or removed; a killed process leaves it behind.
+TEMPORARY = ".writing-"
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an ``OSError`` name ``path``: a failed write, as on a full disk, names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        # On macOS fsync leaves the data in the drive's own cache; not every volume has more.
+        if hasattr(fcntl, "F_FULLFSYNC"):
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file, then put it in the place of ``path``.
+
+    Raises:
+        OSError: The file cannot be written; the one before is as it was.
+    """
+    # The ending stays last: MLX picks the format by it.
+    temporary = path.with_name(TEMPORARY + path.name)
+    try:
+        with naming(path):
+            write(temporary)
+            sync(temporary)
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:
+    """Write arrays by name as safetensors.
+
+    Raises:
+        OSError: The file cannot be written, on a full disk too.
+    """
+    # Given a path, MLX reports a full disk as a RuntimeError without a reason.
+    with naming(path), path.open("wb") as file:
+        mx.save_safetensors(file, dict(arrays))
+
+
+def load_arrays(path: Path, owner: str) -> dict[str, mx.array]:
+    """Read arrays by name from a safetensors file; ``owner`` opens the message of the error.
+
+    Raises:
+        ValueError: The file is no whole safetensors file.
+    """
+    try:
+        arrays = mx.load(str(path), format="safetensors")
+        mx.eval(arrays)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"[{owner}] '{path}' must be a safetensors file but {reason}") from error
+    return arrays
+
+
+def require_like(
+    owner: str,
+    source: str,
+    found: Mapping[str, mx.array],
+    expected: Mapping[str, mx.array],
+    authority: str,
+) -> None:
+    """Raise ``ValueError`` unless two sets of arrays agree in names, shapes and types.
+
+    Args:
+        owner: Opens the message.
+        source: Where ``found`` was read, for the message.
+        found: Arrays by name.
+        expected: What they should look like.
+        authority: What says so, for the message.
+    """
+    for name in sorted(found.keys() | expected.keys()):
+        wanted, came = (_describe(arrays.get(name)) for arrays in (expected, found))
+        argument = f"{source}: {name}"
+        require(wanted == came, owner, argument, f"{wanted}, as {authority} says,", came)
+
+
+def _describe(array: mx.array | None) -> str:
+    if array is None:
+        return "absent"
+    return f"{array.dtype} {list(array.shape)}".removeprefix("mlx.core.")

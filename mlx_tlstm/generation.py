@@ -1,0 +1,135 @@
+"""Text from a trained language model, symbol by symbol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import mlx.core as mx
+
+from mlx_tlstm.checks import is_integer, require, require_integer
+from mlx_tlstm.model import SequenceModel
+
+#: Symbols of the prompt that are read at a time, which bounds the graph of a long one.
+_PROMPT_CHUNK = 128
+#: Float32 holds it; below it two different logits are as far apart as they can be.
+_LOWEST_TEMPERATURE = 1e-30
+
+
+class Vocabulary:
+    """The bytes that a language model knows, and their symbols.
+
+    Args:
+        symbols: The byte value of each symbol.
+    """
+
+    def __init__(self, symbols: bytes) -> None:
+        self._bytes = symbols
+        self._numbers = {value: number for number, value in enumerate(symbols)}
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def encode(self, text: bytes) -> list[int]:
+        """Symbols of a text.
+
+        Raises:
+            ValueError: The text is empty, or holds a byte that the model does not know.
+        """
+        require(len(text) > 0, "generate", "prompt", "a byte or more", text)
+        unknown = bytes(sorted(set(text) - self._numbers.keys()))
+        expected = f"made of the {len(self)} bytes that the model knows"
+        if unknown:
+            raise ValueError(
+                f"[generate] 'prompt' must be {expected} but got {text!r}, with {unknown!r}"
+            )
+        return [self._numbers[value] for value in text]
+
+    def decode(self, symbol: int) -> bytes:
+        """The byte of a symbol."""
+        return self._bytes[symbol : symbol + 1]
+
+
+def generate(
+    model: SequenceModel,
+    prompt: Sequence[int],
+    length: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Yield symbols that go on from a prompt, each drawn from what the model expects next.
+
+    The output of a deep tLSTM is ``delay`` steps late, so that after each symbol the layer has to
+    be flushed before the next can be drawn: on a side branch, whose state is thrown away. A symbol
+    costs 1 + ``delay`` = L steps, and equals what a run over the prompt and all symbols so far
+    would give.
+
+    Args:
+        model: A model whose inputs are one-hot symbols and whose classes are the same symbols.
+        prompt: Symbols to begin with, one or more.
+        length: Number of symbols to generate.
+        temperature: Divides the logits; 0 takes the likeliest symbol.
+        top_p: Draw from the fewest symbols whose probabilities add up to this share, in (0, 1].
+        seed: Seeds the draws, 0 … 2^64 - 1; they take no numbers from ``mx.random``'s global state.
+
+    Raises:
+        ValueError: An argument is out of range; raised by the call, before any symbol.
+    """
+    owner = "generate"
+    cell = model.layer.cell
+    classes = model.readout.weight.shape[0]
+    same = classes == cell.input_size
+    require(same, owner, "model", f"one of as many classes as inputs ({cell.input_size})", classes)
+    symbols = list(prompt)
+    valid = symbols and all(is_integer(symbol) and 0 <= symbol < classes for symbol in symbols)
+    require(bool(valid), owner, "prompt", f"symbols from 0 to {classes - 1}, one or more,", symbols)
+    require_integer(owner, "length", length, minimum=0)
+    number = isinstance(temperature, float) or is_integer(temperature)
+    valid = number and math.isfinite(temperature) and temperature >= 0
+    require(valid, owner, "temperature", "a finite number of 0 or more", temperature)
+    number = isinstance(top_p, float) or is_integer(top_p)
+    require(number and 0 < top_p <= 1, owner, "top_p", "above 0 and at most 1", top_p)
+    require(is_integer(seed) and 0 <= seed < 1 << 64, owner, "seed", "an integer of 64 bits", seed)
+    return _generate(model, symbols, length, temperature, top_p, mx.random.key(seed))
+
+
+def _generate(
+    model: SequenceModel,
+    symbols: list[int],
+    length: int,
+    temperature: float,
+    top_p: float,
+    key: mx.array,
+) -> Iterator[int]:
+    layer = model.layer
+    rows = mx.eye(layer.cell.input_size)
+    state = None
+    *before, last = symbols
+    for start in range(0, len(before), _PROMPT_CHUNK):
+        _, state = layer.stream(rows[mx.array(before[start : start + _PROMPT_CHUNK])], state)
+        mx.eval(state)
+    for _ in range(length):
+        # One input, then the flush; the state is the one before the flush.
+        y, state = layer(rows[last][None], state)
+        logits = model.readout(y)[-1].astype(mx.float32)
+        key, draw = mx.random.split(key)
+        symbol = sample(logits, temperature, top_p, draw)
+        mx.eval(symbol, state)
+        last = symbol.item()
+        yield last
+
+
+def sample(logits: mx.array, temperature: float, top_p: float, key: mx.array) -> mx.array:
+    """A symbol drawn from ``logits [S]``; arguments as in :func:`generate`."""
+    if temperature == 0:
+        return mx.argmax(logits)
+    # From the largest on, so that a tiny temperature makes the others -inf and none NaN.
+    logits = (logits - mx.max(logits)) / max(temperature, _LOWEST_TEMPERATURE)
+    if top_p < 1:
+        order = mx.argsort(-logits)
+        probabilities = mx.softmax(logits[order])
+        # Those before a symbol fall short of the share: the likeliest is always in.
+        inside = mx.cumsum(probabilities) - probabilities < top_p
+        return order[mx.random.categorical(mx.where(inside, logits[order], -math.inf), key=key)]
+    return mx.random.categorical(logits, key=key)

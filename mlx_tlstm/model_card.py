@@ -1,0 +1,85 @@
+"""The card of a model: the README.md of its repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+
+from mlx.utils import tree_flatten
+
+from mlx_tlstm.model import SequenceModel
+from mlx_tlstm.saving import ModelConfig
+
+_PAPER = (
+    "He et al., *Wider and Deeper, Cheaper and Faster: Tensorized LSTMs for Sequence Learning* "
+    "(NIPS 2017)"
+)
+#: The hub's name for what a task asks of a model; of the others it has none.
+_PIPELINES = {"wikipedia": "text-generation", "mnist": "image-classification"}
+
+
+def model_card(model: SequenceModel, repo_id: str, license: str | None = None) -> str:
+    """YAML front matter and a page of Markdown: what is known of the model.
+
+    Args:
+        model: The model, with its metadata.
+        repo_id: The repository that the card is for.
+        license: Identifier of the licence; left out where ``None``.
+    """
+    metadata = model.metadata
+    parameters = sum(array.size for _, array in tree_flatten(model.parameters()))
+    config = ModelConfig.of(model, metadata)
+    facts = {
+        "task": metadata.task,
+        "variant": metadata.variant,
+        "layer": f"`{model.layer.__class__.__name__}`, depth L = {model.layer.depth}",
+        "parameters": f"{parameters:,} ({config.dtype})",
+        **{name.replace("_", " "): _cell(value) for name, value in metadata.metrics.items()},
+        "command": f"`{metadata.command}`" if metadata.command else None,
+    }
+    rows = [f"| {name} | {value or 'not known'} |" for name, value in facts.items()]
+    parts = [
+        _front_matter(model, license),
+        f"# {repo_id.rpartition('/')[2]}",
+        f"A tensorized LSTM for [MLX](https://github.com/ml-explore/mlx), after {_PAPER}.",
+        "\n".join(["| | |", "|---|---|", *rows]),
+        _use(model, repo_id),
+    ]
+    if not model.causal:
+        parts.append(
+            "The model is not causal: its layer normalisation lets later inputs leak into earlier "
+            "outputs, so that its figures are no measure of a language model."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(model: SequenceModel, license: str | None) -> str:
+    metadata = model.metadata
+    tags = ["mlx", "tensorized-lstm", *filter(None, (metadata.task, metadata.variant))]
+    lines = ["---", "library_name: mlx-tlstm", "tags:"]
+    # A JSON string is a YAML string, whatever it holds.
+    lines += [f"- {json.dumps(tag)}" for tag in tags]
+    if license is not None:
+        lines.append(f"license: {json.dumps(license)}")
+    if metadata.task in _PIPELINES:
+        lines.append(f"pipeline_tag: {_PIPELINES[metadata.task]}")
+    return "\n".join([*lines, "---"])
+
+
+def _use(model: SequenceModel, repo_id: str) -> str:
+    cell = model.layer.cell
+    lines = [
+        "```python",
+        "import mlx_tlstm",
+        "",
+        f'model = mlx_tlstm.load("{repo_id}")',
+        f"logits, state = model(x)  # x [batch, time, {cell.input_size}], "
+        f"logits [batch, time, {model.readout.weight.shape[0]}]",
+        "```",
+    ]
+    if model.metadata.symbols:
+        lines += ["", "```sh", f"python -m mlx_tlstm.generate {repo_id} --prompt Once", "```"]
+    return "\n".join(lines)
+
+
+def _cell(value: float | str) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value).replace("|", "\\|")

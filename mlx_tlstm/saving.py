@@ -1,0 +1,189 @@
+"""A model as a folder: ``config.json``, which rebuilds it, and ``model.safetensors``.
+
+Reading one runs no code: JSON and safetensors hold numbers, strings and arrays only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from mlx_tlstm.checks import require, require_choice, require_integer, require_keys
+from mlx_tlstm.config import DTYPES
+from mlx_tlstm.files import TEMPORARY, load_arrays, naming, save_arrays, sync
+from mlx_tlstm.layers import TLSTM, TRNN, StackedLSTM, StackedLSTMCell, TLSTMCell
+from mlx_tlstm.layers.base import RecurrentLayer
+from mlx_tlstm.metadata import ModelMetadata
+
+#: Version of the format; a reader refuses those it does not know.
+FORMAT = 1
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+_SIZES = ("input_size", "hidden_size", "recompute")
+_TENSOR = (*_SIZES, "tensor_size", "kernel_size")
+#: Layers by name, and the arguments that rebuild them; the others set starting weights only, or
+#: belong to the machine.
+_LAYERS: dict[str, tuple[type[RecurrentLayer], tuple[str, ...]]] = {
+    "TLSTM": (TLSTM, (*_TENSOR, "memory_convolution", "norm")),
+    "TRNN": (TRNN, _TENSOR),
+    "StackedLSTM": (StackedLSTM, (*_SIZES, "depth")),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What rebuilds a :class:`mlx_tlstm.SequenceModel` around its weights.
+
+    Args:
+        layer: Name of the layer's class.
+        arguments: The arguments of its constructor that decide what it computes.
+        output_size: S, number of classes.
+        dtype: Type of the weights.
+        metadata: Where the model comes from.
+
+    Raises:
+        ValueError: An argument is unknown, missing or of another kind.
+    """
+
+    layer: str
+    arguments: Mapping[str, Any]
+    output_size: int
+    dtype: str
+    metadata: ModelMetadata = dataclasses.field(default_factory=ModelMetadata)
+
+    def __post_init__(self) -> None:
+        owner = type(self).__name__
+        require_choice(owner, "layer", self.layer, _LAYERS)
+        names = _LAYERS[self.layer][1]
+        require_keys(owner, "arguments", self.arguments, names, required=names)
+        require_integer(owner, "output_size", self.output_size)
+        require_choice(owner, "dtype", self.dtype, DTYPES)
+        symbols = self.metadata.symbols
+        fits = symbols is None or len(symbols) == self.output_size
+        require(fits, owner, "symbols", f"output_size {self.output_size} of them", symbols)
+
+    @classmethod
+    def of(cls, model: nn.Module, metadata: ModelMetadata) -> ModelConfig:
+        """The record of a model with a ``layer`` and a ``readout``.
+
+        Raises:
+            ValueError: A part is of a class of the user's own, or the weights' types differ.
+        """
+        owner, layer = type(model).__name__, model.layer
+        known = {kind: name for name, (kind, _) in _LAYERS.items()}
+        plain = type(layer) in known and type(model.readout) is nn.Linear
+        parts = (type(layer).__name__, type(model.readout).__name__)
+        require(
+            plain, owner, "save", f"of a model of one of {', '.join(_LAYERS)} and Linear", parts
+        )
+        dtypes = {_dtype_name(array) for _, array in tree_flatten(model.parameters())}
+        require(len(dtypes) == 1, owner, "dtype", "the same for all weights", sorted(dtypes))
+        size = model.readout.weight.shape[0]
+        return cls(known[type(layer)], _arguments(layer), size, dtypes.pop(), metadata)
+
+    def build_layer(self) -> RecurrentLayer:
+        """A layer with starting weights.
+
+        Raises:
+            ValueError: An argument is out of range.
+        """
+        return _LAYERS[self.layer][0](**self.arguments)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, fit for JSON."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"format": FORMAT} | values | {"metadata": self.metadata.as_json()}
+
+    @classmethod
+    def from_json(cls, values: object) -> ModelConfig:
+        """The reverse of :meth:`as_json`; unknown and missing keys are a ``ValueError``."""
+        names = ["format", *(field.name for field in dataclasses.fields(cls))]
+        require_keys(cls.__name__, "config", values, names, required=names)
+        values = dict(values)
+        require_choice(cls.__name__, "format", values.pop("format"), (FORMAT,))
+        return cls(**values | {"metadata": ModelMetadata.from_json(values["metadata"])})
+
+
+def is_saved_model(path: str | Path) -> bool:
+    """Whether a folder holds the weights file of a saved model."""
+    return (Path(path) / WEIGHTS_FILE).is_file()
+
+
+def write_folder(path: str | Path, config: ModelConfig, parameters: Mapping[str, mx.array]) -> None:
+    """Save a model as a new folder, which is whole or absent.
+
+    Raises:
+        ValueError: ``path`` is there and is no empty folder.
+        OSError: It cannot be written.
+    """
+    path = Path(path).absolute()
+    unused = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    require(unused, "save", "path", "a new folder, or an empty one,", str(path))
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        with naming(path):
+            temporary.mkdir(parents=True)
+            save_arrays(temporary / WEIGHTS_FILE, parameters)
+            text = json.dumps(config.as_json(), indent=2) + "\n"
+            (temporary / CONFIG_FILE).write_text(text)
+            for file in (WEIGHTS_FILE, CONFIG_FILE, "."):
+                sync(temporary / file)
+            os.replace(temporary, path)
+            sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; a damaged one is a ``ValueError``."""
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"[load] '{path}' must hold JSON but {error}") from error
+
+
+def read_folder(path: str | Path) -> tuple[ModelConfig, dict[str, mx.array]]:
+    """What :func:`write_folder` saved.
+
+    Raises:
+        ValueError: A file is missing or damaged, or of another format.
+    """
+    path = Path(path)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        require((path / name).is_file(), "load", "path", f"a folder that holds {name}", str(path))
+    values = read_json(path / CONFIG_FILE)
+    try:
+        config = ModelConfig.from_json(values)
+    except ValueError as error:
+        raise ValueError(f"[load] '{path / CONFIG_FILE}' is no model's: {error}") from error
+    return config, load_arrays(path / WEIGHTS_FILE, "load")
+
+
+def _dtype_name(array: mx.array) -> str:
+    return str(array.dtype).removeprefix("mlx.core.")
+
+
+def _arguments(layer: RecurrentLayer) -> dict[str, Any]:
+    """The constructor's arguments of a layer, under the names in ``_LAYERS``."""
+    cell = layer.cell
+    arguments = {name: getattr(cell, name) for name in _SIZES}
+    if isinstance(cell, StackedLSTMCell):
+        return arguments | {"depth": cell.depth}
+    geometry = cell.geometry
+    arguments |= {
+        "tensor_size": list(geometry.tensor_size),
+        "kernel_size": list(geometry.kernel_size),
+    }
+    if isinstance(cell, TLSTMCell):
+        update = cell.transition.update
+        arguments |= {"memory_convolution": update.geometry is not None, "norm": update.norm}
+    return arguments

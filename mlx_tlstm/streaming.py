@@ -1,0 +1,105 @@
+"""A model over a stream of inputs that come one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_tlstm.checks import require
+from mlx_tlstm.model import SequenceModel
+
+
+class StreamingSession:
+    """Feeds a model one input at a time, each for the work of one time step.
+
+    A deep tLSTM answers an input ``delay`` = L - 1 steps later and takes the next ones meanwhile:
+    :meth:`push` returns what answers the input ``delay`` pushes before. :meth:`flush` ends the
+    sequence and returns the answers that are still on their way. Together these are the logits
+    that ``model(x)`` gives for the whole sequence, up to the rounding of the matrix products,
+    which sum in another order when they have one time step's rows. The stacked LSTM has delay 0.
+
+    An output is put to work but not waited for: reading it waits. Weights that change in between
+    are used from the next input on.
+
+    Args:
+        model: The model, best in evaluation mode (``model.eval()``), where no step keeps anything
+            for a gradient.
+
+    Raises:
+        ValueError: ``model`` is no :class:`SequenceModel`.
+    """
+
+    def __init__(self, model: SequenceModel) -> None:
+        owner = type(self).__name__
+        require(isinstance(model, SequenceModel), owner, "model", "a SequenceModel", model)
+        self._model = model
+        self.reset()
+
+    @property
+    def delay(self) -> int:
+        """Pushes between an input and its answer: L - 1, or 0 for a stacked LSTM."""
+        return self._model.layer.delay
+
+    def reset(self) -> None:
+        """Start a new sequence from the zero state; its batch size may be another."""
+        self._state: Any = None
+        self._shape: tuple[int, ...] | None = None
+        self._count = 0
+        self._ended = False
+
+    def push(self, x: mx.array) -> mx.array | None:
+        """Take the next input.
+
+        Args:
+            x: ``[B, R]``, or ``[R]`` for one sequence.
+
+        Returns:
+            Logits ``[B, S]`` (or ``[S]``) that answer the input ``delay`` pushes before, and all
+            inputs up to it; ``None`` where there was none.
+
+        Raises:
+            ValueError: The shape or dtype is wrong or not that of the inputs before, or the
+                sequence has ended.
+        """
+        owner = type(self).__name__
+        self._require_running()
+        valid = isinstance(x, mx.array) and x.ndim in (1, 2)
+        require(valid, owner, "x", "an array of shape [B, R] or [R]", getattr(x, "shape", x))
+        if self._shape is not None:
+            expected = f"of shape {self._shape} as the inputs before"
+            require(x.shape == self._shape, owner, "x", expected, x.shape)
+        # An input's one step: [B, R] to [B, 1, R].
+        logits = self._step(mx.expand_dims(x, -2))[0]
+        self._shape = x.shape
+        self._count += 1
+        return logits if self._count > self.delay else None
+
+    def flush(self) -> list[mx.array]:
+        """End the sequence: the answers to the last ``delay`` inputs, or to all where fewer came.
+
+        Each is as from :meth:`push`. After it comes :meth:`reset`.
+
+        Raises:
+            ValueError: The sequence has ended before.
+        """
+        self._require_running()
+        self._ended = True
+        if self._shape is None or self.delay == 0:
+            return []
+        # The layer's own flush: a zero input projects to the bias.
+        logits = self._step(mx.zeros((*self._shape[:-1], self.delay, self._shape[-1])))
+        return logits[-min(self._count, self.delay) :]
+
+    def _step(self, x: mx.array) -> list[mx.array]:
+        """Logits of each time step of ``[B, T, R]`` or ``[T, R]``, on their way."""
+        y, self._state = self._model.layer.stream(x, self._state)
+        logits = self._model.readout(y)
+        steps = [logits[..., t, :] for t in range(x.shape[-2])]
+        # Starts the work, and keeps the graph of a long stream from growing.
+        mx.async_eval(steps, self._state)
+        return steps
+
+    def _require_running(self) -> None:
+        owner = type(self).__name__
+        require(not self._ended, owner, "session", "reset after flush", "an ended sequence")

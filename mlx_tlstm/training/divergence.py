@@ -1,0 +1,25 @@
+"""A loss or a gradient that is not finite."""
+
+from __future__ import annotations
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a gradient is infinite or no number.
+
+    Attributes:
+        quantity: What is not finite.
+        value: Its value.
+        step: Training steps done, this one included.
+        batch: Number of the training batch that gave it, from 0; ``None`` in an evaluation.
+    """
+
+    def __init__(
+        self, message: str, quantity: str, value: float, step: int, batch: int | None
+    ) -> None:
+        super().__init__(message)
+        self.quantity, self.value, self.step, self.batch = quantity, value, step, batch
+
+    @property
+    def updates(self) -> int:
+        """Updates of the weights before the value was computed."""
+        return self.step if self.batch is None else self.batch

@@ -1,0 +1,41 @@
+"""What the records of ``metrics.jsonl`` are made of, and how they compare."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from mlx_tlstm.training.trainer import StepReport
+
+#: One evaluation's figures by name.
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass
+class StepTotals:
+    """Sums over the steps since the last evaluation."""
+
+    steps: int = 0
+    loss: float = 0.0
+    gradient_norm: float = 0.0
+    clipped: int = 0
+
+    def add(self, report: StepReport, clip_norm: float) -> None:
+        """Count a step; ``clip_norm`` 0 clips nothing."""
+        self.steps += 1
+        self.loss += report.loss
+        self.gradient_norm += report.gradient_norm
+        self.clipped += 0 < clip_norm < report.gradient_norm
+
+    def means(self) -> dict[str, float]:
+        """Mean loss and gradient norm, and the share of steps that were clipped."""
+        return {
+            "loss": self.loss / self.steps,
+            "gradient_norm": self.gradient_norm / self.steps,
+            "clip_rate": self.clipped / self.steps,
+        }
+
+
+def better(metric: str, value: float, other: float) -> bool:
+    """Whether a value of a metric beats another: more accuracy, fewer bits per character."""
+    return value < other if metric == "bpc" else value > other

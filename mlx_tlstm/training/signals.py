@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM, held back until a run can be left."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+#: What a scheduler or a shell asks a program to end with.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequested(KeyboardInterrupt):
+    """Raised where the run is whole, once a signal has asked it to stop.
+
+    Attributes:
+        signal_number: The signal that asked.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+@contextlib.contextmanager
+def deferred_stop(
+    elsewhere: Callable[[], bool] = lambda: False,
+) -> Iterator[Callable[[], None]]:
+    """Hold the stop signals back until the function that is yielded is called, which then raises.
+
+    A second signal is not held back: it finds the handlers from before. Outside the main thread
+    Python delivers no signals, and nothing changes. Where ``elsewhere`` says that another process
+    was asked, it counts as a SIGTERM here.
+    """
+    received: list[int] = []
+    previous: dict[int, object] = {}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            # None: the handler before was not set from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def hold(signal_number: int, frame: object) -> None:
+        received.append(signal_number)
+        restore()
+
+    def check() -> None:
+        if received:
+            raise StopRequested(received[0])
+        if elsewhere():
+            raise StopRequested(signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    try:
+        for number in STOP_SIGNALS:
+            previous[number] = signal.signal(number, hold)
+        yield check
+    finally:
+        restore()

@@ -1,0 +1,201 @@
+"""Experiment trackers behind callbacks: TensorBoard, trackio, Weights & Biases.
+
+Each is an extra of its own, imported only where it was asked for.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from mlx_tlstm.checks import is_integer, require_choice
+from mlx_tlstm.training.loop import Callback
+from mlx_tlstm.training.records import Record
+from mlx_tlstm.training.trainer import Trainer
+
+#: Under which runs are filed where a tracker has projects.
+PROJECT = "mlx-tlstm"
+
+
+class TrackerError(RuntimeError):
+    """A tracker cannot be started."""
+
+
+class Tracker(Callback, abc.ABC):
+    """Sends the numbers of each record of ``metrics.jsonl`` to a tracker, by the training step.
+
+    What fails once training is on its way costs the tracking, not the training: a warning on
+    standard error, and nothing is sent from there on.
+
+    Args:
+        module: The tracker's package.
+        folder: The run's folder; its name is the run's.
+    """
+
+    #: The package.
+    package: ClassVar[str]
+
+    def __init__(self, module: ModuleType, folder: Path) -> None:
+        self._module = module
+        self._folder = folder
+        self._run: Any = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Open the run, or go on with it.
+
+        Raises:
+            TrackerError: The tracker refuses, as one without an account would.
+        """
+        settings = dataclasses.asdict(trainer.config)
+        settings["parameters"] = trainer.parameter_count
+        try:
+            self._run = self.open(settings, trainer.step)
+        except Exception as error:  # each tracker has its own
+            raise TrackerError(
+                f"[{type(self).__name__}] {self.package} cannot track the run "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def on_evaluation(self, record: Record) -> None:
+        if self._run is None:
+            return
+        numbers = {
+            name: value
+            for name, value in record.items()
+            if name != "step" and (is_integer(value) or isinstance(value, float))
+        }
+        try:
+            self.log(numbers, record["step"])
+        except Exception as error:
+            self._run = None
+            self._warn("the rest of the run is not tracked", error)
+
+    def on_end(self) -> None:
+        if self._run is None:
+            return
+        try:
+            self.close()
+        except Exception as error:
+            self._warn("the end of the run may not be tracked", error)
+        self._run = None
+
+    def _warn(self, consequence: str, error: Exception) -> None:
+        print(
+            f"Warning: {self.package} failed ({type(error).__name__}: {error}); {consequence}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    @abc.abstractmethod
+    def open(self, settings: dict[str, Any], step: int) -> Any:
+        """Open the run before ``step``, which is above 0 where it goes on, and return it."""
+
+    @abc.abstractmethod
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        """Send numbers by name."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Send what is left."""
+
+
+class TensorBoard(Tracker):
+    """Event files in the run's folder; ``tensorboard --logdir RUN`` shows them."""
+
+    package = "tensorboardX"
+
+    def open(self, settings: dict[str, Any], step: int) -> Any:
+        # What a run that was killed logged after its last checkpoint is not to be shown.
+        purge = step + 1 if step else None
+        writer = self._module.SummaryWriter(str(self._folder / "tensorboard"), purge_step=purge)
+        if not step:
+            listing = json.dumps(settings, indent=4)
+            writer.add_text("config", "    " + listing.replace("\n", "\n    "), 0)
+        return writer
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self._run.add_scalar(name, value, step)
+        self._run.flush()
+
+    def close(self) -> None:
+        self._run.close()
+
+
+class Trackio(Tracker):
+    """A local trackio project; ``trackio show`` shows it."""
+
+    package = "trackio"
+
+    def open(self, settings: dict[str, Any], step: int) -> Any:
+        return self._module.init(
+            project=PROJECT,
+            name=self._folder.name,
+            config=settings,
+            resume="allow" if step else "never",
+        )
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        self._module.log(numbers, step=step)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+class WeightsAndBiases(Tracker):
+    """A run on Weights & Biases, by the account that ``wandb login`` or its variables name."""
+
+    package = "wandb"
+
+    def open(self, settings: dict[str, Any], step: int) -> Any:
+        folder = self._folder.resolve()
+        run = self._module.init(
+            project=PROJECT,
+            name=folder.name,
+            id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],
+            dir=str(folder),
+            config=settings,
+            resume="allow" if step else None,
+        )
+        # Its own count of steps cannot go back, as a resumed run does to its last checkpoint.
+        run.define_metric("*", step_metric="step")
+        return run
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        self._run.log({**numbers, "step": step})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+#: Trackers by name, which is that of the extra that installs one.
+TRACKERS: dict[str, type[Tracker]] = {
+    "tensorboard": TensorBoard,
+    "trackio": Trackio,
+    "wandb": WeightsAndBiases,
+}
+
+
+def make_tracker(name: str, folder: str | Path) -> Tracker:
+    """The callback of one of :data:`TRACKERS`, for the run in ``folder``.
+
+    Raises:
+        ValueError: There is no such tracker, or it is not installed.
+    """
+    require_choice("make_tracker", "track", name, TRACKERS)
+    kind = TRACKERS[name]
+    try:
+        module = importlib.import_module(kind.package)
+    except ImportError as error:
+        raise ValueError(
+            f"[make_tracker] 'track' must be a tracker that is installed but {name} is not "
+            f"({error}); to install it: pip install 'mlx-tlstm[{name}]'"
+        ) from error
+    return kind(module, Path(folder))

@@ -1,0 +1,136 @@
+"""Several processes that train one model, each on its share of every batch.
+
+The first leads: it alone decides, evaluates and writes. Before each operation that all take part in
+it says which comes, and the others, who wait for that in :func:`mlx_tlstm.training.follow`, do the
+same. All communication is sums over ``mx.distributed``'s group, which every process has to join.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_map
+
+from mlx_tlstm.checks import require
+
+#: What the first process may announce, by number.
+OPERATIONS = ("end", "step", "arrays", "restore")
+
+
+class WorkerLostError(RuntimeError):
+    """Another process of the group is gone."""
+
+
+@dataclasses.dataclass
+class Workers:
+    """This process among those that ``mlx.launch`` started; alone without it.
+
+    Args:
+        rank: Number of this process, from 0.
+        size: How many there are.
+
+    Attributes:
+        stop_asked: In the first process, whether another was asked to stop.
+    """
+
+    rank: int = 0
+    size: int = 1
+    stop_asked: bool = False
+
+    @classmethod
+    def launched(cls) -> Workers:
+        """As ``mlx.launch`` started this process."""
+        group = mx.distributed.init()
+        return cls(group.rank(), group.size())
+
+    @property
+    def first(self) -> bool:
+        """Whether this process leads."""
+        return self.rank == 0
+
+    def share(self, batch_size: int) -> slice:
+        """The rows of a batch that this process takes.
+
+        Raises:
+            ValueError: The batch cannot be divided evenly.
+        """
+        expected = f"a multiple of the {self.size} workers"
+        require(batch_size % self.size == 0, "Workers", "batch_size", expected, batch_size)
+        count = batch_size // self.size
+        return slice(self.rank * count, (self.rank + 1) * count)
+
+    def stop_requested(self) -> bool:
+        """In the first process: whether another was asked to stop."""
+        return self.stop_asked
+
+    def announce(self, operation: str) -> None:
+        """In the first process: what all do next. The others answer whether they should stop."""
+        if self.size > 1:
+            number = OPERATIONS.index(operation)
+            _, stops = self._exchange(number, False)
+            self.stop_asked = self.stop_asked or stops
+
+    def awaited(self, stop: bool) -> str:
+        """In another process: wait for what the first announces; ``stop`` asks it to end.
+
+        Raises:
+            WorkerLostError: A process of the group is gone.
+        """
+        number, _ = self._exchange(0, stop)
+        return OPERATIONS[number]
+
+    def _exchange(self, number: int, stop: bool) -> tuple[int, bool]:
+        with self.watched():
+            message = mx.array([number, int(stop)], dtype=mx.int32)
+            number, stops = mx.distributed.all_sum(message, stream=mx.cpu).tolist()
+        return number, stops > 0
+
+    def mean(self, tree: Any) -> Any:
+        """The mean over all processes of each array in a tree."""
+        if self.size == 1:
+            return tree
+        return tree_map(lambda array: mx.distributed.all_sum(array) / self.size, tree)
+
+    def joined(self, tree: Any) -> Any:
+        """Shares behind one another along the batch axis, which is the first."""
+        if self.size == 1:
+            return tree
+        return tree_map(mx.distributed.all_gather, tree)
+
+    def from_first(self, tree: Any) -> Any:
+        """The first process's arrays, for all; the others give some of the same shapes."""
+        if self.size == 1:
+            return tree
+        zero_unless_first = tree if self.first else tree_map(mx.zeros_like, tree)
+        return tree_map(mx.distributed.all_sum, zero_unless_first)
+
+    def text_from_first(self, text: str) -> str:
+        """The first process's text, for all."""
+        if self.size == 1:
+            return text
+        raw = text.encode()
+        with self.watched():
+            length = self.from_first(mx.array(len(raw))).item()
+            mine = mx.array(list(raw), dtype=mx.int32) if self.first else mx.zeros(length, mx.int32)
+            return bytes(self.from_first(mine).tolist()).decode()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Tell errors of the communication from others.
+
+        Raises:
+            WorkerLostError: A process of the group is gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1:
+                raise
+            raise WorkerLostError(
+                f"[Workers] worker {self.rank} of {self.size} lost the others, whose messages say "
+                f"why ({error}); the run goes on from its last checkpoint with --resume"
+            ) from error

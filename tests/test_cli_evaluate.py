@@ -1,0 +1,159 @@
+"""``mlx-tlstm evaluate``: every metric, of any batch size, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from mlx.utils import tree_flatten
+
+from mlx_tlstm import cli, training
+from mlx_tlstm.tasks import TASKS, Batch
+from mlx_tlstm.training.objective import encode
+from mlx_tlstm.training.rebatching import rebatched
+
+TINY = {"length": 4, "depth": 2, "hidden_size": 8, "batch_size": 6, "eval_every": 24, "samples": 24}
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.main, ["evaluate", *map(str, arguments)])
+
+
+def found(*arguments):
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    (folder / "text").write_text("a tensor of cells, " * 61)
+    variants = {"addition": "2d-tlstm", "wikipedia": "2d-tlstm+ln"}
+    for name, variant in variants.items():
+        data = str(folder / "text") if name == "wikipedia" else None
+        config = TASKS[name].quick().replace(variant=variant, data=data, **TINY)
+        training.fit(config, folder / name)
+    return folder
+
+
+def test_metrics_of_a_task_with_whole_sequences(runs):
+    _, task, model = training.load_run(runs / "addition")
+    record = found(runs / "addition")
+    metrics = record.pop("metrics")
+    assert record == {
+        "task": "addition",
+        "variant": "2d-tlstm",
+        "parameters": sum(array.size for _, array in tree_flatten(model.parameters())),
+        "weights": "best",
+        "split": "test",
+        "note": None,
+        "causal": True,
+    }
+    own = training.evaluate(model, task, "test")
+    assert {name: metrics[name] for name in own} == own
+    assert metrics.keys() - own.keys() == {"predictions", "answers", "sequences"}
+    assert (metrics["predictions"], metrics["answers"]) == (100 * 16, 100 * 5)
+    assert metrics["sequences"] == 100
+
+
+def test_metrics_of_text(runs):
+    """The accuracy by hand, from the logits of the N streams."""
+    result = invoke(runs / "wikipedia", "--json")
+    assert "not causal" in result.stderr
+    record = json.loads(result.stdout)
+    _, task, model = training.load_run(runs / "wikipedia")
+    model.eval()
+    right = total = 0
+    state = None
+    for batch in task.eval_batches("test"):
+        x = encode(batch.inputs, task.input_size, mx.float32)
+        logits, state = model(x, None if batch.fresh else state)
+        right += (np.array(mx.argmax(logits, axis=-1)) == batch.targets).sum()
+        total += batch.targets.size
+    metrics = record["metrics"]
+    start, end = task.splits["test"]
+    assert metrics["answers"] == metrics["predictions"] == total == end - start
+    assert metrics["accuracy"] == right / total
+    assert metrics["bpc"] == pytest.approx(metrics["loss"] / math.log(2))
+    assert "sequences" not in metrics
+    assert record["note"] == f"N = {task.eval_streams} streams"
+    assert record["causal"] is False
+    assert "accuracy" not in training.evaluate(model, task, "test")
+
+
+@pytest.mark.parametrize("task", ["addition", "wikipedia"])
+@pytest.mark.parametrize("size", [1, 4, 7, 1000])
+def test_any_batch_size_gives_the_same(size, task, runs):
+    expected = found(runs / task)
+    got = found(runs / task, "--batch-size", size)
+    for name, value in expected["metrics"].items():
+        assert got["metrics"].pop(name) == pytest.approx(value, rel=1e-5), name
+    assert got["metrics"] == {}
+    assert got["note"] == expected["note"]
+
+
+def test_line_for_people(runs):
+    result = invoke(runs / "wikipedia", "--split", "validation", "--weights", "last")
+    record = found(runs / "wikipedia", "--split", "validation", "--weights", "last")
+    metrics = record["metrics"]
+    assert (record["split"], record["weights"]) == ("validation", "last")
+    assert result.stdout == (
+        f"validation: {metrics['bpc']:.4f} bits per character, accuracy "
+        f"{100 * metrics['accuracy']:.2f} %, loss {metrics['loss']:.4f} (wikipedia, 2d-tlstm+ln, "
+        f"{metrics['answers']} answers, last weights, {record['note']})\n"
+    )
+
+
+def test_refusals(runs):
+    for arguments, message in (
+        (["--batch-size", 0], "'--batch-size': 0 is not in the range"),
+        (["--batch-size", "x"], "'x' is not a valid int"),
+        (["--split", "train"], "'train' is not one of 'test', 'validation'"),
+    ):
+        result = invoke(runs / "addition", *arguments)
+        assert result.exit_code == 2
+        assert message in result.stderr
+    _, task, model = training.load_run(runs / "addition")
+    with pytest.raises(ValueError, match="'batch_size' must be an integer of 1 or more"):
+        training.evaluate_all(model, task, "test", batch_size=0)
+
+
+def test_what_is_not_finite_is_null(runs, monkeypatch):
+    values = {"loss": math.nan, "accuracy": 0.5, "answers": 1}
+    monkeypatch.setattr(training, "evaluate_all", lambda *_: values)
+    assert found(runs / "addition")["metrics"] == {"loss": None, "accuracy": 0.5, "answers": 1}
+
+
+def numbered(rows, steps, fresh, start):
+    numbers = start + np.arange(rows * steps).reshape(rows, steps)
+    return Batch(numbers, -numbers, fresh)
+
+
+@pytest.mark.parametrize("size", range(1, 12))
+def test_rebatching(size):
+    """Rows keep their order, follow their segments to the end, and are joined where alike."""
+    streams = [numbered(4, 3, True, 0), numbered(4, 3, False, 100), numbered(4, 2, False, 200)]
+    alike = [numbered(2, 3, True, 300), numbered(5, 3, True, 400), numbered(1, 3, True, 500)]
+    other = [numbered(2, 1, True, 600)]
+    batches = list(rebatched([*streams, *alike, *other], size))
+    assert all(0 < len(batch.targets) <= size for batch in batches)
+    assert all((batch.inputs == -batch.targets).all() for batch in batches)
+    # The rows of each segment, as they go on from a fresh batch.
+    sequences = []
+    for batch in batches:
+        if batch.fresh:
+            sequences += [list(row) for row in batch.inputs]
+        else:
+            for sequence, row in zip(sequences[-len(batch.inputs) :], batch.inputs, strict=True):
+                sequence += list(row)
+    expected = [
+        [*a, *b, *c] for a, b, c in zip(*(batch.inputs for batch in streams), strict=True)
+    ] + [list(row) for batch in (*alike, *other) for row in batch.inputs]
+    assert sequences == expected
+    # No more batches than it takes: 3 a group of streams, 1 of the others.
+    assert len(batches) == 3 * -(-4 // size) + -(-8 // size) + -(-2 // size)

@@ -1,0 +1,156 @@
+"""Training in several processes, over loopback with MLX's ring."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_tlstm import launch
+from mlx_tlstm.training.workers import Workers
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = "--depth 2 --hidden-size 8 --batch-size 4 --eval-every 16 --samples 64 --length 2"
+TASKS = {
+    "addition": f"addition --variant 2d-tlstm+cn {SETTINGS}",
+    # Carries its state from step to step.
+    "wikipedia": f"wikipedia --data {{text}} {SETTINGS}".replace("64", "80"),
+}
+
+
+def port() -> str:
+    """A port from which on two or more are likely to be free."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(min(listener.getsockname()[1], 65000))
+
+
+def start(arguments: str, workers: int, folder: Path, **popen) -> subprocess.Popen:
+    if workers == 1:
+        command = [sys.executable, "-m", "mlx_tlstm.train"]
+    else:
+        command = [sys.executable, "-m", "mlx_tlstm.launch", "-n", str(workers), "-p", port(), "--"]
+    return subprocess.Popen(
+        [*command, *arguments.split()],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **popen,
+    )
+
+
+def train(arguments: str, workers: int, folder: Path) -> str:
+    """What a training wrote to stdout; it has to succeed."""
+    process = start(arguments, workers, folder)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return output
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """The same records, up to the rounding of sums; Adam spreads it from step to step."""
+    expected, got = records(one), records(other)
+    assert [record["samples"] for record in got] == [record["samples"] for record in expected]
+    for mine, theirs in zip(got, expected, strict=True):
+        for name in ("loss", "gradient_norm", "evaluation_loss"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text"
+    path.write_bytes(b"the cell of a tensor keeps what the input brings. " * 40)
+    return path
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_workers_have_the_losses_of_one(task, text, tmp_path):
+    arguments = TASKS[task].format(text=text)
+    train(f"{arguments} --out one", 1, tmp_path)
+    output = train(f"{arguments} --out two", 2, tmp_path)
+    assert output.count("run: two") == 1  # only the first process speaks
+    assert_alike(tmp_path / "one", tmp_path / "two")
+
+
+def test_parts_of_shares(tmp_path):
+    train(f"addition {SETTINGS} --out one", 1, tmp_path)
+    train(f"addition {SETTINGS} --accumulate 2 --out two", 2, tmp_path)
+    assert_alike(tmp_path / "one", tmp_path / "two")
+
+
+def test_stopped_and_resumed_with_another_number_of_workers(text, tmp_path):
+    settings = SETTINGS.replace("--samples 64", "--samples 600").replace("every 16", "every 100")
+    arguments = f"wikipedia --data {text} {settings}"
+    train(f"{arguments} --out whole", 1, tmp_path)
+    process = start(f"{arguments} --checkpoint-every 1 --out run", 2, tmp_path)
+    while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "to go on: python -m mlx_tlstm.train --resume run" in errors
+    assert "Traceback" not in errors
+    train("--resume run", 1, tmp_path)
+    assert_alike(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_failing_worker_ends_all(tmp_path):
+    process = start("addition --batch-size 3 --out run", 2, tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert "'batch_size' must be a multiple of the 2 workers but got 3" in errors
+    assert "Traceback" not in errors
+
+
+class TestLauncher:
+    @pytest.mark.parametrize(
+        ("said", "code"),
+        [
+            ("[WARN] Node with rank 1 exited with code 3", 3),
+            ("[WARN] Node with rank 0 exited with code -9", 137),
+            ("anything else", 0),
+        ],
+    )
+    def test_exit_code(self, tmp_path, monkeypatch, said, code):
+        fake = tmp_path / "mlx.launch"
+        fake.write_text(f"#!{sys.executable}\nimport sys\nsys.stderr.write({said!r})\n")
+        fake.chmod(0o755)
+        monkeypatch.setattr(launch, "launcher", lambda: str(fake))
+        assert launch.run(["-n", "2"], ["addition"]) == code
+
+    def test_usage(self):
+        command = [sys.executable, "-m", "mlx_tlstm.launch", "-n", "2"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "python -m mlx_tlstm.launch [mlx.launch's options] -- [TASK]" in done.stdout
+
+
+class TestAlone:
+    def test_nothing_changes(self):
+        workers, tree = Workers(), {"a": mx.array([1.0, 2.0])}
+        assert workers.first
+        assert workers.mean(tree) is workers.joined(tree) is workers.from_first(tree) is tree
+        assert workers.text_from_first("ä") == "ä"
+        assert workers.share(5) == slice(0, 5)
+        workers.announce("step")
+        assert not workers.stop_asked
+
+    def test_shares_cover_a_batch(self):
+        rows = [list(range(6))[Workers(rank, 3).share(6)] for rank in range(3)]
+        assert rows == [[0, 1], [2, 3], [4, 5]]
+        with pytest.raises(ValueError, match="'batch_size' must be a multiple of the 4 workers"):
+            Workers(0, 4).share(6)

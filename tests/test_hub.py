@@ -1,0 +1,301 @@
+"""Models pushed to a stand-in for the hub, and loaded from it, by the commands a user runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from hub_standin import TOKEN, Hub, Repository
+from mlx.utils import tree_flatten
+
+import mlx_tlstm
+from mlx_tlstm import ModelMetadata, SequenceModel, make_layer, training
+from mlx_tlstm.model_card import model_card
+from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.training import load_run
+
+TINY = {"length": 5, "depth": 2, "hidden_size": 8, "batch_size": 4, "eval_every": 40, "samples": 40}
+COMMAND = "from mlx_tlstm.cli import main; main()"
+FILES = {"config.json", "model.safetensors", "README.md"}
+
+
+@pytest.fixture
+def hub():
+    hub = Hub()
+    yield hub
+    hub.close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A language model's run."""
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "secret name").write_text("a tensor of cells\n" * 40)
+    config = TASKS["wikipedia"].quick().replace(**TINY, data=str(folder / "secret name"))
+    training.fit(config, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture
+def python(hub, tmp_path):
+    """Run code in a fresh process: the hub's address is read when its client is imported."""
+
+    def start(*arguments, code=COMMAND, token=TOKEN, endpoint=hub.endpoint, **environment):
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith("HF_") and not key.lower().endswith("_proxy")
+        }
+        ours = {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            **({"HF_TOKEN": token} if token else {}),
+        }
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            cwd=tmp_path,
+            env={**inherited, **ours, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return start
+
+
+def check_same(model, other):
+    mine, theirs = (dict(tree_flatten(m.parameters())) for m in (model, other))
+    assert mine.keys() == theirs.keys()
+    assert all(mx.array_equal(array, theirs[name]) for name, array in mine.items())
+
+
+def test_push_a_run_and_load_it(hub, run, python, tmp_path):
+    done = python("push", run, "somebody/tiny", "--license", "mit")
+    assert done.returncode == 0, done.stderr
+    repository = hub.repositories["somebody/tiny"]
+    assert repository.private
+    assert repository.commits == ["Upload a tensorized LSTM"]
+    assert done.stdout == f"{hub.endpoint}/somebody/tiny/commit/{repository.sha}\n"
+    assert set(repository.files) == FILES
+    for content in repository.files.values():
+        assert str(run.parent).encode() not in content
+    card = repository.files["README.md"].decode()
+    assert card.startswith("---\nlibrary_name: mlx-tlstm\n")
+
+    hub.asked.clear()
+    done = python("pull", "somebody/tiny", "here")
+    assert done.returncode == 0, done.stderr
+    assert all(method in ("GET", "HEAD") for method, _ in hub.asked)
+    pulled = mlx_tlstm.load(tmp_path / "here")
+    expected = load_run(run)[2]
+    check_same(expected, pulled)
+    assert pulled.metadata.task == "wikipedia"
+    assert pulled.metadata.metrics["bpc"] > 0
+    assert pulled.metadata.symbols == bytes(sorted(set(b"a tensor of cells\n")))
+
+    arguments = ("--prompt", "cell", "--length", 30)
+    from_hub = python("generate", "somebody/tiny", *arguments)
+    assert from_hub.returncode == 0, from_hub.stderr
+    hub.asked.clear()
+    assert from_hub.stdout == python("generate", run, *arguments).stdout
+    assert not hub.asked
+    cached = python("generate", "somebody/tiny", *arguments, HF_HUB_OFFLINE="1")
+    assert cached.stdout == from_hub.stdout
+    assert not hub.asked
+
+
+PUSH = """
+import sys
+import mlx_tlstm
+model = mlx_tlstm.load(sys.argv[1])
+print(mlx_tlstm.push(model, "somebody/model", private=False))
+print(mlx_tlstm.push(sys.argv[1], "somebody/model"))
+other = mlx_tlstm.load("somebody/model", revision="main")
+other.save(sys.argv[2])
+"""
+
+
+def test_from_python(hub, python, tmp_path):
+    model = SequenceModel(make_layer("slstm", 3, 4, 2), 5)
+    model.save(tmp_path / "model", ModelMetadata(task="mine", command="python mine.py"))
+    done = python(tmp_path / "model", tmp_path / "back", code=PUSH)
+    assert done.returncode == 0, done.stderr
+    repository = hub.repositories["somebody/model"]
+    assert not repository.private
+    assert len(repository.commits) == 2
+    check_same(model, mlx_tlstm.load(tmp_path / "back"))
+    assert "| command | `python mine.py` |" in repository.files["README.md"].decode()
+    assert "license" not in repository.files["README.md"].decode()
+
+
+def test_nothing_is_sent_without_a_login(hub, run, python):
+    for token in (None, "hf_another"):
+        done = python("push", run, "somebody/tiny", token=token)
+        assert done.returncode == 1
+        line = done.stderr.strip().splitlines()[-1]
+        assert line.startswith("Error: [hub] cannot push to 'somebody/tiny' (")
+        assert "Traceback" not in done.stderr
+    assert not hub.repositories
+    assert not hub.blobs
+
+
+LOAD = """
+import sys
+import mlx_tlstm
+for name in sys.argv[1:]:
+    repository, _, revision = name.partition("@")
+    try:
+        mlx_tlstm.load(repository, revision=revision or None)
+    except ValueError as error:
+        print(error)
+    else:
+        print("loaded")
+"""
+
+
+def test_what_a_repository_may_hold(hub, python, tmp_path):
+    model = SequenceModel(make_layer("2d-tlstm", 3, 4, 2), 5)
+    model.save(tmp_path / "model")
+    names = ("config.json", "model.safetensors")
+    files = {name: (tmp_path / "model" / name).read_bytes() for name in names}
+    for name, changed in {
+        "more": files | {"model.py": b"raise SystemExit", "pytorch_model.bin": b"x"},
+        "none": {},
+        "half": {"config.json": files["config.json"]},
+        "torn": files | {"model.safetensors": files["model.safetensors"][:-9]},
+    }.items():
+        hub.repositories[f"some/{name}"] = Repository(private=False)
+        hub.repositories[f"some/{name}"].files = changed
+    done = python("some/more", "some/none", "some/half", "some/torn", code=LOAD)
+    assert done.returncode == 0, done.stderr
+    loaded, *refused = done.stdout.splitlines()
+    assert loaded == "loaded"
+    assert not any("model.py" in path or ".bin" in path for _, path in hub.asked)
+    for line, message in zip(
+        refused,
+        (
+            r"'path' must be a folder that holds config\.json",
+            r"'path' must be a folder that holds model\.safetensors",
+            r"must be a safetensors file but .*invalid data offsets",
+        ),
+        strict=True,
+    ):
+        assert re.search(message, line)
+
+
+def test_absent_repositories(hub, python):
+    hub.repositories["some/model"] = Repository(private=False)
+    done = python("some/other", "some/model@v2", "../model", "a/b/c", code=LOAD)
+    assert done.returncode == 0, done.stderr
+    for line, message in zip(
+        done.stdout.splitlines(),
+        (
+            "there is neither a folder 'some/other' nor",
+            "such a repository with the revision 'v2'",
+            "'path_or_repo' must be a folder that is there or a repository 'user/name'",
+            "'path_or_repo' must be a folder that is there or a repository 'user/name'",
+        ),
+        strict=True,
+    ):
+        assert message in line
+    done = python("pull", "some/other", "here")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("Error: [load] 'path_or_repo' must be")
+
+
+@pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}])
+def test_unreachable_hub(python, run, environment):
+    for arguments, failed in (
+        (["pull", "some/model", "here"], "cannot load 'some/model'"),
+        (["push", run, "some/model"], "cannot push to 'some/model'"),
+    ):
+        done = python(*arguments, endpoint="http://127.0.0.1:9", **environment)
+        assert done.returncode == 1
+        assert f"Error: [hub] {failed} (" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"repo_id": "name"}, "'repo_id' must be a repository 'user/name' but got 'name'"),
+        ({"repo_id": 3}, "'repo_id' must be a repository"),
+        ({"private": "yes"}, "'private' must be True or False"),
+        ({"license": "two words"}, "'license' must be an identifier such as 'mit'"),
+        ({"model_or_path": "gone"}, "'path' must be a folder but got 'gone'"),
+    ],
+)
+def test_refusals_before_anything_is_sent(arguments, message):
+    model = SequenceModel(make_layer("slstm", 3, 4, 2), 5)
+    with pytest.raises(ValueError, match=message):
+        mlx_tlstm.push(**{"model_or_path": model, "repo_id": "a/b"} | arguments)
+
+
+CARD = """---
+library_name: mlx-tlstm
+tags:
+- "mlx"
+- "tensorized-lstm"
+- "wikipedia"
+- "3d-tlstm+ln"
+license: "cc-by-4.0"
+pipeline_tag: text-generation
+---
+
+# model
+
+A tensorized LSTM for [MLX](https://github.com/ml-explore/mlx), after He et al., *Wider and \
+Deeper, Cheaper and Faster: Tensorized LSTMs for Sequence Learning* (NIPS 2017).
+
+| | |
+|---|---|
+| task | wikipedia |
+| variant | 3d-tlstm+ln |
+| layer | `TLSTM`, depth L = 2 |
+| parameters | 988 (bfloat16) |
+| split | test |
+| bpc | 1.2346 |
+| samples | 40 |
+| command | `python -m mlx_tlstm.train wikipedia` |
+
+```python
+import mlx_tlstm
+
+model = mlx_tlstm.load("some/model")
+logits, state = model(x)  # x [batch, time, 3], logits [batch, time, 3]
+```
+
+```sh
+python -m mlx_tlstm.generate some/model --prompt Once
+```
+
+The model is not causal: its layer normalisation lets later inputs leak into earlier outputs, so \
+that its figures are no measure of a language model.
+"""
+
+
+def test_model_card():
+    model = SequenceModel(make_layer("3d-tlstm+ln", 3, 4, 2), 3)
+    model.set_dtype(mx.bfloat16)
+    model.metadata = ModelMetadata(
+        "wikipedia",
+        "3d-tlstm+ln",
+        {"split": "test", "bpc": 1.23456, "samples": 40},
+        "python -m mlx_tlstm.train wikipedia",
+        b"\nab",
+    )
+    assert model_card(model, "some/model", "cc-by-4.0") == CARD
+    model.metadata = ModelMetadata()
+    card = model_card(model, "some/model")
+    assert "| task | not known |" in card
+    assert "| command | not known |" in card
+    assert "license" not in card
+    assert "pipeline_tag" not in card

@@ -1,0 +1,342 @@
+"""Runs that were killed or stopped end as if they had not been."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from kill_and_resume import ROOT, outcome, start
+from tiny_tasks import tiny_settings, write_images, write_text
+
+from mlx_tlstm import training
+from mlx_tlstm.runs import RunFolder, RunInUseError
+from mlx_tlstm.tasks import TASKS
+
+STEPS = 12
+OFTEN = {"samples": 48, "checkpoint_every": 3, "checkpoint_seconds": 0}
+CLOCKED = {"samples": 48, "checkpoint_seconds": 0.01}
+#: Kills of each task's process in the long check.
+KILLS = 40
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    text = write_text(tmp_path_factory.mktemp("text") / "text")
+    return tiny_settings(text, write_images(tmp_path_factory.mktemp("mnist")))
+
+
+class Stop(Exception):  # noqa: N818 (no error: the test's way out of training)
+    pass
+
+
+class StopAt(training.Callback):
+    """Leaves training after a number of steps or evaluations, without a checkpoint."""
+
+    def __init__(self, steps=None, evaluations=None):
+        self._left = {"step": steps, "evaluation": evaluations}
+        self.notes, self.records, self.steps = [], [], 0
+
+    def on_step(self, trainer, report):
+        self.steps += 1
+        self._count("step")
+
+    def on_evaluation(self, record):
+        self.records.append(record)
+        self._count("evaluation")
+
+    def on_note(self, text):
+        self.notes.append(text)
+
+    def _count(self, kind):
+        if self._left[kind] is not None:
+            self._left[kind] -= 1
+            if self._left[kind] == 0:
+                raise Stop
+
+
+def signalled(number, times=1):
+    """A callback that sends this process a signal after a step."""
+
+    class Send(training.Callback):
+        def on_step(self, trainer, report):
+            if trainer.step == 5:
+                for _ in range(times):
+                    signal.raise_signal(number)
+
+    return Send()
+
+
+def killed(config, run, kill_at):
+    """Train, or go on, and kill at the number; whether that came before the end."""
+    process = start(config, run, kill_at)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode in (0, -signal.SIGKILL), err
+    return process.returncode != 0, out
+
+
+def finish(config, run):
+    if not (run / "test.json").exists():
+        if (run / "config.json").exists():
+            training.resume(run)
+        else:
+            training.fit(config, run)
+
+
+def reference(config, folder):
+    """A run that was never stopped, in a process of its own, and how much it does to files."""
+    path = folder / "config"
+    config.save(path)
+    begin = time.perf_counter()
+    was_killed, out = killed(path, folder / "whole", 0)
+    assert not was_killed
+    return path, outcome(folder / "whole"), int(out), time.perf_counter() - begin
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_killed_while_writing(task, settings, tmp_path):
+    """One kill in the run, and one in what goes on with it, anywhere in their work on files."""
+    config = settings(task, **OFTEN)
+    path, expected, operations, _ = reference(config, tmp_path)
+    rng = random.Random(task)
+    run = tmp_path / "run"
+    first = rng.randrange(operations // 4, operations)
+    assert killed(path, run, first)[0]
+    killed(path, run, rng.randrange(1, operations // 2))
+    finish(config, run)
+    assert outcome(run) == expected
+    assert not list(run.rglob(".writing-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_killed_at_random_moments(task, settings, tmp_path):
+    """Half of the kills come at a random operation on files, half at a random time."""
+    rng = random.Random(task)
+    plans = {}
+    for name, changes in (("often", {**OFTEN, "checkpoint_every": 1}), ("clocked", CLOCKED)):
+        (tmp_path / name).mkdir()
+        config = settings(task, **changes)
+        plans[name] = (config, *reference(config, tmp_path / name))
+    kills = 0
+    for trial in itertools.count():
+        config, path, expected, operations, seconds = plans[("often", "clocked")[trial % 2]]
+        run = tmp_path / f"run{trial}"
+        for _ in range(3):
+            if rng.random() < 0.5:
+                kills += killed(path, run, rng.randrange(1, operations))[0]
+            else:
+                process = start(path, run)
+                time.sleep(rng.uniform(0, seconds / 2))
+                process.kill()
+                _, err = process.communicate(timeout=120)
+                assert process.returncode in (0, -signal.SIGKILL), err
+                kills += process.returncode != 0
+            if (run / "test.json").exists():
+                break
+        finish(config, run)
+        assert outcome(run) == expected
+        if kills >= KILLS:
+            break
+    print(f"{task}: {kills} kills in {trial + 1} runs")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_stopped_anywhere(task, settings, tmp_path):
+    config = settings(task, **OFTEN)
+    training.fit(config, tmp_path / "whole")
+    run, expected = tmp_path / "run", outcome(tmp_path / "whole")
+    with pytest.raises(Stop):
+        training.fit(config, run, [StopAt(steps=5)])
+    with pytest.raises(Stop):
+        training.resume(run, [StopAt(steps=7)])
+    with pytest.raises(Stop):
+        training.resume(run, [StopAt(evaluations=1)])
+    mx.random.seed(99)
+    last = StopAt()
+    result = training.resume(run, [last])
+    assert outcome(run) == expected
+    assert last.steps == 3  # from the checkpoint of step 9 on
+    assert result.last == last.records[-1] == RunFolder.open(run).read_metrics()[-1]
+    assert result.best in RunFolder.open(run).read_metrics()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("variant", ["2d-tlstm+cn", "slstm", "2d-trnn"])
+def test_stopped_in_half_precision(dtype, variant, settings, tmp_path):
+    config = settings("wikipedia", dtype=dtype, variant=variant, **OFTEN)
+    training.fit(config, tmp_path / "whole")
+    with pytest.raises(Stop):
+        training.fit(config, tmp_path / "run", [StopAt(steps=8)])
+    training.resume(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_killed_before_the_first_checkpoint(settings, tmp_path):
+    config, run = settings("addition", **OFTEN), tmp_path / "run"
+    training.fit(config, tmp_path / "whole")
+    RunFolder.create(run, config)
+    training.resume(run)
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+def test_checkpoints_change_nothing(settings, tmp_path):
+    for name, changes in (
+        ("none", {"checkpoint_seconds": 0}),
+        ("clock", {"checkpoint_seconds": 1e-9}),
+        ("steps", {"checkpoint_every": 1}),
+    ):
+        training.fit(settings("wikipedia", **changes), tmp_path / name)
+    assert outcome(tmp_path / "none") == outcome(tmp_path / "clock") == outcome(tmp_path / "steps")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals(number, settings, tmp_path):
+    config, run = settings("wikipedia", samples=48), tmp_path / "run"
+    training.fit(config, tmp_path / "whole")
+    handler = signal.getsignal(number)
+    with pytest.raises(training.TrainingInterrupted, match=r"after 20 samples.*--resume") as caught:
+        training.fit(config, run, [signalled(number)])
+    assert caught.value.signal_number == number
+    assert signal.getsignal(number) is handler
+    last = StopAt()
+    training.resume(run, [last])
+    assert last.steps == STEPS - 5
+    assert last.notes == ["Going on after 20 samples"]
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+def test_stopped_in_the_test(settings, tmp_path, monkeypatch):
+    """The model holds the best weights by then; the checkpoint must hold the last ones."""
+    config, run = settings("mnist", samples=48), tmp_path / "run"
+    training.fit(config, tmp_path / "whole")
+
+    class Send(training.Callback):
+        def on_evaluation(self, record):
+            if record["samples"] == 48:
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(training.TrainingInterrupted, match="after 48 samples"):
+        training.fit(config, run, [Send()])
+    last = StopAt()
+    training.resume(run, [last])
+    assert last.steps == 0
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+def test_second_sigterm_is_at_once(settings, tmp_path):
+    code = (
+        "import signal, sys; from mlx_tlstm import training; from mlx_tlstm.config import *\n"
+        "class Send(training.Callback):\n"
+        "    def on_step(self, trainer, report):\n"
+        "        signal.raise_signal(signal.SIGTERM); print('held', flush=True)\n"
+        "        signal.raise_signal(signal.SIGTERM); print('never')\n"
+        "training.fit(TrainingConfig.load(sys.argv[1]), sys.argv[2], [Send()])"
+    )
+    settings("memorization").save(tmp_path / "config")
+    arguments = [sys.executable, "-c", code, tmp_path / "config", tmp_path / "run"]
+    process = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert process.returncode == -signal.SIGTERM, process.stderr
+    assert process.stdout == "held\n"
+
+
+def test_seconds_go_on(settings, tmp_path):
+    config, run = settings("addition", **OFTEN), tmp_path / "run"
+    with pytest.raises(Stop):
+        training.fit(config, run, [StopAt(steps=6)])
+    newest = max((run / "checkpoints").iterdir())
+    state = json.loads((newest / "state.json").read_text())
+    state["seconds"] += 1000
+    _rewrite(newest, "state.json", json.dumps(state).encode())
+    result = training.resume(run)
+    records = RunFolder.open(run).read_metrics()
+    assert [record["seconds"] > 1000 for record in records] == [False] + [True] * 5
+    assert result.seconds >= records[-1]["seconds"]
+
+
+def _rewrite(checkpoint, name, content):
+    """Change a file and the manifest with it."""
+    (checkpoint / name).write_bytes(content)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    digest = hashlib.sha256(content).hexdigest()
+    manifest["files"][name] = {"bytes": len(content), "sha256": digest}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_random_key_goes_on(settings, tmp_path):
+    keys = []
+
+    class Look(StopAt):
+        def on_start(self, trainer):
+            keys.append(np.array(mx.random.state[0]).tolist())
+
+    config = settings("addition", **OFTEN)
+    with pytest.raises(Stop):
+        training.fit(config, tmp_path / "run", [Look(steps=1)])
+    mx.random.seed(7)
+    training.resume(tmp_path / "run", [Look()])
+    assert keys[0] == keys[1]
+
+
+def test_a_run_that_ended_is_refused(settings, tmp_path):
+    config, run = settings("addition"), tmp_path / "run"
+    training.fit(config, run)
+    trainer = training.Trainer(config)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before.pop(run / ".lock")
+    for go_on in (
+        lambda: training.resume(run),
+        lambda: training.train(trainer, RunFolder.open(run)),
+    ):
+        with pytest.raises(ValueError, match=r"'run' must be a run that has not ended"):
+            go_on()
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    after.pop(run / ".lock")
+    assert before == after
+
+
+def test_a_run_in_use_is_refused(settings, tmp_path):
+    """By another process, whose number is given, and by this one."""
+    run = tmp_path / "run"
+    config = settings("addition", samples=10**9)
+    config.save(tmp_path / "config")
+    process = start(tmp_path / "config", run)
+    try:
+        while not (run / "metrics.jsonl").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        with pytest.raises(RunInUseError, match=rf"but process {process.pid} trains in .*run"):
+            training.resume(run)
+    finally:
+        process.kill()
+        process.communicate()
+    trainer, folder = training.reopen(run)
+    with folder.lock(), pytest.raises(RunInUseError, match="trains in"):
+        training.train(trainer, folder)
+
+
+def test_changed_data_is_refused(settings, tmp_path):
+    text = write_text(tmp_path / "text")
+    config = settings("wikipedia", data=str(text), **OFTEN)
+    with pytest.raises(Stop):
+        training.fit(config, tmp_path / "run", [StopAt(steps=4)])
+    text.write_bytes(text.read_bytes()[::-1])
+    with pytest.raises(training.CheckpointError, match="the data must be what the run was trained"):
+        training.resume(tmp_path / "run")
+
+
+def test_another_configuration_is_refused(settings, tmp_path):
+    config, run = settings("addition", **OFTEN), tmp_path / "run"
+    with pytest.raises(Stop):
+        training.fit(config, run, [StopAt(steps=4)])
+    config.replace(hidden_size=9).save(run / "config.json")
+    with pytest.raises(training.CheckpointError, match=r"cannot be used: \[Trainer\] 'weights: "):
+        training.resume(run)

@@ -1,0 +1,381 @@
+"""Models as folders: what is saved comes back bit for bit, and nothing else is accepted."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import mlx.core as mx
+import pytest
+from click.testing import CliRunner
+from mlx import nn
+from mlx.utils import tree_flatten, tree_map
+
+import mlx_tlstm
+from mlx_tlstm import (
+    TLSTM,
+    TRNN,
+    VARIANTS,
+    ModelMetadata,
+    SequenceModel,
+    StackedLSTM,
+    cli,
+    make_layer,
+    training,
+)
+from mlx_tlstm.config import DTYPES
+from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.trained import run_symbols, training_command
+
+INPUT, HIDDEN, CLASSES = 5, 7, 4
+TINY = {"length": 2, "depth": 2, "hidden_size": 6, "batch_size": 4, "eval_every": 8}
+
+
+def moved(model):
+    """The model with no parameter at the value that a new one starts from."""
+    model.update(
+        tree_map(
+            lambda array: array + (0.1 * mx.random.normal(array.shape)).astype(array.dtype),
+            model.parameters(),
+        )
+    )
+    return model
+
+
+def build(layer, dtype="float32"):
+    mx.random.seed(1)
+    model = SequenceModel(layer, CLASSES)
+    model.set_dtype(getattr(mx, dtype))
+    return moved(model)
+
+
+def check_same(model, other):
+    mine, theirs = (dict(tree_flatten(m.parameters())) for m in (model, other))
+    assert mine.keys() == theirs.keys()
+    for name, array in mine.items():
+        assert array.dtype == theirs[name].dtype
+        assert mx.array_equal(array, theirs[name]), name
+    assert type(model.layer) is type(other.layer)
+    x = mx.random.normal((2, 6, model.layer.cell.input_size))
+    model.eval()
+    logits, state = model(x)
+    again, again_state = other(x)
+    assert mx.array_equal(logits, again)
+    for array, expected in zip(again_state, state, strict=True):
+        assert mx.array_equal(array, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_round_trip(variant, dtype, tmp_path):
+    model = build(make_layer(variant, INPUT, HIDDEN, depth=3), dtype)
+    model.save(tmp_path / "model")
+    for load in (SequenceModel.load, mlx_tlstm.load):
+        loaded = load(tmp_path / "model")
+        assert not loaded.training
+        assert not loaded.layer.cell.training
+        check_same(model, loaded)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        TLSTM(INPUT, HIDDEN, (2, 3, 4), (2, 3, 5), norm="channel", recompute=True),
+        TLSTM(INPUT, HIDDEN, (2, 3), (4, 3), memory_convolution=False, norm="layer"),
+        TLSTM(INPUT, HIDDEN, 1, forget_bias=3.0, memory_init="hold", backend="ops"),
+        TRNN(INPUT, HIDDEN, (3, 2), (2, 4)),
+        StackedLSTM(INPUT, HIDDEN, 2, recompute=True),
+    ],
+    ids=repr,
+)
+def test_round_trip_of_other_arguments(layer, tmp_path):
+    model = build(layer)
+    model.save(tmp_path / "model")
+    loaded = mlx_tlstm.load(tmp_path / "model")
+    check_same(model, loaded)
+    assert loaded.layer.cell.recompute == layer.cell.recompute
+
+
+def test_metadata(tmp_path):
+    metadata = ModelMetadata(
+        "wikipedia", "2d-tlstm", {"bpc": 1.5, "split": "test"}, "a command", bytes([7, 0, 255, 10])
+    )
+    model = build(TLSTM(INPUT, HIDDEN, 2))
+    assert model.metadata == ModelMetadata()
+    model.save(tmp_path / "given", metadata)
+    loaded = mlx_tlstm.load(tmp_path / "given")
+    assert loaded.metadata == metadata
+    loaded.save(tmp_path / "kept")
+    assert mlx_tlstm.load(tmp_path / "kept").metadata == metadata
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": 3}, "'task' must be a string"),
+        ({"metrics": {"bpc": None}}, "'metrics' must be numbers and words by name"),
+        ({"metrics": [1]}, "'metrics' must be numbers and words by name"),
+        ({"symbols": b"aa"}, "'symbols' must be distinct bytes"),
+        ({"symbols": "ab"}, "'symbols' must be distinct bytes"),
+    ],
+)
+def test_metadata_refusals(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ModelMetadata(**arguments)
+
+
+def test_what_cannot_be_saved(tmp_path):
+    class Mine(TLSTM):
+        pass
+
+    model = build(Mine(INPUT, HIDDEN, 2))
+    with pytest.raises(ValueError, match=r"'save' must be of a model of .* got \('Mine', 'Linear'"):
+        model.save(tmp_path / "model")
+    model = build(TLSTM(INPUT, HIDDEN, 2))
+    model.readout = nn.Sequential(model.readout)
+    with pytest.raises(ValueError, match=r"got \('TLSTM', 'Sequential'\)"):
+        model.save(tmp_path / "model")
+    model = build(TLSTM(INPUT, HIDDEN, 2))
+    model.readout.set_dtype(mx.float16)
+    with pytest.raises(ValueError, match=r"'dtype' must be the same .* \['float16', 'float32'\]"):
+        model.save(tmp_path / "model")
+    model = build(TLSTM(INPUT, HIDDEN, 2))
+    with pytest.raises(ValueError, match=r"'symbols' must be output_size 4 of them but got b'ab'"):
+        model.save(tmp_path / "model", ModelMetadata(symbols=b"ab"))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):
+    model = build(TLSTM(INPUT, HIDDEN, 2))
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "file").write_text("kept")
+    with pytest.raises(ValueError, match="'path' must be a new folder, or an empty one, but got"):
+        model.save(used)
+    with pytest.raises(ValueError, match="'path' must be a new folder"):
+        model.save(used / "file")
+    assert [path.name for path in used.iterdir()] == ["file"]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlx_tlstm.saving.sync", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*model'"):
+            model.save(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+    model.save(tmp_path / "deep" / "er")
+    (tmp_path / "empty").mkdir()
+    model.save(tmp_path / "empty")
+    check_same(mlx_tlstm.load(tmp_path / "deep" / "er"), mlx_tlstm.load(tmp_path / "empty"))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = build(TLSTM(INPUT, HIDDEN, (2, 3), norm="channel"))
+    model.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def drop(name):
+    return lambda config: config.pop(name)
+
+
+def put(name, value):
+    return lambda config: config.update({name: value})
+
+
+def argument(name, value):
+    return lambda config: config["arguments"].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("layer"), r"'config' must be complete: keys are missing but got \['layer'\]"),
+        (drop("format"), r"keys are missing but got \['format'\]"),
+        (put("format", 2), r"'format' must be one of 1 but got 2"),
+        (put("code", "x"), r"'config' must be free of unknown keys but got \['code'\]"),
+        (put("layer", "os.system"), r"'layer' must be one of 'TLSTM', 'TRNN', 'StackedLSTM'"),
+        (put("layer", ["TLSTM"]), r"'layer' must be one of"),
+        (put("layer", "TRNN"), r"'arguments' must be free of unknown keys but got \['memory"),
+        (put("arguments", 3), r"'arguments' must be a JSON object but got 3"),
+        (put("output_size", 0), r"'output_size' must be an integer of 1 or more"),
+        (put("output_size", 3), r"readout\.bias' must be float32 \[3\].* but got 'float32 \[4\]'"),
+        (put("dtype", "int8"), r"'dtype' must be one of 'float32'"),
+        (put("dtype", "float16"), r"bias' must be float16 \[37\].* but got 'float32"),
+        (put("metadata", []), r"'metadata' must be a JSON object but got \[\]"),
+        (put("metadata", {"x": 1}), r"'metadata' must be free of unknown keys but got \['x'\]"),
+        (put("metadata", {"symbols": [1, 256]}), r"'symbols' must be a list of numbers from 0"),
+        (put("metadata", {"symbols": "ab"}), r"'symbols' must be a list of numbers from 0"),
+        (put("metadata", {"symbols": [1, 2]}), r"'symbols' must be output_size 4 of them"),
+        (argument("hidden_size", 8), r"must be float32 \[41\], as config\.json says, but got"),
+        (argument("hidden_size", "8"), r"'hidden_size' must be an integer of 1 or more"),
+        (argument("hidden_size", 10**30), r"must be of 2,147,483,647 elements or fewer"),
+        (argument("tensor_size", [2, 4]), r"norm\.bias' must be float32 \[2, 4, 7\].* but got"),
+        (argument("tensor_size", [2, 0]), r"'tensor_size' must be"),
+        (argument("kernel_size", [3]), r"'kernel_size' must be"),
+        (argument("norm", None), r"norm\.bias' must be absent, as config\.json says, but got"),
+        (argument("norm", "batch"), r"'norm' must be one of None, 'channel', 'layer'"),
+        (argument("memory_convolution", 1), r"'memory_convolution' must be True or False"),
+        (
+            argument("memory_convolution", False),
+            r"bias' must be float32 \[28\].* got 'float32 \[37",
+        ),
+        (argument("forget_bias", 1.0), r"'arguments' must be free of unknown keys"),
+    ],
+)
+def test_damaged_configuration(change, message, saved):
+    file = saved / "config.json"
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        mlx_tlstm.load(saved)
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff", b"[" * 100_000, b"9" * 5000, b"", b"[]"])
+def test_no_configuration(text, saved):
+    (saved / "config.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"\[load\] '.*config\.json' (must hold JSON|is no model)"):
+        mlx_tlstm.load(saved)
+
+
+@pytest.mark.parametrize("size", [0, 7, 40, -1])
+def test_cut_weights(size, saved):
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model\.safetensors' must be a safetensors file but"):
+        mlx_tlstm.load(saved)
+
+
+def test_other_weights(saved):
+    file = saved / "model.safetensors"
+    arrays = mx.load(str(file))
+    mx.eval(arrays)
+    mx.save_safetensors(str(file), {**arrays, "more": mx.zeros(3)})
+    with pytest.raises(ValueError, match=r": more' must be absent.* but got 'float32 \[3\]'"):
+        mlx_tlstm.load(saved)
+    del arrays["readout.bias"]
+    mx.save_safetensors(str(file), arrays)
+    with pytest.raises(ValueError, match=r"readout\.bias' must be float32 \[4\].* got 'absent'"):
+        mlx_tlstm.load(saved)
+
+
+def test_missing_files(saved, tmp_path):
+    (saved / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"'path' must be a folder that holds config\.json"):
+        mlx_tlstm.load(saved)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"'path' must be a folder that holds config\.json"):
+        mlx_tlstm.load(tmp_path / "empty")
+    with pytest.raises(ValueError, match="'path_or_repo' must be a folder that is there or a repo"):
+        mlx_tlstm.load(tmp_path / "gone")
+    with pytest.raises(ValueError, match="'weights' must be one of 'best', 'last'"):
+        mlx_tlstm.load(saved, weights="first")
+
+
+def quick(task, **settings):
+    return TASKS[task].quick().replace(**TINY | settings)
+
+
+@pytest.mark.parametrize("weights", ["best", "last"])
+@pytest.mark.parametrize("variant", ["slstm", "2d-trnn", "3d-tlstm+cn"])
+def test_a_run(variant, weights, tmp_path):
+    config = quick("addition", variant=variant, samples=24, dtype="bfloat16", recompute=True)
+    training.fit(config, tmp_path / "run")
+    run, _, expected = training.load_run(tmp_path / "run", weights)
+    model = mlx_tlstm.load(tmp_path / "run", weights)
+    assert not model.training
+    check_same(expected, model)
+    found = model.metadata
+    assert (found.task, found.variant) == ("addition", variant)
+    records = run.read_metrics()
+    if weights == "best":
+        test = json.loads((tmp_path / "run" / "test.json").read_text())
+        assert found.metrics["split"] == "test"
+        assert found.metrics["accuracy"] == test["accuracy"]
+        assert found.metrics["samples"] == test["samples"]
+        (tmp_path / "run" / "test.json").unlink()  # as in a run that has not ended
+        best = max(records, key=lambda record: record["accuracy"])
+        found = mlx_tlstm.load(tmp_path / "run").metadata
+        assert found.metrics["loss"] == best["evaluation_loss"]
+        assert found.metrics["accuracy"] == best["accuracy"]
+    else:
+        assert found.metrics["samples"] == records[-1]["samples"]
+        assert found.metrics["loss"] == records[-1]["evaluation_loss"]
+    model.save(tmp_path / "model")
+    check_same(model, mlx_tlstm.load(tmp_path / "model"))
+
+
+def test_a_language_models_run(tmp_path):
+    text = tmp_path / "text"
+    text.write_bytes(b"\xffa tensor of cells " * 60)
+    training.fit(quick("wikipedia", samples=24, data=str(text)), tmp_path / "run")
+    assert run_symbols(tmp_path / "run") == bytes(sorted(set(text.read_bytes())))
+    text.unlink()
+    model = mlx_tlstm.load(tmp_path / "run")
+    assert model.metadata.metrics["bpc"] > 0
+    assert str(tmp_path) not in model.metadata.command
+    with pytest.raises(FileNotFoundError, match="'data' must be a file"):
+        run_symbols(tmp_path / "run")
+
+
+def test_damaged_run(tmp_path):
+    config = quick("addition", samples=8)
+    training.fit(config, tmp_path / "run")
+    file = tmp_path / "run" / "best.safetensors"
+    arrays = mx.load(str(file))
+    mx.eval(arrays)
+    RunFolder.open(tmp_path / "run").config.replace(hidden_size=5).save(
+        tmp_path / "run" / "config.json"
+    )
+    with pytest.raises(ValueError, match=r"must be float32 \[23\], as config\.json says, but got"):
+        mlx_tlstm.load(tmp_path / "run")
+    for array in (None, mx.zeros(3), mx.array(1.0)):
+        changed = arrays | {"readout.weight": array}
+        if array is None:
+            del changed["readout.weight"]
+        mx.save_safetensors(str(file), changed)
+        with pytest.raises(ValueError, match=r"best\.safetensors: readout\.weight' must be a mat"):
+            mlx_tlstm.load(tmp_path / "run")
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"best\.safetensors' must be a safetensors file"):
+        mlx_tlstm.load(tmp_path / "run")
+    file.unlink()
+    with pytest.raises(ValueError, match="'weights' must be saved in the run"):
+        mlx_tlstm.load(tmp_path / "run")
+    config.replace(task="chess").save(tmp_path / "run" / "config.json")
+    with pytest.raises(ValueError, match="'task' must be one of"):
+        mlx_tlstm.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TASKS["memorization"].quick(),
+        TASKS["pmnist"].paper(),
+        quick("wikipedia", data="/home/somebody/my text.xml", dtype="float16", recompute=True),
+        quick("addition", kernel_size=2, memory_init="shift", clip_norm=0.0, accumulate=2),
+    ],
+)
+def test_training_command_gives_the_configuration(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = []
+
+    def stop(config, *_):
+        found.append(config)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(training, "prepare", stop)
+    python, option, module, *words = shlex.split(training_command(config))
+    assert (python, option, module) == ("python", "-m", "mlx_tlstm.train")
+    CliRunner().invoke(cli.main, ["train", *words])
+    if config.data:
+        config = config.replace(data=str(tmp_path / "my text.xml"))
+    assert found == [config]
+
+
+def test_no_command_takes_back_a_limit():
+    assert training_command(quick("mnist", length=28, epochs=None, samples=100)) is None

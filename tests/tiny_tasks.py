@@ -1,0 +1,44 @@
+"""Settings and data with which every task trains in a fraction of a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.tasks import TASKS
+
+TINY = {"depth": 2, "hidden_size": 8, "batch_size": 4, "eval_every": 8, "samples": 24}
+
+
+def write_text(path: Path) -> Path:
+    """4,000 bytes in which a byte tells much about the next one."""
+    words = np.random.default_rng(0).choice(["tensor ", "memory ", "cell ", "gate\n"], 800)
+    path.write_bytes("".join(words).encode()[:4000])
+    return path
+
+
+def write_images(folder: Path) -> Path:
+    """MNIST's four files with 60 and 10 random images."""
+    rng = np.random.default_rng(0)
+    for prefix, count in (("train", 60), ("t10k", 10)):
+        for name, shape in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
+            values = rng.integers(0, 256 if len(shape) == 3 else 10, shape, dtype=np.uint8)
+            header = np.array([0x800 + len(shape), *shape], dtype=">u4").tobytes()
+            (folder / f"{prefix}-{name}-ubyte").write_bytes(header + values.tobytes())
+    return folder
+
+
+def tiny_settings(text: Path, images: Path) -> Callable[..., TrainingConfig]:
+    """Tiny settings of any task: ``settings(task, **changes)``."""
+    own: dict[str, dict[str, Any]] = {
+        "memorization": {"length": 2},
+        "addition": {"length": 2},
+        "wikipedia": {"length": 10, "data": str(text)},
+        "mnist": {"length": 28, "data": str(images)},
+        "pmnist": {"length": 14, "data": str(images)},
+    }
+    return lambda task, **changes: TASKS[task].quick().replace(**{**TINY, **own[task], **changes})
