@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_tlstm.transition import State, Step, Transition
 
@@ -30,14 +30,21 @@ def unroll(
         state = after
 
 
-def _restored(transition: Transition, prepared: Any, step: Step, computed: Any) -> Step:
-    """``step`` with all its residuals, once the arrays of the tree ``computed`` are there."""
-    dependencies = [array for _, array in tree_flatten(computed) if array is not None]
-    if dependencies:
+def _restored(transition: Transition, prepared: Any, step: Step, handed: Any) -> Step:
+    """``step`` with all its residuals, once what the step after handed on is there."""
+    if handed is not None:
         # Nothing else in the graph holds it back, and early it would be kept for long.
-        arrays = mx.depends([step.projected, *step.before], dependencies)
+        computed = [array for _, array in tree_flatten(handed) if array is not None]
+        arrays = mx.depends([step.projected, *step.before], computed)
         step = step._replace(projected=arrays[0], before=tuple(arrays[1:]))
     return step._replace(residuals=transition.restore(prepared, step))
+
+
+def _after(tree: Any, computed: Sequence[mx.array]) -> Any:
+    """The arrays of ``tree``, once those of ``computed`` are there."""
+    arrays = [array for _, array in tree_flatten(tree) if array is not None]
+    held = iter(mx.depends(arrays, list(computed)))
+    return tree_map(lambda array: None if array is None else next(held), tree)
 
 
 def _backward(
@@ -62,7 +69,7 @@ def _backward(
     for t in range(len(steps) - 1, -1, -1):
         step = steps[t]
         if restore:
-            step = _restored(transition, prepared, step, (handed, d_weights))
+            step = _restored(transition, prepared, step, handed)
         d_output = d_outputs[t - first_output] if t >= first_output else None
         d_after = d_final if t + 1 == final_step else None
         d_x, handed, d_activation = transition.backward(prepared, step, handed, d_output, d_after)
@@ -71,6 +78,8 @@ def _backward(
         if len(pending) == chunk or t == 0:
             d_weights = transition.weight_gradients(*zip(*pending, strict=True), d_weights)
             pending = []
+            # Nothing else in the graph says when, and late, all that it gathers would be kept.
+            handed = _after(handed, d_weights)
     d_state, d_steps = transition.finish(handed)
     gradients = [
         d.astype(parameter.dtype)

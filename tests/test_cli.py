@@ -260,6 +260,12 @@ def test_as_modules(tmp_path):
     assert "Usage: python -m mlx_tlstm.train [OPTIONS] [TASK]" in process.communicate(timeout=60)[0]
 
 
+def wait_for_evaluation(process):
+    """Not before: where MLX first asks the system for a compiler, Ctrl-C is lost for 5 ms."""
+    while " samples  loss " not in (line := process.stdout.readline()):
+        assert line, process.communicate()[1]
+
+
 @pytest.mark.parametrize(
     ("signal_number", "code", "word"),
     [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")],

@@ -563,7 +563,8 @@ def test_unknown_split_and_weights(settings, tmp_path):
 
 def test_progress_lines(settings, tmp_path, capsys):
     training.fit(settings("memorization"), tmp_path / "run", [training.Progress(bar=False)])
-    start, *lines = capsys.readouterr().out.splitlines()
+    start, memory, *lines = capsys.readouterr().out.splitlines()
+    assert memory.startswith("memory: about ")
     assert start == (
         "memorization · 2d-tlstm+cn · L=2 M=8 · 2,020 parameters · 6 steps of 4 samples · CPU"
     )
@@ -576,7 +577,7 @@ def test_progress_lines(settings, tmp_path, capsys):
 def test_progress_bar(settings, tmp_path, capsys):
     training.fit(settings("wikipedia"), tmp_path / "run", [training.Progress(bar=True)])
     out, err = capsys.readouterr()
-    assert len(out.splitlines()) == 1
+    assert len(out.splitlines()) == 2
     assert re.search(r"100%.* 24/24 \[.*samples/s, loss=\d\.\d{4}, bpc=\d\.\d{4}\]", err)
 
 

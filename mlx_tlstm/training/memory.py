@@ -76,9 +76,8 @@ class StepSizes:
 def predict(sizes: StepSizes) -> int:
     """Bytes at the peak of a training step, as ``mx.get_peak_memory()`` counts them.
 
-    On the CPU it is within 15 % of what is measured, and above it by up to half where float32
-    activations are kept and the weight gradient takes several turns, since MLX may put off some or
-    all of these. For kernels it is the same account, never measured on a GPU.
+    On the CPU it is within 15 % of what is measured. For kernels it is the same account, never
+    measured on a GPU.
     """
     each, cell = StepBytes.of(sizes.cell, sizes.rows, sizes.recompute), sizes.cell
     size = cell.weight.dtype.size
@@ -106,8 +105,6 @@ def predict(sizes: StepSizes) -> int:
     ]
     if turn == steps:
         moments.append(backward + steps * (each.pending + each.gathered) + copy)
-    elif each.put_off:
-        moments.append(backward + steps * (each.pending + each.gathered) + 2 * copy)
     else:
         first = (steps - turn) * kept + turn * (each.pending + each.gathered)
         moments.append(backward + first + ahead + 2 * copy)

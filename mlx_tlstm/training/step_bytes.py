@@ -36,7 +36,6 @@ class StepBytes:
         transient: What a step of the backward pass makes and drops again.
         ahead: Steps of which that is alive at once.
         turn: Time steps that one turn of the weight gradient takes.
-        put_off: Whether the turns may come late, after all steps of the backward pass.
     """
 
     state: int
@@ -46,7 +45,6 @@ class StepBytes:
     transient: int
     ahead: int
     turn: int
-    put_off: bool
 
     @classmethod
     def of(cls, cell: RecurrentCell, rows: int, recompute: bool) -> StepBytes:
@@ -108,7 +106,6 @@ def _tensor(
         transient=2 * product_rows + element_wise * FLOAT32 * hidden // size,
         ahead=_STEPS_AHEAD if is_lstm else _TRNN_STEPS_AHEAD,
         turn=turn,
-        put_off=not is_lstm or (size == FLOAT32 and not recompute),
     )
 
 
@@ -128,7 +125,6 @@ def _stacked(
         transient=_GATE_TRANSIENTS * FLOAT32 * hidden // size,
         ahead=_STEPS_AHEAD,
         turn=turn,
-        put_off=size == FLOAT32 and not recompute,
     )
 
 
@@ -155,5 +151,4 @@ def _kernels(cell: TensorCell, rows: int, recompute: bool, size: int, turn: int)
         transient=each,
         ahead=max(1, min(_GPU_STEPS_AHEAD, _GPU_BYTES_AHEAD // each)),
         turn=turn,
-        put_off=False,
     )

@@ -1,0 +1,223 @@
+"""The predicted memory of a training step beside what MLX counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from tiny_tasks import write_images
+
+from mlx_tlstm import TLSTM, TRNN, training
+from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.training import memory
+from mlx_tlstm.training.step_bytes import StepBytes
+
+MIB = 1 << 20
+#: What the docstring of ``predict`` promises.
+TOLERANCE = 0.15
+
+# Single sequences of the tasks are short, so that sizes make up for it: 20 to 140 MiB a step.
+CASES = [
+    {"variant": "2d-tlstm+cn", "depth": 4, "length": 20, "batch_size": 40},
+    {"variant": "2d-tlstm-m", "depth": 6, "length": 20, "batch_size": 40},
+    {"variant": "2d-tlstm-f", "depth": 6, "length": 20, "batch_size": 40},
+    {"variant": "2d-tlstm+cn", "depth": 1, "length": 40, "batch_size": 60},
+    {"variant": "3d-tlstm+ln", "depth": 4, "hidden_size": 60, "length": 10, "batch_size": 20},
+    {"variant": "3d-tlstm+cn", "depth": 2, "hidden_size": 300, "length": 3, "batch_size": 5},
+    {"variant": "3d-tlstm", "depth": 4, "length": 12, "batch_size": 15, "kernel_size": 2},
+    {"variant": "2d-trnn", "depth": 10, "length": 10, "batch_size": 60},
+    {"variant": "slstm", "depth": 6, "length": 20, "batch_size": 40},
+]
+
+
+def _config(task="memorization", **changes):
+    settings = {"hidden_size": 100, "samples": 10_000, "eval_every": 10_000, **changes}
+    return TASKS[task].quick().replace(**settings)
+
+
+def _measure(config):
+    """Measured bytes at the peak of a step, and the prediction."""
+    gc.collect()
+    before = mx.get_active_memory()
+    trainer = training.Trainer(config)
+    peaks = []
+    for _ in range(2):
+        mx.synchronize()
+        mx.reset_peak_memory()
+        trainer.train_step()
+        peaks.append(mx.get_peak_memory() - before)
+    sizes = memory.StepSizes.of(config, trainer.task, trainer.model)
+    return max(peaks), memory.predict(sizes)
+
+
+def _check(config):
+    measured, predicted = _measure(config)
+    assert measured > 10 * MIB, "too small to tell"
+    assert predicted == pytest.approx(measured, rel=TOLERANCE), (measured / MIB, predicted / MIB)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['variant']}-{case['depth']}")
+def test_variants(case, recompute):
+    _check(_config(**case, recompute=recompute))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_half_precision(dtype, recompute):
+    # Half-precision products are slow on a CPU.
+    case = {"variant": "2d-tlstm", "depth": 6, "hidden_size": 50, "length": 12, "batch_size": 40}
+    _check(_config(**case, dtype=dtype, recompute=recompute))
+
+
+def test_other_tasks(tmp_path):
+    """Addition; MNIST, with one loss a sequence; Wikipedia, whose state is carried."""
+    _check(_config("addition", depth=4, length=10, batch_size=40))
+    images = str(write_images(tmp_path))
+    _check(_config("mnist", depth=3, length=28, batch_size=40, data=images, epochs=None))
+    text = np.random.default_rng(0).integers(0, 200, 60_000, dtype=np.uint8)
+    (tmp_path / "text").write_bytes(text.tobytes())
+    data = str(tmp_path / "text")
+    _check(_config("wikipedia", depth=3, length=30, batch_size=40, data=data, epochs=None))
+
+
+def test_accumulation():
+    case = _config(variant="2d-tlstm+cn", depth=4, length=20, batch_size=120)
+    _check(case.replace(accumulate=3))
+    assert _predict(case.replace(accumulate=3)) < 0.5 * _predict(case)
+
+
+@pytest.fixture
+def short_turns(monkeypatch):
+    """Weight gradients in turns of few steps, as at the paper's sizes."""
+    monkeypatch.setattr("mlx_tlstm.transition._WEIGHT_GRADIENT_ELEMENTS", 1 << 21)
+
+
+@pytest.mark.usefixtures("short_turns")
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("variant", ["3d-tlstm+cn", "2d-tlstm", "3d-trnn", "slstm"])
+def test_turns_of_the_weight_gradient(variant, recompute):
+    depth = 4 if variant.startswith("3d") else 10
+    _check(_config(variant=variant, depth=depth, length=20, batch_size=15, recompute=recompute))
+
+
+def _sizes(config):
+    """From a model that is never evaluated."""
+    task = TASKS[config.task](config)
+    return memory.StepSizes.of(config, task, training.build_model(config, task))
+
+
+def _predict(config):
+    return memory.predict(_sizes(config))
+
+
+def test_prediction_evaluates_nothing():
+    gc.collect()
+    mx.synchronize()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    predicted = _predict(TASKS["memorization"].paper())
+    assert mx.get_peak_memory() - before < MIB < predicted
+
+
+@pytest.mark.parametrize("norm", [None, "channel", "layer"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_kernels_keep_what_their_table_says(norm, recompute, monkeypatch):
+    """``metal/README.md``: states of 4+s bytes and activations; nothing is gathered."""
+    monkeypatch.setattr("mlx_tlstm.kernels.dispatch.kernel_backend", lambda: ("metal", ""))
+    B, P, M, taps = 3, 20, 7, 9
+    cell = TLSTM(2, M, (4, 5), 3, norm=norm, backend="metal").cell
+    each = StepBytes.of(cell, B, recompute)
+    statistics = {None: 0, "channel": B * P, "layer": B}[norm]
+    assert each.state == 8 * B * P * M
+    activations = 0 if recompute else 4 * B * P * (4 * M + taps)
+    assert each.residuals == activations + 8 * statistics
+    assert each.gathered == 0
+    assert each.turn == 8
+    plain = StepBytes.of(TLSTM(2, M, (4, 5), 3, norm=norm, backend="ops").cell, B, recompute)
+    assert plain.gathered > 0
+    trnn = StepBytes.of(TRNN(2, M, (4, 5), 3, backend="metal").cell, B, recompute)
+    assert (trnn.state, trnn.residuals, trnn.gathered) == (4 * B * P * M, 0, 0)
+
+
+def test_limits(monkeypatch):
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory.limit() == physical
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 7})
+    assert memory.limit() == 7
+    monkeypatch.setattr(mx, "device_info", lambda: {"total_memory": 9})
+    assert memory.limit() == 9
+    assert memory.device_name() == "the GPU"
+
+
+def _changes(message):
+    """The changes that an error names, as changes of a configuration."""
+    named = message.partition("one of these fits: ")[2].split(", ")
+    return {
+        name: int(value) if value else True
+        for name, _, value in (change.partition(" ") for change in named)
+    }
+
+
+def test_too_large_a_step_is_refused_before_any_work(tmp_path, monkeypatch):
+    config = _config(variant="2d-tlstm+cn", depth=4, length=20, batch_size=60, dtype="bfloat16")
+    needed = _predict(config)
+    allowed = int(0.9 * needed)
+    monkeypatch.setattr(memory, "limit", lambda: allowed)
+    gc.collect()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    with pytest.raises(ValueError, match=r"\[Trainer\] a training step must fit into") as caught:
+        training.prepare(config, tmp_path / "run")
+    assert mx.get_peak_memory() - before < MIB
+    assert not (tmp_path / "run").exists()
+    changes = _changes(str(caught.value))
+    assert set(changes) == {"batch_size", "length", "accumulate", "recompute"}
+    for name, value in changes.items():
+        assert _predict(config.replace(**{name: value})) <= allowed, name
+    # The next larger ones do not fit.
+    for name in ("batch_size", "length"):
+        assert _predict(config.replace(**{name: changes[name] + 1})) > allowed, name
+    trainer, _ = training.prepare(config.replace(recompute=True), tmp_path / "run")
+    assert trainer.step == 0
+
+
+def test_hopeless_sizes_say_so(monkeypatch):
+    monkeypatch.setattr(memory, "limit", lambda: 1000)
+    with pytest.raises(ValueError, match=r"no batch_size, length, .* alone makes it fit"):
+        training.Trainer(_config(length=5))
+
+
+def test_workers_share_the_batch():
+    config = _config(length=20, batch_size=60, accumulate=3)
+    task = TASKS[config.task](config)
+    model = training.build_model(config, task)
+    alone, two = (memory.StepSizes.of(config, task, model, workers) for workers in (1, 2))
+    assert (alone.rows, two.rows) == (20, 10)
+    assert dataclasses.replace(two, rows=20) == alone
+
+
+@pytest.mark.parametrize(("length", "shorter"), [(28, [16, 14, 8, 7, 4, 2, 1]), (1, [])])
+def test_lengths_of_mnist_divide_its_pixels(length, shorter):
+    assert list(TASKS["mnist"].shorter_lengths(length)) == shorter
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(1, "1 MiB"), (MIB + 1, "2 MiB"), (3 << 29, "1.5 GiB"), (5 << 40, "5,120.0 GiB")],
+)
+def test_sizes_in_words(size, words):
+    assert memory.describe(size) == words
+
+
+def test_header_names_prediction_and_limit(capsys, tmp_path):
+    config = _config(length=2, batch_size=5, samples=5, hidden_size=8)
+    training.fit(config, tmp_path / "run", [training.Progress(bar=False)])
+    line = capsys.readouterr().out.splitlines()[1]
+    limit = memory.describe(memory.limit())
+    assert line == f"memory: about 1 MiB at the peak of a step; the CPU has {limit}"
