@@ -156,7 +156,7 @@ class StackedLSTMCell(RecurrentCell):
         require_countable(owner, "state", self.state_shape)
         self.weight = normal((4 * M, 2, M), fan_in=2 * M)
         self.bias = mx.zeros((4 * M,))
-        self.bias[2 * M : 3 * M] = forget_bias
+        self.bias[2 * M : 3 * M] = float(forget_bias)
 
     @property
     def state_shape(self) -> tuple[int, ...]:

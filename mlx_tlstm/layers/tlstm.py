@@ -152,7 +152,7 @@ class TLSTMCell(TensorCell):
         update = ops.MemoryUpdate(M, geometry if memory_convolution else None, norm)
         self.transition = TLSTMTransition(M, geometry, update)
         self.kernel_transition = kernels.TLSTMTransition(geometry, update)
-        self.bias[2 * M : 3 * M] = forget_bias
+        self.bias[2 * M : 3 * M] = float(forget_bias)
         if memory_init != "uniform":
             favoured = geometry.tap_index(-1 if memory_init == "shift" else 0)
             odds = FAVOURED_TAP / (1 - FAVOURED_TAP)

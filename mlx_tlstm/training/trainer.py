@@ -102,7 +102,9 @@ class Trainer:
         self.weights = self.workers.from_first(
             tree_map(lambda weight: weight.astype(mx.float32), self.model.trainable_parameters())
         )
-        self.optimizer = optimizers.Adam(config.learning_rate, betas=BETAS, bias_correction=True)
+        self.optimizer = optimizers.Adam(
+            float(config.learning_rate), betas=BETAS, bias_correction=True
+        )
         self.optimizer.init(self.weights)
         self.step = 0
         self.carried: Any = None
@@ -267,7 +269,7 @@ class Trainer:
             loss, gradients, state = self._batch_gradients(batch, scale)
             # Without clipping the call still measures the norm.
             gradients, norm = optimizers.clip_grad_norm(
-                gradients, self.config.clip_norm or math.inf
+                gradients, float(self.config.clip_norm) or math.inf
             )
             if scale == self._loss_scales[-1] or math.isfinite(norm.item()):
                 break
