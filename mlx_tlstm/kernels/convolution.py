@@ -25,8 +25,9 @@ from mlx_tlstm.kernels.tuning import Product
 #: Time steps that one launch of the weight gradient serves.
 STEPS = 8
 
-# The kernels read rows of channels by so many elements, and see them as long as a multiple of it.
-_PACK = 4
+#: The kernels read rows of channels by so many elements, and see them as long as a multiple of it.
+PACK = 4
+
 _TYPES = {mx.float32, mx.float16, mx.bfloat16}
 
 FORWARD = Kernel("convolution_forward", ("hidden", "projected", "weight", "bias"), ("activation",))
@@ -163,7 +164,7 @@ def cross_layer_convolution_weight_gradient(
     require(valid, owner, "hidden, projected, d_activations", "of one length, 1 or more,", lengths)
     O, M = d_activations[0].shape[-1], hidden[0].shape[-1]
     rows = hidden[0].shape[0] * geometry.locations
-    columns = geometry.taps * (-(-M // _PACK) * _PACK) + 1
+    columns = geometry.taps * (-(-M // PACK) * PACK) + 1
     series = (hidden, projected, d_activations)
     dtype = hidden[0].dtype
     for first in range(0, lengths[0], STEPS):

@@ -206,7 +206,7 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
         _leading(trainer.workers),
         run.lock(),
         larger_cpu_cache(),
-        deferred_stop(trainer.workers.stop_requested) as check_stop,
+        deferred_stop(lambda: trainer.workers.stop_asked) as check_stop,
     ):
         _require_unfinished(run)
         try:

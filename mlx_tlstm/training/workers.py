@@ -63,10 +63,6 @@ class Workers:
         count = batch_size // self.size
         return slice(self.rank * count, (self.rank + 1) * count)
 
-    def stop_requested(self) -> bool:
-        """In the first process: whether another was asked to stop."""
-        return self.stop_asked
-
     def announce(self, operation: str) -> None:
         """In the first process: what all do next. The others answer whether they should stop."""
         if self.size > 1:

@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 from benchmarking.problems import Problem
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels.convolution import FORWARD, INPUT_GRADIENT, STEPS, WEIGHT_GRADIENT
+from mlx_tlstm.kernels.convolution import FORWARD, INPUT_GRADIENT, PACK, STEPS, WEIGHT_GRADIENT
 from mlx_tlstm.kernels.tiles import Tile
 
 _FLOAT = 4  # bytes of what stays float32 whatever the weights' type
-_PACK = 4  # channels that the convolutions read at once; their products see zeros for missing ones
 _STACKED = 16  # arrays that a launch of the kernel "stack" joins
 
 
@@ -133,7 +132,7 @@ def convolution_weight_gradient(
     B, M, O, rows = problem.batch_size, problem.hidden_size, problem.channels, problem.rows
     geometry, itemsize = problem.geometry, problem.dtype.size
     depth = geometry.taps * M
-    columns = geometry.taps * (-(-M // _PACK) * _PACK) + 1
+    columns = geometry.taps * (-(-M // PACK) * PACK) + 1
     across, down, _ = tile.groups(O, columns)
     hidden = across * B * _inside(geometry) * M
     projected = across * B * _at_corner(geometry) * M
