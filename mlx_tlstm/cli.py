@@ -66,6 +66,7 @@ def main() -> None:
 @click.option("--epochs", type=int, help="Passes over a finite training set.")
 @click.option("--seed", type=int, help="Seeds weights, data and order.")
 @click.option("--forget-bias", type=float, help="Starting bias of the forget gate.")
+@click.option("--weight-scale", type=float, help="Factor on the recurrence's starting weights.")
 @click.option("--clip-norm", type=float, help="Largest gradient norm; 0 turns clipping off.")
 @click.option(
     "--on-divergence",

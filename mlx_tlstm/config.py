@@ -8,7 +8,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mlx_tlstm.checks import is_integer, require, require_choice, require_flag, require_integer
+from mlx_tlstm.checks import (
+    is_integer,
+    require,
+    require_choice,
+    require_flag,
+    require_integer,
+    require_keys,
+)
 
 DTYPES = ("float32", "float16", "bfloat16")
 MEMORY_INITS = ("uniform", "shift", "hold")
@@ -27,6 +34,8 @@ class TrainingConfig:
         kernel_size: K on every tensor axis; ``None`` takes the variant's.
         memory_init: Where the memory convolution starts: ``"uniform"``, ``"shift"`` or ``"hold"``.
         forget_bias: Starting bias of the forget gate.
+        weight_scale: Factor on the starting weights of the recurrence, which are normal with
+            deviation 1/√(fan in).
         length: Size of the task: digits, symbols to memorize, characters a chunk, steps an image.
         batch_size: Sequences in one training step.
         accumulate: Parts of a batch that go through the network one after the other, to save
@@ -59,6 +68,7 @@ class TrainingConfig:
     kernel_size: int | None = None
     memory_init: str = "uniform"
     forget_bias: float = 1.0
+    weight_scale: float = 1.0
     learning_rate: float = 1e-3
     clip_norm: float = 1.0
     accumulate: int = 1
@@ -93,11 +103,13 @@ class TrainingConfig:
             "given where 'epochs' is not",
             self.samples,
         )
-        for name in ("learning_rate", "clip_norm", "forget_bias", "checkpoint_seconds"):
+        numbers = ("learning_rate", "clip_norm", "forget_bias", "weight_scale")
+        for name in (*numbers, "checkpoint_seconds"):
             value = getattr(self, name)
             number = isinstance(value, float) or is_integer(value)
             require(number and math.isfinite(value), owner, name, "a finite number", value)
-        require(self.learning_rate > 0, owner, "learning_rate", "positive", self.learning_rate)
+        for name in ("learning_rate", "weight_scale"):
+            require(getattr(self, name) > 0, owner, name, "positive", getattr(self, name))
         require(self.clip_norm >= 0, owner, "clip_norm", "0 (off) or positive", self.clip_norm)
         require(
             self.checkpoint_seconds >= 0,
@@ -131,11 +143,12 @@ class TrainingConfig:
             values = json.loads(path.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"[TrainingConfig] '{path}' must hold JSON but {error}") from error
-        require(isinstance(values, dict), "TrainingConfig", str(path), "a JSON object", values)
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(fields))
-        require(not unknown, "TrainingConfig", str(path), "free of unknown keys", unknown)
-        required = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
-        missing = sorted(required - set(values))
-        require(not missing, "TrainingConfig", str(path), "complete: keys are missing", missing)
-        return cls(**values)
+        return cls.from_json(values, str(path))
+
+    @classmethod
+    def from_json(cls, values: object, source: str) -> TrainingConfig:
+        """A record from its fields by name; ``source`` is what an error calls them."""
+        fields = dataclasses.fields(cls)
+        required = [field.name for field in fields if field.default is dataclasses.MISSING]
+        require_keys(cls.__name__, source, values, [field.name for field in fields], required)
+        return cls(**values)  # type: ignore[arg-type]

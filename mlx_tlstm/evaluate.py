@@ -1,4 +1,4 @@
-"""``python -m mlx_tlstm.evaluate RUN``: the same as ``mlx-tlstm evaluate``."""
+"""``python -m mlx_tlstm.evaluate MODEL``: the same as ``mlx-tlstm evaluate``."""
 
 from mlx_tlstm.commands.evaluation import evaluate
 

@@ -7,7 +7,6 @@ is asked of the hub but by :func:`load` with a repository's name.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from mlx_tlstm.model import SequenceModel
 from mlx_tlstm.model_card import model_card
 from mlx_tlstm.runs import WEIGHTS
 from mlx_tlstm.saving import CONFIG_FILE, WEIGHTS_FILE, is_saved_model
-from mlx_tlstm.trained import load_run_model, run_symbols
+from mlx_tlstm.trained import load_run_model
 
 CARD_FILE = "README.md"
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -49,9 +48,14 @@ def load(
     path = Path(path_or_repo)
     if not path.exists():
         path = _download(str(path_or_repo), revision)
-    elif not is_saved_model(path) and (path / CONFIG_FILE).is_file():
+    elif is_run(path):
         return load_run_model(path, weights)
     return SequenceModel.load(path)
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether :func:`load` would take the best or last weights of a training run."""
+    return (Path(path) / CONFIG_FILE).is_file() and not is_saved_model(path)
 
 
 def push(
@@ -67,7 +71,7 @@ def push(
 
     Args:
         model_or_path: A model, the folder of one, or the folder of a training run, whose best
-            weights go; of a language model the symbols go too, for which its data is read.
+            weights go.
         repo_id: ``user/name``; it is made where it is not there.
         private: Make a new repository private; one that is there stays as it is.
         license: The licence that you give the model, such as ``"mit"``; ``None`` names none.
@@ -77,7 +81,6 @@ def push(
 
     Raises:
         ValueError: An argument is wrong, or the folder holds no whole model.
-        FileNotFoundError: The data of a language model's run is gone.
         HubError: The hub does not answer, or refuses.
     """
     _require_repository("push", repo_id)
@@ -88,9 +91,6 @@ def push(
     if not isinstance(model, SequenceModel):
         require(Path(model).is_dir(), "push", "path", "a folder", str(model))
         model = load(model)
-        if not is_saved_model(model_or_path):
-            symbols = run_symbols(model_or_path)
-            model.metadata = dataclasses.replace(model.metadata, symbols=symbols)
     from huggingface_hub import CommitOperationAdd, HfApi
 
     with tempfile.TemporaryDirectory() as folder:

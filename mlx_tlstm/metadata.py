@@ -4,9 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mlx_tlstm.checks import is_integer, require, require_keys
+from mlx_tlstm.config import TrainingConfig
+
+
+def symbols_from_json(values: object) -> bytes:
+    """The byte value of each symbol, from the list of numbers that JSON has for it.
+
+    Raises:
+        ValueError: They are something else, or not distinct.
+    """
+    valid = isinstance(values, list)
+    valid = valid and all(is_integer(value) and 0 <= value < 256 for value in values)
+    require(valid, "metadata", "symbols", "a list of numbers from 0 to 255", values)
+    return require_symbols(bytes(values))
+
+
+def require_symbols(symbols: object) -> bytes:
+    """``symbols`` where they are distinct bytes, one or more; else a ``ValueError``."""
+    distinct = isinstance(symbols, bytes) and 0 < len(symbols) == len(set(symbols))
+    require(distinct, "metadata", "symbols", "distinct bytes", symbols)
+    return symbols  # type: ignore[return-value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +40,7 @@ class ModelMetadata:
         metrics: Its figures by name: numbers, or words such as the split's.
         command: The command line that trains it.
         symbols: Of a language model, the byte value of each symbol.
+        training: What it was trained with; of the user's own data only the name is saved.
 
     Raises:
         ValueError: An argument is of another kind.
@@ -29,6 +51,7 @@ class ModelMetadata:
     metrics: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
     command: str | None = None
     symbols: bytes | None = None
+    training: TrainingConfig | None = None
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
@@ -40,13 +63,16 @@ class ModelMetadata:
             for name, value in self.metrics.items()
         )
         require(valid, owner, "metrics", "numbers and words by name", self.metrics)
-        symbols = self.symbols
-        distinct = isinstance(symbols, bytes) and 0 < len(symbols) == len(set(symbols))
-        require(symbols is None or distinct, owner, "symbols", "distinct bytes", symbols)
+        if self.symbols is not None:
+            require_symbols(self.symbols)
+        valid = self.training is None or isinstance(self.training, TrainingConfig)
+        require(valid, owner, "training", "a TrainingConfig", self.training)
 
     def as_json(self) -> dict[str, Any]:
         """What is known, fit for JSON; symbols as a list of numbers."""
         values = dataclasses.asdict(self) | {"symbols": self.symbols and list(self.symbols)}
+        if self.training is not None and self.training.data is not None:
+            values["training"]["data"] = Path(self.training.data).name
         return {name: value for name, value in values.items() if value}
 
     @classmethod
@@ -54,10 +80,9 @@ class ModelMetadata:
         """The reverse of :meth:`as_json`; unknown keys are a ``ValueError``."""
         names = [field.name for field in dataclasses.fields(cls)]
         require_keys(cls.__name__, "metadata", values, names)
-        symbols = values.get("symbols")
-        if symbols is not None:
-            valid = isinstance(symbols, list)
-            valid = valid and all(is_integer(value) and 0 <= value < 256 for value in symbols)
-            require(valid, cls.__name__, "symbols", "a list of numbers from 0 to 255", symbols)
-            values = values | {"symbols": bytes(symbols)}
+        values = dict(values)  # type: ignore[call-overload]
+        if values.get("symbols") is not None:
+            values["symbols"] = symbols_from_json(values["symbols"])
+        if values.get("training") is not None:
+            values["training"] = TrainingConfig.from_json(values["training"], "training")
         return cls(**values)

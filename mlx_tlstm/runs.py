@@ -24,10 +24,12 @@ from mlx_tlstm.files import (
     require_like,
     save_arrays,
 )
+from mlx_tlstm.metadata import symbols_from_json
 
 WEIGHTS = ("best", "last")
 WEIGHTS_FILES = tuple(f"{name}.safetensors" for name in WEIGHTS)
 CONFIG_FILE, METRICS_FILE, TEST_FILE = "config.json", "metrics.jsonl", "test.json"
+SYMBOLS_FILE = "symbols.json"
 EVENTS_FILE, CHECKPOINTS, LOCK_FILE = "events.jsonl", "checkpoints", ".lock"
 
 
@@ -63,6 +65,7 @@ class RunFolder:
     """The files of one run.
 
     - ``config.json``: the :class:`TrainingConfig`;
+    - ``symbols.json``: of a language model, the byte value of each symbol;
     - ``metrics.jsonl``: a record an evaluation, see :func:`mlx_tlstm.training.train`;
     - ``events.jsonl``: a record a divergence, see :func:`mlx_tlstm.training.train`;
     - ``best.safetensors``, ``last.safetensors``: weights, in the type they were trained in;
@@ -82,8 +85,10 @@ class RunFolder:
     config: TrainingConfig
 
     @classmethod
-    def create(cls, out: str | Path, config: TrainingConfig) -> RunFolder:
-        """Make the folder of a new run and save its configuration.
+    def create(
+        cls, out: str | Path, config: TrainingConfig, symbols: bytes | None = None
+    ) -> RunFolder:
+        """Make the folder of a new run and save its configuration, and the symbols of its text.
 
         Raises:
             ValueError: See :func:`check_unused`.
@@ -95,7 +100,10 @@ class RunFolder:
         run.path.mkdir(parents=True, exist_ok=True)
         with run.lock():
             check_unused(out)  # another process may have been quicker
-            replace_file(run.path / CONFIG_FILE, config.save)
+            if symbols is not None:
+                text = json.dumps(list(symbols)) + "\n"
+                replace_file(run.path / SYMBOLS_FILE, lambda path: path.write_text(text))
+            replace_file(run.path / CONFIG_FILE, config.save)  # last: it makes the folder a run
         return run
 
     @classmethod
@@ -138,6 +146,20 @@ class RunFolder:
                 leftover.unlink()
             yield
 
+    def read_symbols(self) -> bytes | None:
+        """The byte value of each symbol; ``None`` where the task is not on text.
+
+        Raises:
+            ValueError: The file is damaged.
+        """
+        path = self.path / SYMBOLS_FILE
+        if not path.exists():
+            return None
+        try:
+            return symbols_from_json(json.loads(path.read_text()))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"[RunFolder] '{path}' must hold symbols but {error}") from error
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; it is on its way to the disk on return."""
         self._append(METRICS_FILE, record)
@@ -165,11 +187,11 @@ class RunFolder:
         arrays = dict(tree_flatten(model.parameters()))
         replace_file(self.path / f"{name}.safetensors", lambda path: save_arrays(path, arrays))
 
-    def load_weights(self, model: nn.Module, name: str) -> None:
-        """Put the ``best`` or ``last`` weights into a model built from :attr:`config`.
+    def weights_file(self, name: str) -> Path:
+        """Where the ``best`` or ``last`` weights are.
 
         Raises:
-            ValueError: The file is missing, damaged, or belongs to another model.
+            ValueError: They are not there.
         """
         require_choice("RunFolder", "weights", name, WEIGHTS)
         path = self.path / f"{name}.safetensors"
@@ -180,6 +202,15 @@ class RunFolder:
                 f"[RunFolder] 'weights' must be saved in the run but {str(path)!r} is missing"
                 + advice
             )
+        return path
+
+    def load_weights(self, model: nn.Module, name: str) -> None:
+        """Put the ``best`` or ``last`` weights into a model built from :attr:`config`.
+
+        Raises:
+            ValueError: The file is missing, damaged, or belongs to another model.
+        """
+        path = self.weights_file(name)
         weights = load_arrays(path, "RunFolder")
         require_like(
             "RunFolder", str(path), weights, dict(tree_flatten(model.parameters())), CONFIG_FILE

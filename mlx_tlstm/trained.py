@@ -16,9 +16,9 @@ from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import load_arrays, require_like
 from mlx_tlstm.metadata import ModelMetadata
 from mlx_tlstm.model import SequenceModel
-from mlx_tlstm.runs import CONFIG_FILE, TEST_FILE, WEIGHTS, RunFolder
+from mlx_tlstm.runs import CONFIG_FILE, SYMBOLS_FILE, TEST_FILE, WEIGHTS, RunFolder
 from mlx_tlstm.saving import read_json
-from mlx_tlstm.tasks import TASKS, Wikipedia, make_task
+from mlx_tlstm.tasks import TASKS, Task, make_task
 from mlx_tlstm.variants import make_layer
 
 
@@ -36,8 +36,7 @@ def load_run_model(path: str | Path, weights: str = "best") -> SequenceModel:
     run = RunFolder.open(path)
     config = run.config
     require_choice("load", "task", config.task, TASKS)
-    file = run.path / f"{weights}.safetensors"
-    require(file.is_file(), "load", "weights", "saved in the run", str(file))
+    file = run.weights_file(weights)
     arrays = load_arrays(file, "load")
     # The task alone knows these two; the others have to be the configuration's.
     input_size = _matrix(arrays, "layer.cell.input_projection.weight", file).shape[1]
@@ -55,22 +54,44 @@ def load_run_model(path: str | Path, weights: str = "best") -> SequenceModel:
     expected = dict(tree_flatten(model.parameters()))
     require_like("load", str(file), arrays, expected, CONFIG_FILE)
     model.load_weights(list(arrays.items()))
+    symbols = run.read_symbols()
+    if symbols is not None:
+        expected = f"{output_size} symbols, the classes of {file.name},"
+        require(len(symbols) == output_size, "load", SYMBOLS_FILE, expected, len(symbols))
     model.metadata = ModelMetadata(
-        config.task, config.variant, _metrics(run, weights), training_command(config)
+        config.task,
+        config.variant,
+        _metrics(run, weights),
+        training_command(config),
+        symbols,
+        config,
     )
     return model.eval()
 
 
-def run_symbols(path: str | Path) -> bytes | None:
-    """The byte value of each symbol of a run's task, from its data; ``None`` for other tasks.
+def task_of(model: SequenceModel, data: str | Path | None = None) -> Task:
+    """The task that a model was trained on, with its data.
+
+    Args:
+        model: A model with :attr:`ModelMetadata.training`, as runs and what is saved of them have.
+        data: Where the data is; ``None`` looks where it was in training.
 
     Raises:
-        ValueError: The folder holds no run, or the data is another than it was.
-        FileNotFoundError: The data that the run was trained on is gone.
+        ValueError: It is not known what the model was trained with, or the data has other sizes or
+            symbols than the model.
+        FileNotFoundError: There is no such data.
         DataUnavailableError: The data cannot be downloaded.
     """
-    config = RunFolder.open(path).config
-    return make_task(config).symbols if config.task == Wikipedia.name else None
+    config = model.metadata.training
+    require(config is not None, "task_of", "model", "one that knows its training", model.metadata)
+    task = make_task(config if data is None else config.replace(data=str(data)))
+    sizes = (model.layer.cell.input_size, model.readout.weight.shape[0])
+    expected = f"the one that the model was trained on, with {sizes} inputs and classes,"
+    found = (task.input_size, task.output_size)
+    require(found == sizes, "task_of", "data", expected, found)
+    same = model.metadata.symbols in (None, task.symbols)
+    require(same, "task_of", "data", "of the symbols that the model knows", task.symbols)
+    return task
 
 
 def training_command(config: TrainingConfig) -> str | None:

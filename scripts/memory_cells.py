@@ -1,4 +1,7 @@
-"""Draw the memory cell of a trained RUN over the steps of one test example, as Fig. 6 does."""
+"""Draw the memory cell of a trained network over the steps of a test example, as Fig. 6 does.
+
+MODEL is the folder of a training run, a saved model's, or a repository of the Hugging Face hub.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,19 @@ import mlx.core as mx
 import numpy as np
 from matplotlib.figure import Figure
 
-from mlx_tlstm import SequenceModel
+from mlx_tlstm import SequenceModel, hub
 from mlx_tlstm.checks import require
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.runs import WEIGHTS
 from mlx_tlstm.tasks import Task, Wikipedia
 from mlx_tlstm.tasks.generated import GeneratedTask
-from mlx_tlstm.training import encode, load_run
-from mlx_tlstm.visualize import draw_diagonal, draw_memory_maps, record
+from mlx_tlstm.trained import task_of
+from mlx_tlstm.training import encode
+from mlx_tlstm.visualize import draw_diagonal, draw_memory_maps, record, save_figure
 
 #: How white space is written under the picture, and bytes that are no printed ASCII.
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "→"}
 _UNPRINTED = "·"
-FORMATS = ("png", "svg")
 
 
 def example_of(task: Task, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +79,7 @@ def draw(model: SequenceModel, task: Task, number: int, location: str) -> tuple[
 
 
 @click.command(help=__doc__)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.option(
     "--example",
     type=click.IntRange(min=0),
@@ -91,28 +94,39 @@ def draw(model: SequenceModel, task: Task, number: int, location: str) -> tuple[
     show_default=True,
     help="The diagonal over all steps (Fig. 6), or maps of all locations at some steps.",
 )
-@click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], show_default=True)
+@click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], help="Of a run.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Where the task's data is, if not where it was in training.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The pictures' path without ending; else memory-cells-LOCATION-EXAMPLE in RUN.",
+    help="The pictures' path without ending; else memory-cells-LOCATION-EXAMPLE in MODEL's folder.",
 )
-def main(run: Path, example: int, location: str, weights: str, out: Path | None) -> None:
+def main(
+    model: str,
+    example: int,
+    location: str,
+    weights: str,
+    data: Path | None,
+    out: Path | None,
+) -> None:
     with clean_errors(bad_input=True):
-        folder, task, model = load_run(run, weights)
-        figure, (inputs, targets, predictions) = draw(model.eval(), task, example, location)
-    config = folder.config
+        network = hub.load(model, weights)
+        task = task_of(network, data)
+        figure, (inputs, targets, predictions) = draw(network, task, example, location)
+    config = task.config
     figure.suptitle(
         f"{config.task} {config.length}, {config.variant}, L={config.depth}, "
         f"M={config.hidden_size}: test example {example}",
         fontsize="medium",
     )
-    stem = out or folder.path / f"memory-cells-{location}-{example}"
+    name = f"memory-cells-{location}-{example}"
+    stem = out or (Path(model, name) if Path(model).is_dir() else Path(name))
     with clean_errors(bad_input=False):
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        for ending in FORMATS:
-            path = stem.with_name(f"{stem.name}.{ending}")
-            figure.savefig(path, dpi=200)
+        for path in save_figure(figure, stem):
             click.echo(path)
     for name, text in (("input", inputs), ("target", targets), ("output", predictions)):
         if text:

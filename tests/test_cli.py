@@ -108,6 +108,7 @@ def test_options_override(configuration, tmp_path):
         "epochs": 2,
         "seed": 5,
         "forget_bias": -0.5,
+        "weight_scale": 0.5,
         "clip_norm": 0.0,
         "dtype": "bfloat16",
         "eval_every": 70,
@@ -202,8 +203,8 @@ def test_unwritable_folder(invoke, monkeypatch):
 
 
 def test_evaluate_refusals(invoke, tmp_path):
-    check_refusal(invoke("evaluate", "gone"), r"'run' must be a folder that holds config\.json")
-    check_refusal(invoke("evaluate", "."), r"'run' must be a folder that holds config\.json")
+    check_refusal(invoke("evaluate", "gone"), r"must be a folder that is there or a repository")
+    check_refusal(invoke("evaluate", "."), r"'path' must be a folder that holds config\.json")
     invoke("train", *TINY, "--out", "run")
     check_refusal(invoke("evaluate", "run", "--split", "train"), r"'train' is not one of 'test'")
     (tmp_path / "run" / "best.safetensors").write_bytes(b"no weights")

@@ -11,7 +11,9 @@ import pytest
 from click.testing import CliRunner
 from mlx.utils import tree_flatten
 
+import mlx_tlstm
 from mlx_tlstm import cli, training
+from mlx_tlstm.metadata import ModelMetadata
 from mlx_tlstm.tasks import TASKS, Batch
 from mlx_tlstm.training.objective import encode
 from mlx_tlstm.training.rebatching import rebatched
@@ -84,6 +86,27 @@ def test_metrics_of_text(runs):
     assert record["note"] == f"N = {task.eval_streams} streams"
     assert record["causal"] is False
     assert "accuracy" not in training.evaluate(model, task, "test")
+
+
+@pytest.mark.parametrize("name", ["addition", "wikipedia"])
+def test_saved_models_have_the_figures_of_their_runs(name, runs, tmp_path):
+    mlx_tlstm.load(runs / name).save(tmp_path / "model")
+    data = ["--data", runs / "text"] if name == "wikipedia" else []
+    assert found(tmp_path / "model", *data) == found(runs / name) | {"weights": None}
+    line = invoke(tmp_path / "model", *data).stdout
+    assert line == invoke(runs / name).stdout.replace(", best weights", "")
+
+
+def test_saved_models_that_cannot_be_evaluated(runs, tmp_path):
+    model = mlx_tlstm.load(runs / "wikipedia")
+    model.save(tmp_path / "moved")
+    result = invoke(tmp_path / "moved")
+    assert result.exit_code == 2
+    assert "'data' must be a file but 'text' is missing" in result.stderr
+    model.save(tmp_path / "bare", ModelMetadata())
+    result = invoke(tmp_path / "bare")
+    assert result.exit_code == 2
+    assert "must be one that knows its training" in result.stderr
 
 
 @pytest.mark.parametrize("task", ["addition", "wikipedia"])

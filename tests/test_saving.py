@@ -26,7 +26,7 @@ from mlx_tlstm import (
 from mlx_tlstm.config import DTYPES
 from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.trained import run_symbols, training_command
+from mlx_tlstm.trained import task_of, training_command
 
 INPUT, HIDDEN, CLASSES = 5, 7, 4
 TINY = {"length": 2, "depth": 2, "hidden_size": 6, "batch_size": 4, "eval_every": 8}
@@ -99,7 +99,12 @@ def test_round_trip_of_other_arguments(layer, tmp_path):
 
 def test_metadata(tmp_path):
     metadata = ModelMetadata(
-        "wikipedia", "2d-tlstm", {"bpc": 1.5, "split": "test"}, "a command", bytes([7, 0, 255, 10])
+        "wikipedia",
+        "2d-tlstm",
+        {"bpc": 1.5, "split": "test"},
+        "a command",
+        bytes([7, 0, 255, 10]),
+        quick("wikipedia", data="text"),
     )
     model = build(TLSTM(INPUT, HIDDEN, 2))
     assert model.metadata == ModelMetadata()
@@ -118,6 +123,7 @@ def test_metadata(tmp_path):
         ({"metrics": [1]}, "'metrics' must be numbers and words by name"),
         ({"symbols": b"aa"}, "'symbols' must be distinct bytes"),
         ({"symbols": "ab"}, "'symbols' must be distinct bytes"),
+        ({"training": {"task": "addition"}}, "'training' must be a TrainingConfig"),
     ],
 )
 def test_metadata_refusals(arguments, message):
@@ -313,13 +319,37 @@ def test_a_language_models_run(tmp_path):
     text = tmp_path / "text"
     text.write_bytes(b"\xffa tensor of cells " * 60)
     training.fit(quick("wikipedia", samples=24, data=str(text)), tmp_path / "run")
-    assert run_symbols(tmp_path / "run") == bytes(sorted(set(text.read_bytes())))
-    text.unlink()
     model = mlx_tlstm.load(tmp_path / "run")
+    assert task_of(model).symbols == bytes(sorted(set(text.read_bytes())))
+    assert model.metadata.symbols == task_of(model).symbols
+    moved = text.rename(tmp_path / "moved")
+    assert mlx_tlstm.load(tmp_path / "run").metadata == model.metadata
     assert model.metadata.metrics["bpc"] > 0
     assert str(tmp_path) not in model.metadata.command
     with pytest.raises(FileNotFoundError, match="'data' must be a file"):
-        run_symbols(tmp_path / "run")
+        task_of(model)
+    assert task_of(model, moved).symbols == model.metadata.symbols
+    model.save(tmp_path / "model")
+    assert str(tmp_path) not in (tmp_path / "model" / "config.json").read_text()
+    saved = mlx_tlstm.load(tmp_path / "model")
+    assert saved.metadata.training == model.metadata.training.replace(data="text")
+    assert task_of(saved, moved).config.data == str(moved)
+
+
+def test_the_task_of_a_model_fits_it(tmp_path):
+    text = tmp_path / "text"
+    text.write_bytes(b"\xffa tensor of cells " * 60)
+    training.fit(quick("wikipedia", samples=24, data=str(text)), tmp_path / "run")
+    model = mlx_tlstm.load(tmp_path / "run")
+    text.write_bytes(b"\xfea tensor of cells " * 60)
+    with pytest.raises(ValueError, match="'data' must be of the symbols that the model knows"):
+        task_of(model)
+    text.write_bytes(b"\xff\xfea tensor of cells " * 60)
+    with pytest.raises(ValueError, match=r"'data' must be .* with \(12, 12\) inputs and classes"):
+        task_of(model)
+    model.metadata = ModelMetadata()
+    with pytest.raises(ValueError, match="'model' must be one that knows its training"):
+        task_of(model)
 
 
 def test_damaged_run(tmp_path):

@@ -20,6 +20,7 @@ from mlx_tlstm import VARIANTS, SequenceModel, make_layer, training
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import TASKS, Memorization, make_task
+from mlx_tlstm.training import build_model
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,24 @@ def same(first, second):
     )
 
 
+def test_weight_scale(settings):
+    """The recurrence's weights are scaled; projection, read-out and biases are not."""
+    config = settings("memorization")
+    task = make_task(config)
+    plain, scaled = (
+        dict(tree_flatten(build_model(config.replace(weight_scale=scale), task).parameters()))
+        for scale in (1.0, 0.5)
+    )
+    assert plain.keys() == scaled.keys()
+    for name, weight in plain.items():
+        factor = 0.5 if name == "layer.cell.weight" else 1
+        assert np.array_equal(factor * weight, scaled[name]), name
+    assert config.replace(weight_scale=2).weight_scale == 2
+    for value in (0, -1.0, float("inf"), "1"):
+        with pytest.raises(ValueError, match="'weight_scale' must be"):
+            config.replace(weight_scale=value)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_run_folder(task, settings, tmp_path):
     config, spy = settings(task), Spy()
@@ -90,7 +109,7 @@ def test_run_folder(task, settings, tmp_path):
     assert result.folder == folder
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "metrics.jsonl", "test.json", "best.safetensors", "last.safetensors"),
-        *("checkpoints", ".lock"),
+        *("checkpoints", ".lock", *(["symbols.json"] if task == "wikipedia" else [])),
     }
     assert TrainingConfig.load(folder / "config.json") == config
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

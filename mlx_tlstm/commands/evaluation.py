@@ -1,4 +1,4 @@
-"""``mlx-tlstm evaluate``: the metrics of a training run."""
+"""``mlx-tlstm evaluate``: the metrics of a trained model."""
 
 from __future__ import annotations
 
@@ -9,50 +9,69 @@ from pathlib import Path
 import click
 from mlx.utils import tree_flatten
 
-from mlx_tlstm import training
+from mlx_tlstm import hub, training
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.runs import WEIGHTS
+from mlx_tlstm.trained import task_of
 from mlx_tlstm.training.progress import causality_note
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("model", metavar="MODEL")
 @click.option("--split", type=click.Choice(["test", "validation"]), default="test")
-@click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0])
+@click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], help="Of a run.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Where the task's data is, if not where it was in training.",
+)
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
     help="Sequences side by side, which changes no figure; else the task's own.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all as one JSON object.")
-def evaluate(run: Path, split: str, weights: str, batch_size: int | None, as_json: bool) -> None:
-    """Print every metric of the saved RUN, the folder of a training run."""
+def evaluate(
+    model: str,
+    split: str,
+    weights: str,
+    data: Path | None,
+    batch_size: int | None,
+    as_json: bool,
+) -> None:
+    """Print every metric of a trained model on its task.
+
+    MODEL is the folder of a training run, a saved model's, or a repository of the Hugging Face hub.
+    """
     with clean_errors(bad_input=True):
-        folder, task, model = training.load_run(run, weights)
+        network = hub.load(model, weights)
+        task = task_of(network, data)
+    kept = weights if hub.is_run(model) else None
     with clean_errors(bad_input=False):
-        metrics = training.evaluate_all(model, task, split, batch_size)
-    config = folder.config
+        metrics = training.evaluate_all(network, task, split, batch_size)
+    config = task.config
     note = causality_note(config, task)
     if note:
         click.echo(note, err=True)
     if not as_json:
         counted = f"{metrics['answers']:,} answers"
-        remarks = (config.task, config.variant, counted, f"{weights} weights", task.evaluation_note)
+        whose = kept and f"{kept} weights"
+        remarks = (config.task, config.variant, counted, whose, task.evaluation_note)
         click.echo(
             f"{split}: {training.format_metrics(metrics)}, loss {metrics['loss']:.4f} "
             f"({', '.join(filter(None, remarks))})"
         )
         return
-    parameters = sum(array.size for _, array in tree_flatten(model.parameters()))
+    parameters = sum(array.size for _, array in tree_flatten(network.parameters()))
     record = {
         "task": config.task,
         "variant": config.variant,
         "parameters": parameters,
-        "weights": weights,
+        "weights": kept,
         "split": split,
         # JSON has no word for what is not finite.
         "metrics": {k: v if math.isfinite(v) else None for k, v in metrics.items()},
         "note": task.evaluation_note or None,
-        "causal": model.causal,
+        "causal": network.causal,
     }
     click.echo(json.dumps(record))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import os
 import time
-from pathlib import Path
 
 import click
 
@@ -13,10 +12,7 @@ from mlx_tlstm import hub
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.generation import Vocabulary
 from mlx_tlstm.generation import generate as generate_symbols
-from mlx_tlstm.model import SequenceModel
 from mlx_tlstm.runs import WEIGHTS
-from mlx_tlstm.saving import is_saved_model
-from mlx_tlstm.trained import run_symbols
 
 
 @click.command()
@@ -50,10 +46,16 @@ def generate(
     """
     with clean_errors(bad_input=True):
         network = hub.load(model, weights)
-        vocabulary = Vocabulary(_symbols(model, network))
+        symbols = network.metadata.symbols
+        if symbols is None:
+            raise ValueError(
+                f"[generate] 'MODEL' must be a language model's but {model!r} knows no bytes "
+                f"(task {network.metadata.task})"
+            )
+        vocabulary = Vocabulary(symbols)
         start = os.fsencode(prompt)
-        symbols = vocabulary.encode(start)
-        text = generate_symbols(network, symbols, length, temperature, top_p, seed)
+        prompt_symbols = vocabulary.encode(start)
+        text = generate_symbols(network, prompt_symbols, length, temperature, top_p, seed)
     if not network.causal:
         click.echo(
             "Warning: the model's layer normalisation let later characters leak into its training, "
@@ -68,30 +70,7 @@ def generate(
             click.echo(decoder.decode(vocabulary.decode(symbol)), nl=False)
             moments.append(time.perf_counter())
     click.echo(decoder.decode(b"", final=True))
-    click.echo(_cost(moments, network.layer.delay, len(symbols)), err=True)
-
-
-def _symbols(path: str, model: SequenceModel) -> bytes:
-    """The byte value of each symbol of a language model.
-
-    Raises:
-        ValueError: The model is none, or its run's data is another than it was.
-    """
-    symbols = model.metadata.symbols
-    classes = model.readout.weight.shape[0]
-    if symbols is None and Path(path).is_dir() and not is_saved_model(path):
-        symbols = run_symbols(path)
-    if symbols is None:
-        raise ValueError(
-            f"[generate] 'MODEL' must be a language model's but {path!r} knows no bytes "
-            f"(task {model.metadata.task})"
-        )
-    if len(symbols) != classes:
-        raise ValueError(
-            f"[generate] the data of {path!r} must hold {classes} distinct bytes, as when it was "
-            f"trained, but holds {len(symbols)}"
-        )
-    return symbols
+    click.echo(_cost(moments, network.layer.delay, len(start)), err=True)
 
 
 def _cost(moments: list[float], delay: int, prompt: int) -> str:

@@ -60,6 +60,8 @@ class Task(ABC):
     samples_per_epoch: int | None = None
     #: What belongs beside an evaluation's figures for them to be compared.
     evaluation_note: str = ""
+    #: The byte value of each symbol, of tasks on text.
+    symbols: bytes | None = None
     #: Steps whose negative log-likelihood is trained on (Eq. 30).
     loss_positions: slice = slice(None)
     #: Steps whose predictions the metric counts.

@@ -112,7 +112,7 @@ def prepare(
     """
     check_unused(out)
     trainer = _leading_trainer(config, workers)
-    return trainer, RunFolder.create(out, config)
+    return trainer, RunFolder.create(out, config, trainer.task.symbols)
 
 
 def reopen(path: str | Path, workers: Workers | None = None) -> tuple[Trainer, RunFolder]:

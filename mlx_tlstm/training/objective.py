@@ -29,6 +29,7 @@ def build_model(config: TrainingConfig, task: Task) -> SequenceModel:
     # A one-hot input picks one row: with 1/sqrt(R) it would drown in the hidden state.
     projection = layer.cell.input_projection
     projection.weight = normal(projection.weight.shape, task.input_fan_in)
+    layer.cell.weight = config.weight_scale * layer.cell.weight
     model = SequenceModel(layer, task.output_size)
     model.set_dtype(getattr(mx, config.dtype))
     return model
