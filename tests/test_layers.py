@@ -88,6 +88,7 @@ def test_memory_init_favours_one_tap(tensor_size, kernel_size, memory_init, offs
 def test_shift_moves_memory_towards_the_output():
     cell = TLSTMCell(3, 2, (6,), 3, forget_bias=30.0, memory_init="shift")
     cell.weight = mx.zeros_like(cell.weight)
+    cell.bias[:2] = 0  # nothing is written
     memory = mx.zeros((1, 6, 2))
     memory[:, 1] = 1.0
     state = cell(mx.zeros((1, 3)), TLSTMState(mx.zeros((1, 6, 2)), memory))
@@ -96,9 +97,13 @@ def test_shift_moves_memory_towards_the_output():
 
 
 def test_starting_biases():
-    for cell in (TLSTMCell(3, 6, (4,), 3, forget_bias=4.0), StackedLSTM(3, 6, 2, 4.0).cell):
+    cells = {18: TLSTMCell(3, 6, (4,), 3, forget_bias=4.0), 12: StackedLSTM(3, 6, 2, 4.0).cell}
+    for fan_in, cell in cells.items():
         assert cell.bias[12:18].tolist() == [4.0] * 6
-        assert not mx.any(cell.bias[:12])
+        candidate = np.abs(np.array(cell.bias[:6]))
+        assert len(set(candidate)) == 6
+        assert 0 < candidate.max() <= fan_in**-0.5
+        assert not mx.any(cell.bias[6:12])
         assert not mx.any(cell.bias[18:])
 
 

@@ -101,6 +101,25 @@ def test_weight_scale(settings):
             config.replace(weight_scale=value)
 
 
+@pytest.mark.parametrize("axes", [1, 2])
+def test_first_gradient_under_channel_normalization(axes):
+    """No memory is zero in all channels, where the gradient would grow at every step."""
+    config = TASKS["memorization"].paper()
+    config = config.replace(variant=f"{axes + 1}d-tlstm+cn", hidden_size=20, batch_size=2)
+    trainer = training.Trainer(config)
+    assert trainer.train_step().gradient_norm < 100
+    trainer = training.Trainer(config)
+    trainer.weights["layer"]["cell"]["bias"][: config.hidden_size] = 0
+    trainer.model.update(trainer.weights)
+    assert trainer.train_step().gradient_norm > 1e8
+
+
+def test_first_gradient_over_pixels(settings):
+    """The first of an image's 784 pixels are black, that is zero inputs."""
+    config = settings("mnist", length=784, depth=3, variant="2d-tlstm+cn", forget_bias=4.0)
+    assert training.Trainer(config).train_step().gradient_norm < 100
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_run_folder(task, settings, tmp_path):
     config, spy = settings(task), Spy()

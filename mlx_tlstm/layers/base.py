@@ -20,6 +20,21 @@ def normal(shape: tuple[int, ...], fan_in: int) -> mx.array:
     return mx.random.normal(shape) / math.sqrt(fan_in)
 
 
+def gate_bias(channels: int, hidden_size: int, fan_in: int, forget_bias: float) -> mx.array:
+    """Initial bias ``[channels]`` of gates g, i, f, o and what follows them.
+
+    The forget gate's is ``forget_bias``; the candidate g's is uniform up to 1 / sqrt(fan in), as
+    ``nn.Linear``'s; the others are zero. With a zero candidate, memory that no input has reached
+    would be zero in all channels, where channel normalisation multiplies the gradient by
+    1 / sqrt(epsilon) at every step back.
+    """
+    bias, M = mx.zeros((channels,)), hidden_size
+    limit = 1 / math.sqrt(fan_in)
+    bias[:M] = mx.random.uniform(-limit, limit, (M,))
+    bias[2 * M : 3 * M] = float(forget_bias)
+    return bias
+
+
 def require_forget_bias(owner: str, forget_bias: object) -> None:
     """Raise ``ValueError`` unless ``forget_bias`` is a number that float32 holds."""
     valid = isinstance(forget_bias, float) or is_integer(forget_bias)

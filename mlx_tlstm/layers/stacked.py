@@ -13,6 +13,7 @@ from mlx_tlstm.checks import require_integer
 from mlx_tlstm.layers.base import (
     RecurrentCell,
     RecurrentLayer,
+    gate_bias,
     normal,
     require_countable,
     require_forget_bias,
@@ -155,8 +156,7 @@ class StackedLSTMCell(RecurrentCell):
         require_countable(owner, "weight", (4 * M, 2, M))
         require_countable(owner, "state", self.state_shape)
         self.weight = normal((4 * M, 2, M), fan_in=2 * M)
-        self.bias = mx.zeros((4 * M,))
-        self.bias[2 * M : 3 * M] = float(forget_bias)
+        self.bias = gate_bias(4 * M, M, 2 * M, forget_bias)
 
     @property
     def state_shape(self) -> tuple[int, ...]:

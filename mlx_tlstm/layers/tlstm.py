@@ -14,7 +14,7 @@ from mlx_tlstm import kernels, ops
 from mlx_tlstm.checks import require, require_choice, require_flag, require_integer
 from mlx_tlstm.config import MEMORY_INITS
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.layers.base import RecurrentLayer, require_forget_bias
+from mlx_tlstm.layers.base import RecurrentLayer, gate_bias, require_forget_bias
 from mlx_tlstm.layers.tensor import TensorCell, TensorTransition
 from mlx_tlstm.transition import State, Step
 
@@ -152,7 +152,7 @@ class TLSTMCell(TensorCell):
         update = ops.MemoryUpdate(M, geometry if memory_convolution else None, norm)
         self.transition = TLSTMTransition(M, geometry, update)
         self.kernel_transition = kernels.TLSTMTransition(geometry, update)
-        self.bias[2 * M : 3 * M] = float(forget_bias)
+        self.bias = gate_bias(channels, M, taps * M, forget_bias)
         if memory_init != "uniform":
             favoured = geometry.tap_index(-1 if memory_init == "shift" else 0)
             odds = FAVOURED_TAP / (1 - FAVOURED_TAP)
