@@ -23,14 +23,12 @@ import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 import mlx.core as mx
 from benchmarking.baselines import Size, TorchProcess
 from benchmarking.layer_tables import kernels_table, layer_tables
-from benchmarking.options import DTYPES, LAYER_SIZES, SizeType, tf32_text
+from benchmarking.options import BUSY_LOAD, DTYPES, LAYER_SIZES, SizeType, tf32_text
 from benchmarking.tables import depth_table, linear_table, sizes_table
 
 from mlx_tlstm import blas
 from mlx_tlstm.cache import larger_cpu_cache
 from mlx_tlstm.timing import machine
-
-BUSY_LOAD = 0.5  # mean number of running processes over the last minute
 
 DEFAULT_SIZES = (
     Size((4, 4), 100, 15, 42),

@@ -17,67 +17,13 @@ import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 
 # isort: split
 from benchmarking.report import Table
+from experiments.paper import EXPERIMENTS
 from mlx.utils import tree_flatten
 
-from mlx_tlstm import VARIANTS, SequenceModel, make_layer
+from mlx_tlstm import SequenceModel, make_layer
 from mlx_tlstm.tasks import TASKS
 
-#: The paper's configurations (a) to (g), in its order.
-PAPER_VARIANTS = (
-    "slstm",
-    "2d-tlstm",
-    "2d-tlstm-m",
-    "2d-tlstm-f",
-    "3d-tlstm",
-    "3d-tlstm+ln",
-    "3d-tlstm+cn",
-)
-#: Distinct bytes of enwik8, which is not downloaded for their number.
-ENWIK8_SYMBOLS = 205
 MILLION, MEBI = 10**6, 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """Configurations of one of the paper's figures or tables.
-
-    Args:
-        task: Names of the tasks; those that share a row have equal sizes.
-        source: Where the paper has it.
-        symbols: R and S, width of an input and number of classes.
-        depths: L.
-        hidden_sizes: M of each variant.
-        printed: The parameter count as the paper prints it; empty where it prints none.
-    """
-
-    task: str
-    source: str
-    symbols: tuple[int, int]
-    depths: tuple[int, ...]
-    hidden_sizes: dict[str, int]
-    printed: str = ""
-
-
-def _fixed(hidden_size: int) -> dict[str, int]:
-    return dict.fromkeys(PAPER_VARIANTS, hidden_size)
-
-
-def _generated(task: str) -> tuple[int, int]:
-    symbols = len(TASKS[task].alphabet)
-    return symbols, symbols
-
-
-_WIKIPEDIA_SIZES = {name: 522 if VARIANTS[name].axes == 2 else 901 for name in PAPER_VARIANTS}
-_WIKIPEDIA_SIZES |= {"slstm": 1120, "2d-tlstm-f": 1120}
-_WIKIPEDIA = (ENWIK8_SYMBOLS, ENWIK8_SYMBOLS)
-
-EXPERIMENTS = (
-    Experiment("wikipedia", "Fig. 3", _WIKIPEDIA, (1, 2, 3, 4), _WIKIPEDIA_SIZES, "10M"),
-    Experiment("wikipedia", "Table 1", _WIKIPEDIA, (6,), {"3d-tlstm+cn": 1200}, "50.1M"),
-    Experiment("addition", "Fig. 4", _generated("addition"), (1, 4, 7, 10), _fixed(400)),
-    Experiment("memorization", "Fig. 4", _generated("memorization"), (1, 4, 7, 10), _fixed(100)),
-    Experiment("mnist, pmnist", "Fig. 5", (1, TASKS["mnist"].output_size), (1, 3, 5), _fixed(100)),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +50,15 @@ def counts() -> list[Count]:
     """Every configuration of :data:`EXPERIMENTS`."""
     found = []
     for experiment in EXPERIMENTS:
+        symbols = (experiment.input_size, experiment.output_size)
         for variant, hidden_size in experiment.hidden_sizes.items():
             depths_of: dict[int, list[int]] = {}
             for depth in experiment.depths:
-                number = parameter_count(variant, experiment.symbols, hidden_size, depth)
+                number = parameter_count(variant, symbols, hidden_size, depth)
                 depths_of.setdefault(number, []).append(depth)
             found += [
                 Count(
-                    experiment.task,
+                    ", ".join(experiment.tasks),
                     experiment.source,
                     variant,
                     tuple(depths),

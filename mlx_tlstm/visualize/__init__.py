@@ -1,9 +1,12 @@
-"""Looking into layers: what every step computed, as numbers and as drawings.
+"""Looking into layers and runs: what every step computed, and what came of training.
 
 Each drawing takes an Axes of the caller's or makes a figure, and returns the figure; none touches
 pyplot's state.
 """
 
+from mlx_tlstm.visualize.canvas import save_figure
+from mlx_tlstm.visualize.curves import draw_learning_curves
+from mlx_tlstm.visualize.depth import draw_by_depth, draw_runtime
 from mlx_tlstm.visualize.gates import draw_gate_saturation
 from mlx_tlstm.visualize.maps import draw_memory_maps
 from mlx_tlstm.visualize.measures import (
@@ -17,6 +20,7 @@ from mlx_tlstm.visualize.memory import draw_diagonal, draw_memory_offsets
 from mlx_tlstm.visualize.reach import draw_arrival, draw_receptive_field
 from mlx_tlstm.visualize.recording import Recording, diagonal, record
 from mlx_tlstm.visualize.sensitivity import arrival_steps, input_reach, receptive_field
+from mlx_tlstm.visualize.styles import variant_style
 
 __all__ = [
     "Recording",
@@ -26,14 +30,19 @@ __all__ = [
     "diagonal",
     "diagonal_means",
     "draw_arrival",
+    "draw_by_depth",
     "draw_diagonal",
     "draw_gate_saturation",
+    "draw_learning_curves",
     "draw_memory_maps",
     "draw_memory_offsets",
     "draw_receptive_field",
+    "draw_runtime",
     "gate_saturation",
     "input_reach",
     "memory_offsets",
     "receptive_field",
     "record",
+    "save_figure",
+    "variant_style",
 ]

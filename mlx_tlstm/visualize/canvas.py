@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,6 +15,10 @@ from matplotlib.image import AxesImage
 
 from mlx_tlstm.checks import require
 
+#: Endings of the pictures that :func:`save_figure` writes.
+FORMATS = ("png", "svg")
+#: Labels of more characters stand below the axes.
+_LONGEST_BESIDE = 24
 #: From dark to light throughout, so that it reads in grey.
 COLOUR_MAP = matplotlib.colormaps["viridis"].with_extremes(bad="0.85")
 #: Up to as many locations each has its label.
@@ -44,6 +50,46 @@ def canvas(owner: str, axes: Axes | None, size: tuple[float, float]) -> tuple[Fi
     while isinstance(figure, SubFigure):
         figure = figure.figure
     return figure, axes
+
+
+def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
+    """Write ``stem`` with ``.png`` and ``.svg`` added, in folders that are made; both paths.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in FORMATS]
+    for path in paths:
+        figure.savefig(path, dpi=200)
+    return paths
+
+
+def legend_outside(
+    axes: Axes, entries: tuple[list[Any], list[str]] | None = None, title: str | None = None
+) -> None:
+    """A legend beside the axes or, where a label is long, below them; it hides no line.
+
+    Args:
+        axes: Whose labelled lines are named.
+        entries: Lines and labels in place of these.
+        title: Stands above.
+    """
+    handles, labels = entries or axes.get_legend_handles_labels()
+    beside = max(map(len, labels)) <= _LONGEST_BESIDE
+    axes.legend(
+        handles,
+        labels,
+        title=title,
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1) if beside else (0, -0.16),
+        borderaxespad=0,
+        fontsize="small",
+        title_fontsize="small",
+        frameon=False,
+        handlelength=3,
+    )
 
 
 def scaled(owner: str, values: np.ndarray) -> np.ndarray:

@@ -21,6 +21,9 @@ LAYER_SIZES = (
     Size((10,), 100, 15, 200),
 )
 
+#: Mean number of running processes over the last minute above which a machine is not quiet.
+BUSY_LOAD = 0.5
+
 DTYPES = {name: getattr(mx, name) for name in ("float32", "float16", "bfloat16")}
 
 #: The first Apple GPU generation that multiplies float32 matrices as TF32 unless told not to.

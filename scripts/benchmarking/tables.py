@@ -7,8 +7,9 @@ from typing import Any
 from mlx import nn
 
 import mlx_tlstm
-from benchmarking.baselines import INPUT_SIZE, KERNEL_SIZE, Size, TorchProcess, bare_products
+from benchmarking.baselines import INPUT_SIZE, KERNEL_SIZE, Size, TorchProcess
 from benchmarking.passes import Pass, check_against_torch, randomized
+from benchmarking.products import bare_products, layer_products, linear_products
 from benchmarking.report import Table
 from mlx_tlstm.timing import measure, per_timestep_example
 
@@ -34,7 +35,11 @@ def sizes_table(sizes: list[Size], torch: TorchProcess | None, options: dict[str
     for size in sizes:
         settings = settings_of(size)
         mlx_pass = Pass(randomized(mlx_tlstm.TLSTM(**settings)), size.batch_size, size.length)
-        candidates = {"mlx-tlstm": mlx_pass.run, "products": bare_products(size)}
+        products = [
+            *layer_products(mlx_pass.layer, size.batch_size, size.length),
+            *linear_products(size.length * size.batch_size, INPUT_SIZE, size.hidden_size),
+        ]
+        candidates = {"mlx-tlstm": mlx_pass.run, "products": bare_products(products)}
         if torch is not None:
             check_against_torch(mlx_pass, torch, settings)
             candidates["pytorch"] = lambda: torch.ask("run", "pytorch")

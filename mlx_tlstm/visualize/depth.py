@@ -1,0 +1,157 @@
+"""Drawings over the depth: figures of runs, and run times, a line a variant."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+from mlx_tlstm.checks import is_integer, require, require_choice
+from mlx_tlstm.timing import Timing
+from mlx_tlstm.visualize.canvas import canvas, legend_outside
+from mlx_tlstm.visualize.styles import STYLES, variant_style
+
+RUNTIME_LABEL = "ms per timestep per example"
+#: How far lines with ranges stand from their depth at most, in parts of the depth axis.
+_DODGE = 0.03
+#: A run time that spans a larger factor is drawn on a logarithmic axis.
+_LINEAR_FACTOR = 10
+
+
+def draw_by_depth(
+    points: Mapping[str, Mapping[int, Sequence[float]]],
+    ylabel: str,
+    axes: Axes | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draw figures over the depth, a line a variant: medians, and the range over the seeds.
+
+    Where there are several seeds the lines stand a little beside one another.
+
+    Args:
+        points: For each variant and depth the values of its seeds. What is missing, or has no
+            values, is a gap.
+        ylabel: What the values are, with their unit.
+        axes: Where to draw; ``None`` makes a figure.
+        labels: For some variants, what the legend says in place of the name.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: There is no value, or a variant, depth or value is none.
+    """
+    owner = "draw_by_depth"
+    seeds = [seeds for by_depth in points.values() for seeds in by_depth.values()]
+    values = list(itertools.chain(*seeds))
+    finite = all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+    require(bool(values) and finite, owner, "points", "finite numbers, one or more,", values)
+    figure, axes = canvas(owner, axes, (5.6, 3.4))
+    dodge = _DODGE if max(map(len, seeds)) > 1 else 0.0
+    _draw_lines(
+        owner, axes, points, statistics.median, lambda values: (min(values), max(values)), dodge
+    )
+    axes.set_ylabel(ylabel)
+    handles, names = axes.get_legend_handles_labels()
+    legend_outside(axes, (handles, [(labels or {}).get(name, name) for name in names]))
+    return figure
+
+
+def draw_runtime(points: Mapping[str, Mapping[int, Timing]], axes: Axes | None = None) -> Figure:
+    """Draw run times over the depth, a line a variant: medians and quartiles over the rounds.
+
+    The legend says what the greatest depth costs, in times of the smallest: 1 is a run time that
+    does not depend on the depth. The axis is logarithmic where times span more than a factor of 10.
+
+    Args:
+        points: For each variant and depth the rounds, in milliseconds per timestep per example.
+        axes: Where to draw; ``None`` makes a figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: There is no time, a variant or depth is none, or depths have unequally many
+            rounds.
+    """
+    owner = "draw_runtime"
+    medians = [timing.median for by_depth in points.values() for timing in by_depth.values()]
+    require(len(medians) > 0, owner, "points", "at least one time", points)
+    figure, axes = canvas(owner, axes, (5.6, 3.4))
+    _draw_lines(owner, axes, points, lambda timing: timing.median, lambda timing: timing.quartiles)
+    axes.set_ylabel(RUNTIME_LABEL)
+    if max(medians) > _LINEAR_FACTOR * min(medians):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_ylim(bottom=0)
+    depths = {depth for by_depth in points.values() for depth in by_depth}
+    first, last = min(depths), max(depths)
+    handles, names = axes.get_legend_handles_labels()
+    costs = [
+        f"{name}  ×{by_depth[last].ratio(by_depth[first]):.1f}"
+        if first in (by_depth := points[name]) and last in by_depth
+        else name
+        for name in names
+    ]
+    legend_outside(axes, (handles, costs), title=f"L={last} relative to L={first}")
+    return figure
+
+
+def _draw_lines(
+    owner: str,
+    axes: Axes,
+    points: Mapping[str, Mapping[int, Any]],
+    middle: Callable[[Any], float],
+    span: Callable[[Any], tuple[float, float]],
+    dodge: float = 0.0,
+) -> None:
+    """A line with error bars for each variant, in :data:`STYLES`' order, over all depths.
+
+    ``dodge`` is how far the outer lines are moved, in parts of the depth axis.
+    """
+    for name in points:
+        require_choice(owner, "points", name, STYLES)
+    depths = sorted({depth for by_depth in points.values() for depth in by_depth})
+    valid = all(is_integer(depth) and depth > 0 for depth in depths)
+    require(valid, owner, "points", "of depths of 1 or more", depths)
+    width = depths[-1] - depths[0]
+    names = [name for name in STYLES if any(map(_present, points.get(name, {}).values()))]
+    centre_line = (len(names) - 1) / 2
+    for number, name in enumerate(names):
+        found = {depth: value for depth, value in points[name].items() if _present(value)}
+        middles, below, above = [], [], []
+        for depth in depths:
+            value = found.get(depth)
+            centre, low, high = (math.nan,) * 3
+            if value is not None:
+                centre, (low, high) = middle(value), span(value)
+            middles.append(centre)
+            below.append(centre - low)
+            above.append(high - centre)
+        aside = dodge * width * (number - centre_line) / max(1, centre_line)
+        axes.errorbar(
+            [depth + aside for depth in depths],
+            middles,
+            yerr=(below, above),
+            label=name,
+            **variant_style(name),
+            linewidth=1.4,
+            elinewidth=1,
+            capsize=3,
+        )
+    axes.set_xlabel("depth L")
+    axes.set_xticks(depths)
+    axes.grid(alpha=0.3)
+
+
+def _present(value: Any) -> bool:
+    return isinstance(value, Timing) or len(value) > 0

@@ -1,0 +1,94 @@
+"""The matrix products of a forward and backward pass and nothing else: the floor of its time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlx_tlstm.layers import StackedLSTM
+from mlx_tlstm.layers.base import RecurrentLayer
+
+#: Products that are queued before their results are let go, and the largest operand of a weight
+#: gradient in elements (64 MiB).
+_QUEUED = 8
+_WEIGHT_GRADIENT_ELEMENTS = 1 << 24
+
+
+class Product(NamedTuple):
+    """``[m, k]`` by ``[k, n]``, taken ``times`` times.
+
+    ``layout`` is BLAS's: ``"t"`` for the left or the right factor where it is a transposed view.
+    """
+
+    m: int
+    k: int
+    n: int
+    times: int
+    layout: str
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions."""
+        return 2 * self.m * self.k * self.n * self.times
+
+
+def layer_products(layer: RecurrentLayer, batch_size: int, length: int) -> list[Product]:
+    """Those of the steps of a layer over ``[B, T, R]``, without the input projection's.
+
+    A tLSTM or tRNN with N = B·<P> rows takes ``[N, <K>·M]`` by ``[<K>·M, O]`` in each of its
+    T + L - 1 steps, and ``[N, O]`` by ``[O, <K>·M]`` backward. A stacked LSTM takes, in each of T
+    steps, one such product for the pasts of all layers, and one a layer for what is below it. The
+    weight gradient is taken in pieces of many steps.
+    """
+    cell = layer.cell
+    if isinstance(layer, StackedLSTM):
+        M, L = cell.hidden_size, cell.depth
+        passed = [(batch_size, M, length * L), (batch_size * L, M, length)]
+        rows, inputs, outputs, steps = batch_size * L, 2 * M, 4 * M, length
+    else:
+        outputs, inputs = cell.weight.shape[0], math.prod(cell.weight.shape[1:])
+        rows, steps = batch_size * cell.geometry.locations, length + cell.delay
+        passed = [(rows, inputs, steps)]
+    products = []
+    for m, k, times in passed:
+        products.append(Product(m, k, outputs, times, "nt"))
+        products.append(Product(m, outputs, k, times, "nn"))
+    piece = min(steps, max(1, _WEIGHT_GRADIENT_ELEMENTS // (rows * inputs)))
+    whole, rest = divmod(steps, piece)
+    products.append(Product(outputs, piece * rows, inputs, whole, "tn"))
+    if rest:
+        products.append(Product(outputs, rest * rows, inputs, 1, "tn"))
+    return products
+
+
+def linear_products(
+    rows: int, inputs: int, outputs: int, input_gradient: bool = True
+) -> list[Product]:
+    """Those of a linear layer over ``rows`` rows: forward, of its weight and of its inputs."""
+    products = [
+        Product(rows, inputs, outputs, 1, "nt"),
+        Product(outputs, rows, inputs, 1, "tn"),
+    ]
+    return [*products, Product(rows, outputs, inputs, 1, "nn")] if input_gradient else products
+
+
+def bare_products(products: Iterable[Product]) -> Callable[[], None]:
+    """Takes all products, in float32, and waits for them."""
+    factors = []
+    for product in products:
+        m, k, n, times, (left, right) = product
+        a = mx.random.normal((k, m) if left == "t" else (m, k))
+        b = mx.random.normal((n, k) if right == "t" else (k, n))
+        mx.eval(a, b)
+        factors.append((a.T if left == "t" else a, b.T if right == "t" else b, times))
+
+    def run() -> None:
+        for a, b, times in factors:
+            for first in range(0, times, _QUEUED):
+                mx.async_eval([a @ b for _ in range(min(_QUEUED, times - first))])
+        mx.synchronize()
+
+    return run

@@ -1,0 +1,155 @@
+"""Forward and backward passes at the sizes of the paper's run times (Fig. 3 to 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import mlx.core as mx
+from experiments.paper import EXPERIMENTS, Experiment
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from benchmarking.products import Product, layer_products, linear_products
+from mlx_tlstm import SequenceModel, make_layer
+from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.training import memory
+from mlx_tlstm.training.objective import cross_entropy, logits_at
+
+#: What --quick makes of the paper's sizes: M is divided, though not to below its least value, and
+#: B and T are cut.
+QUICK_HIDDEN_DIVISOR, QUICK_LEAST_HIDDEN, QUICK_BATCH_SIZE, QUICK_LENGTH = 4, 50, 4, 56
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One point of a runtime panel: a variant at a depth, with the sizes of its task.
+
+    Args:
+        task: Name of the task.
+        variant: Name of the layer.
+        depth: L.
+        hidden_size: M.
+        batch_size: B.
+        length: T, inputs of a sequence.
+        input_size: R.
+        output_size: S.
+    """
+
+    task: str
+    variant: str
+    depth: int
+    hidden_size: int
+    batch_size: int
+    length: int
+    input_size: int
+    output_size: int
+
+    @property
+    def loss_positions(self) -> slice:
+        """Steps that have a loss."""
+        return TASKS[self.task].loss_positions
+
+    @property
+    def loss_steps(self) -> int:
+        """How many these are."""
+        return len(range(*self.loss_positions.indices(self.length)))
+
+
+def experiment_of(task: str) -> Experiment:
+    """The paper's figure over the depth for a task."""
+    return next(e for e in EXPERIMENTS if task in e.tasks and e.source.startswith("Fig."))
+
+
+def points_of(task: str, quick: bool) -> list[list[Point]]:
+    """The points of a task's panel, a list of depths for each variant, in the paper's order.
+
+    Args:
+        task: Name of the task.
+        quick: Take smaller sizes than the paper's.
+    """
+    experiment, paper = experiment_of(task), TASKS[task].paper()
+    hidden_sizes = experiment.hidden_sizes
+    batch_size, length = paper.batch_size, TASKS[task].sequence_steps(paper.length)
+    if quick:
+        batch_size, length = min(batch_size, QUICK_BATCH_SIZE), min(length, QUICK_LENGTH)
+        hidden_sizes = {
+            variant: max(QUICK_LEAST_HIDDEN, hidden_size // QUICK_HIDDEN_DIVISOR)
+            for variant, hidden_size in hidden_sizes.items()
+        }
+    return [
+        [
+            Point(
+                task,
+                variant,
+                depth,
+                hidden_size,
+                batch_size,
+                length,
+                experiment.input_size,
+                experiment.output_size,
+            )
+            for depth in experiment.depths
+        ]
+        for variant, hidden_size in hidden_sizes.items()
+    ]
+
+
+class TaskPass:
+    """A forward and backward pass of a model with its loss, over random inputs and targets.
+
+    The loss is that of training, at the task's loss positions; gradients are those of all
+    parameters.
+    """
+
+    def __init__(self, point: Point) -> None:
+        self.point = point
+        self.model = _model(point)
+        B, T = point.batch_size, point.length
+        self.x = mx.random.uniform(shape=(B, T, point.input_size))
+        self.targets = mx.random.randint(0, point.output_size, (B, point.loss_steps))
+        self._value_and_grad = nn.value_and_grad(self.model, self._loss)
+        mx.eval(self.model.parameters(), self.x, self.targets)
+
+    def _loss(self) -> mx.array:
+        y, _ = self.model.layer(self.x)
+        logits = logits_at(self.model, y, self.point.loss_positions)
+        return cross_entropy(logits, self.targets).mean()
+
+    def run(self) -> tuple[mx.array, Any]:
+        """Loss and gradients, evaluated."""
+        results = self._value_and_grad()
+        mx.eval(results)
+        return results
+
+
+def products_of(point: Point) -> list[Product]:
+    """The matrix products of the same pass."""
+    layer, (B, T) = _model(point).layer, (point.batch_size, point.length)
+    return [
+        *layer_products(layer, B, T),
+        *linear_products(B * T, point.input_size, point.hidden_size, input_gradient=False),
+        *linear_products(B * point.loss_steps, point.hidden_size, point.output_size),
+    ]
+
+
+def predicted_bytes(point: Point) -> int:
+    """Memory that a training step of these sizes needs, at least what the pass does."""
+    model = _model(point)
+    sizes = memory.StepSizes(
+        cell=model.layer.cell,
+        parameters=sum(array.size for _, array in tree_flatten(model.trainable_parameters())),
+        rows=point.batch_size,
+        parts=1,
+        steps=point.length,
+        loss_steps=point.loss_steps,
+        output_size=point.output_size,
+        recompute=False,
+    )
+    return memory.predict(sizes)
+
+
+def _model(point: Point) -> SequenceModel:
+    """A model whose arrays MLX fills when they are used."""
+    layer = make_layer(point.variant, point.input_size, point.hidden_size, point.depth)
+    return SequenceModel(layer, point.output_size)

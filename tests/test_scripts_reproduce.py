@@ -1,0 +1,495 @@
+"""Training the tasks, and redoing the paper's tables and figures, as a user starts them."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tiny_tasks import write_images, write_text
+
+from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.training import memory
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+from experiments import plans, tables  # noqa: E402
+from experiments.paper import PAPER_VARIANTS  # noqa: E402
+from experiments.planned import check_runs  # noqa: E402
+from experiments.plans import Request, planned_runs  # noqa: E402
+from experiments.report import Block, footnotes, shown_command  # noqa: E402
+from experiments.results import read_result, record_origin  # noqa: E402
+
+
+def load(name):
+    specification = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def reproduce():
+    return load("reproduce")
+
+
+@pytest.fixture(scope="module")
+def train_tasks():
+    return load("train_tasks")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Options that name tiny stand-ins."""
+    text = tmp_path_factory.mktemp("text") / "text"
+    write_text(text)
+    text.write_bytes(text.read_bytes() * 10)
+    images = write_images(tmp_path_factory.mktemp("images"))
+    return ["--wikipedia-data", str(text), "--mnist-data", str(images)]
+
+
+def run(script, *arguments, code=0):
+    result = CliRunner().invoke(script.main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+def pretend(folder, planned, values, split="test", ended=True, **record):
+    """A run's folder as training leaves it, after an evaluation at every 1,000 samples."""
+    metric = TASKS[planned.config.task].metric
+    files = RunFolder.create(folder / planned.name, planned.config)
+    for number, value in enumerate(values, start=1):
+        samples = 1000 * number
+        files.append_metrics(
+            {"samples": samples, "split": split, "seconds": 60.0 * number}
+            | {metric: value}
+            | record
+        )
+    if ended:
+        files.save_test_metrics({metric: values[-1]})
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("scale", plans.SCALES)
+def test_no_name_stands_for_two_configurations(scale, tmp_path):
+    """Targets share runs, and folders."""
+    request = Request(scale, 2)
+    runs = {target: planned_runs(target, request) for target in plans.TARGETS}
+    check_runs([run for of_target in runs.values() for run in of_target], tmp_path)
+    assert all(runs.values())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_papers_scale():
+    request = Request("paper", 1, {"wikipedia": "/text"})
+
+    def grid(target):
+        return {
+            (r.config.task, r.config.depth, r.config.hidden_size)
+            for r in planned_runs(target, request)
+        }
+
+    depths = {"addition": (1, 4, 7, 10), "memorization": (1, 4, 7, 10), "wikipedia": (1, 2, 3, 4)}
+    assert grid("figure-4") == {
+        (task, depth, size)
+        for task, size in (("addition", 400), ("memorization", 100))
+        for depth in depths[task]
+    }
+    sizes = (1120, 901, 522)
+    assert grid("figure-3") == {
+        ("wikipedia", d, m) for d, m in itertools.product(range(1, 5), sizes)
+    }
+    both = ("mnist", "pmnist")
+    assert grid("figure-5") == {(task, d, 100) for task, d in itertools.product(both, (1, 3, 5))}
+    assert grid("table-1") == {("wikipedia", 6, 1200)}
+    assert grid("table-2") == {("addition", 7, 400), ("addition", 10, 400)} | {
+        ("memorization", 7, 100),
+        ("memorization", 10, 100),
+    }
+    assert grid("table-3") == {(task, d, 100) for task, d in itertools.product(both, (3, 5))}
+    for figure in plans.FIGURES:
+        assert {r.config.variant for r in planned_runs(figure, request)} == set(PAPER_VARIANTS)
+    configs = {r.config.task: r.config for t in plans.FIGURES for r in planned_runs(t, request)}
+    for task, length, batch, samples, bias in (
+        ("addition", 15, 15, 5_000_000, 1.0),
+        ("memorization", 20, 15, 5_000_000, 1.0),
+        ("wikipedia", 50, 100, None, 1.0),
+        ("mnist", 784, 50, None, 4.0),
+        ("pmnist", 784, 50, None, 4.0),
+    ):
+        c = configs[task]
+        found = (c.length, c.batch_size, c.samples, c.forget_bias, c.learning_rate)
+        assert found == (length, batch, samples, bias, 1e-3)
+    assert (configs["wikipedia"].epochs, configs["wikipedia"].data) == (50, "/text")
+    assert configs["mnist"].data is None
+
+
+def test_order_of_a_sweep():
+    runs = [r.config for r in planned_runs("figure-4", Request("laptop", 2))]
+    places = [(c.seed, c.depth) for c in runs]
+    assert places == sorted(places)
+    assert [c.variant for c in runs[:7]] == list(PAPER_VARIANTS)
+
+
+def test_a_table_from_training_to_files(reproduce, data, tmp_path):
+    output = run(reproduce, "table-1", "--scale", "smoke", "--out", tmp_path, *data)
+    assert "1 of 1  wikipedia-3d-tlstm+cn-L2-s0" in output
+    text = (tmp_path / "table-1.md").read_text()
+    rows = rows_of(tmp_path / "table-1.csv")
+    assert list(rows[0])[-5:] == ["paper", "ours, smoke scale", "samples", "time", "run folder"]
+    assert [row["paper"] for row in rows] == [
+        "1.44",
+        "1.42",
+        "1.34",
+        "1.32",
+        "1.27",
+        "1.245",
+        "1.198",
+        "1.264",
+    ]
+    assert rows[3]["model"] == "HM-LSTM+LN [11]"
+    assert rows[3]["paper, # Param."] == "≈35M"
+    assert all(not any(list(row.values())[5:]) for row in rows[:-1])
+    ours = rows[-1]
+    assert ours["our size"] == "3d-tlstm+cn, chunks of 10 bytes, M=10, L=2, seed 0, N = 100 streams"
+    assert ours["run folder"] == "wikipedia-3d-tlstm+cn-L2-s0"
+    test = json.loads((tmp_path / ours["run folder"] / "test.json").read_text())
+    assert float(ours["ours, smoke scale"]) == pytest.approx(test["bpc"], abs=5e-4)
+    assert (ours["samples"], math.isfinite(test["bpc"])) == ("400", True)
+    for row in rows:
+        assert any(all(cell in line for cell in row.values()) for line in text.splitlines())
+    values = json.loads((tmp_path / "table-1.json").read_text())
+    assert values["rows"] == rows
+    assert [r["config"]["data"] for r in values["runs"]] == ["text"]
+    assert str(tmp_path) not in text + json.dumps(values)
+    assert "- Trained on " in text
+    assert "Written by `python scripts/reproduce.py" in text
+
+    again = run(reproduce, "table-1", "--scale", "smoke", "--out", tmp_path, *data)
+    assert "1 run, 1 of which ended before" in again
+    assert "1 of 1" not in again
+    assert rows_of(tmp_path / "table-1.csv") == rows
+
+
+def test_a_part_of_a_figure(reproduce, data, tmp_path):
+    options = ["figure-4", "--scale", "smoke", "--out", tmp_path]
+    picked = ["--only", "memorization-2d-*-L1-*", "--only", "*-slstm-L2-s0"]
+    assert "5 runs" in run(reproduce, *options, *picked)
+    rows = rows_of(tmp_path / "figure-4.csv")
+    assert len(rows) == 28
+    ran = [row for row in rows if row["run folder"]]
+    assert {(row["task"], row["variant"], row["depth"]) for row in ran} == {
+        ("memorization", "2d-tlstm", "1"),
+        ("memorization", "2d-tlstm-m", "1"),
+        ("memorization", "2d-tlstm-f", "1"),
+        ("memorization", "slstm", "2"),
+        ("addition", "slstm", "2"),
+    }
+    assert all(row["our size"] and row["samples"] == "200" for row in ran)
+    blank = ("paper", "ours, smoke scale", "samples", "time", "run folder")
+    assert all(not row[name] for row in rows if row not in ran for name in blank)
+    assert (tmp_path / "figure-4.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (tmp_path / "figure-4.svg").read_text()
+    text = (tmp_path / "figure-4.md").read_text()
+    assert text.startswith("![Fig. 4: performance of different configurations](figure-4.png)")
+    assert "### memorization, smoke scale (2 symbols, M=10): best test accuracy (%)" in text
+    before = (tmp_path / "figure-4.csv").read_text()
+    assert "run" not in run(reproduce, *options, "--report").split("\n")[0]
+    assert (tmp_path / "figure-4.csv").read_text() == before
+
+
+def test_nothing_was_run(reproduce, tmp_path):
+    run(reproduce, "all", "--report", "--out", tmp_path)
+    for target in plans.TARGETS:
+        assert (tmp_path / f"{target}.md").exists()
+        assert not (tmp_path / f"{target}.png").exists()
+    rows = rows_of(tmp_path / "table-2.csv")
+    assert {row["paper"] for row in rows} == {"51%", ">50%", ">99%"}
+    assert not any(row["ours, laptop scale"] for row in rows)
+
+
+def test_table_2_at_the_papers_scale(tmp_path):
+    request = Request("paper", 2)
+    runs = {run.name: run for run in planned_runs("table-2", request)}
+    solved = runs["memorization-3d-tlstm+cn-L10-s1"]
+    pretend(tmp_path, solved, [0.5, 0.995, 0.9, 1.0])
+    pretend(tmp_path, runs["addition-3d-tlstm+cn-L7-s0"], [0.25, 0.2], ended=False)
+    results = {name: read_result(tmp_path / name) for name in runs}
+    table = tables.printed_table("table-2", request, results)
+    assert table.header == (
+        "model",
+        "task",
+        "paper, # Samp.",
+        "our size",
+        "> 99 % after",
+        "100 % after",
+        "paper",
+        "ours",
+        "samples",
+        "time",
+        "run folder",
+    )
+    cells = {(row[0], row[1], row[3][-6:]): row for row in table.rows}
+    row = cells["3D tLSTM+CN (L=10)", "memorization", "seed 1"]
+    assert row[2:] == (
+        "54K",
+        "3d-tlstm+cn, 20 symbols, M=100, L=10, seed 1",
+        "2,000",
+        "4,000",
+        ">99%",
+        "100.00 %",
+        "4,000",
+        "04:00",
+        solved.name,
+    )
+    row = cells["3D tLSTM+CN (L=7)", "addition", "seed 0"]
+    assert row[4:8] == ("", "", ">99%", "25.00 % (test), unfinished")
+    assert cells["3D tLSTM+CN (L=7)", "addition", "seed 1"][7:] == ("", "", "", "")
+    assert len(table.rows) == 2 * (2 + 2 * 2)
+
+
+def test_figure_5_at_the_papers_scale(tmp_path):
+    """The text prints one point of each panel."""
+    request = Request("paper", 1)
+    runs = planned_runs("figure-5", request)
+    best = next(run for run in runs if run.name == "mnist-3d-tlstm+cn-L5-s0")
+    pretend(tmp_path, best, [0.9, 0.991, 0.98], split="validation")
+    results = {run.name: read_result(tmp_path / run.name) for run in runs}
+    table = tables.figure_table("figure-5", request, results)
+    printed = {row[:3]: row[table.header.index("paper")] for row in table.rows}
+    assert {point: value for point, value in printed.items() if value} == {
+        ("mnist", "3d-tlstm+cn", "5"): "99.1",
+        ("pmnist", "3d-tlstm+cn", "5"): "95.6",
+    }
+    assert [row[-4] for row in table.rows if row[-1]] == ["99.10 % (validation)"]
+    laptop = tables.figure_table(
+        "figure-5",
+        Request("laptop", 1),
+        dict.fromkeys(run.name for run in planned_runs("figure-5", Request("laptop", 1))),
+    )
+    assert not any(row[laptop.header.index("paper")] for row in laptop.rows)
+
+
+def test_language_models_that_look_ahead_are_marked(tmp_path):
+    request = Request("paper", 2)
+    runs = planned_runs("figure-3", request)
+    for number, run in enumerate(runs):
+        pretend(tmp_path, run, [2.0, 1.5 + 0.001 * number], split="validation")
+    results = {run.name: read_result(tmp_path / run.name) for run in runs}
+    rows = tables.figure_table("figure-3", request, results).rows
+    marked = {row[1:3] for row in rows if "not causal" in row[-4]}
+    assert marked == {("3d-tlstm+ln", depth) for depth in "234"}
+    [table] = tables.depth_tables("figure-3", request, results)
+    by_variant = {row[0]: row[1:] for row in table.rows}
+    assert ["not causal" in cell for cell in by_variant["3d-tlstm+ln"]] == [False, True, True, True]
+    assert not any("causal" in cell for cell in by_variant["3d-tlstm+cn"])
+    assert by_variant["slstm"][0] == "1.514 (1.500 to 1.528)"  # seed 1's is run number 28
+    assert "M=1120, 901, 522" in table.title
+
+
+def test_figures_over_seeds_take_what_has_ended(tmp_path):
+    request = Request("laptop", 3)
+    runs = planned_runs("figure-4", request)
+    seeds = [run for run in runs if run.name.startswith("addition-slstm-L1-")]
+    pretend(tmp_path, seeds[0], [0.5, 1.0])
+    pretend(tmp_path, seeds[1], [0.5, 0.75])
+    pretend(tmp_path, seeds[2], [0.25], ended=False)
+    results = {run.name: read_result(tmp_path / run.name) for run in runs}
+    accuracy, samples, *_ = tables.depth_tables("figure-4", request, results)
+    assert accuracy.rows[0] == ("slstm", "87.5 (75.0 to 100.0)", "")
+    assert samples.rows[0] == ("slstm", "2,000 (1 of 2 seeds)", "")
+    assert samples.rows[1] == ("2d-tlstm", "", "")
+
+
+def test_departures_are_named(reproduce, tmp_path):
+    run(reproduce, "figure-3", "--report", "--out", tmp_path)
+    text = (tmp_path / "figure-3.md").read_text()
+    assert "- wikipedia is trained with hidden size 64, batch size 32, learning rate 0.003" in text
+    assert "where the paper fixes the parameter count" in text
+    rows = rows_of(tmp_path / "figure-3.csv")
+    assert {row["our size"] for row in rows} == {"chunks of 50 bytes, M=64 in all variants"}
+    for target in plans.TARGETS:
+        assert plans.departures(target, Request("paper")) == []
+    [mnist, _] = plans.departures("figure-5", Request("laptop"))
+    assert mnist.startswith("mnist is trained with hidden size 50, length 28, epochs 1")
+    assert "parameter count" not in mnist
+
+
+def test_a_baseline_of_ours_beside_anothers(tmp_path):
+    """The paper's Table 2 has others' stacked LSTM; where we train one it stands in that row."""
+    request = Request("laptop")
+    runs = plans.table_runs("table-2", request)
+    assert [r.name for r in runs["addition", "Stacked LSTM [21]"]] == [
+        "addition-slstm-L4-s0",
+        "addition-slstm-L4-s1",
+    ]
+    assert ("addition", "Stacked LSTM [21]") not in plans.table_runs("table-2", Request("paper"))
+    figure = {run.name for run in planned_runs("figure-4", request)}
+    assert {run.name for run in planned_runs("table-2", request)} <= figure
+
+
+def test_starts(tmp_path, reproduce):
+    request = Request("laptop", 2)
+    runs = planned_runs("starts", request)
+    assert len(runs) == 2 * (3 + 3 + 4 - 2)  # the default is in each comparison
+    for run_ in runs:
+        pretend(tmp_path, run_, [0.5, 0.9])
+    assert "weight_scale 0.5" in run(reproduce, "starts", "--report", "--out", tmp_path)
+    rows = rows_of(tmp_path / "starts.csv")
+    inits = [f"memory_init {value}" for value in ("uniform", "shift", "hold")]
+    assert [row["start"] for row in rows[:6]] == inits * 2
+    assert [row["seed"] for row in rows[:6]] == ["0"] * 3 + ["1"] * 3
+    assert {row["ours, laptop scale"] for row in rows} == {"90.00 % (test)"}
+    assert (tmp_path / "starts.png").exists()
+
+
+def test_where_runs_were_trained(tmp_path):
+    machine = {"processor": "P", "cores": 2, "device": "cpu (P)", "system": "S", "python": "3"}
+    machine |= {"mlx": "1", "blas": "B", "commit": "abc"}
+    runs = planned_runs("starts", Request("laptop", 1))[:4]
+    for run_ in runs:
+        pretend(tmp_path, run_, [0.5])
+    record_origin(tmp_path / runs[0].name, machine, "")
+    record_origin(tmp_path / runs[0].name, machine, "")
+    record_origin(tmp_path / runs[1].name, machine, "")
+    record_origin(tmp_path / runs[1].name, {**machine, "commit": "def"}, "")
+    record_origin(tmp_path / runs[2].name, {**machine, "cores": 8}, "")
+    lines = footnotes([read_result(tmp_path / run_.name) for run_ in runs] + [None], "the command")
+    assert lines[0] == "Trained on P, 2 cores, MLX 1 on cpu (P), B, Python 3, S; commit abc, def."
+    assert lines[1].startswith("Trained on P, 8 cores")
+    assert lines[2] == "Where 1 of the 4 runs were trained was not recorded."
+    assert lines[3].startswith("Written by `the command` at commit ")
+    assert len(lines) == 4
+
+
+def test_commands_are_published_without_folders():
+    arguments = ["scripts/x.py", "all", "--out", "/home/a b/r", "--into=/b/c.md", "--only", "a-*"]
+    assert shown_command(arguments) == "python scripts/x.py all --out r --into=c.md --only 'a-*'"
+
+
+def test_into_a_file(reproduce, tmp_path):
+    runs = planned_runs("starts", Request("laptop", 2))
+    for run_ in runs:
+        pretend(tmp_path / "out", run_, [0.5, 0.9])
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    before, after = (
+        "# Results\n\n<!-- begin starts laptop -->",
+        "<!-- end starts laptop -->\n\nEnd.\n",
+    )
+    page.write_text(f"{before}\nformer\n{after}")
+    for _ in range(2):
+        run(reproduce, "starts", "--report", "--out", tmp_path / "out", "--into", page)
+        text = page.read_text()
+        assert text.startswith(before + "\n\n![")
+        assert text.endswith("\n\n" + after)
+        assert "former" not in text
+        assert text.count("### Starting points") == 1
+        assert "](starts-laptop.png)" in text
+        assert str(tmp_path) not in text
+    picture = page.with_name("starts-laptop.png").read_bytes()
+    assert picture == (tmp_path / "out" / "starts.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "must be an existing file"),
+        ("", "must be a file with one '<!-- begin starts laptop -->'"),
+        ("<!-- begin starts laptop -->", "one '<!-- end starts laptop -->'"),
+        ("<!-- begin starts laptop -->" * 2, "one '<!-- begin starts laptop -->'"),
+        ("<!-- end starts laptop --><!-- begin starts laptop -->", "laptop -->' first"),
+    ],
+)
+def test_pages_without_a_place(reproduce, tmp_path, text, message):
+    page = tmp_path / "page.md"
+    if text is not None:
+        page.write_text(text)
+    with pytest.raises(ValueError, match="'into'"):
+        Block(page, "starts laptop")
+    out = tmp_path / "out"
+    assert message in run(reproduce, "starts", "--out", out, "--into", page, code=2)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["figure-6"], "'figure-6' is not one of"),
+        (["all", "--scale", "huge"], "'huge' is not one of"),
+        (["all", "--seeds", "0"], "0 is not in the range"),
+        (["all", "--mnist-data", "/no/such/folder"], "does not exist"),
+        (["starts", "--only", "mnist-*"], "'only' must be the name of a planned run, such as"),
+    ],
+)
+def test_refusals(reproduce, tmp_path, arguments, message):
+    out = tmp_path / "out"
+    assert message in run(reproduce, *arguments, "--out", out, code=2)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("report", [[], ["--report"]])
+def test_runs_of_another_size_are_refused(reproduce, tmp_path, report):
+    planned = planned_runs("starts", Request("laptop", 1))[0]
+    RunFolder.create(tmp_path / planned.name, planned.config.replace(hidden_size=51))
+    output = run(reproduce, "starts", "--out", tmp_path, *report, code=2)
+    assert f"hidden_size 51 in place of {planned.config.hidden_size}" in " ".join(output.split())
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_data_that_does_not_do(reproduce, tmp_path):
+    """It is found before the other targets are trained, and asked for no more than need be."""
+    (tmp_path / "text").write_text("too short")
+    out = tmp_path / "out"
+    arguments = ["all", "--scale", "smoke", "--wikipedia-data", tmp_path / "text", "--out", out]
+    output = run(reproduce, *arguments, "--only", "wikipedia-*", "--only", "addition-*", code=2)
+    assert "[Wikipedia] 'data' must hold" in output
+    assert not out.exists()
+    run(reproduce, *arguments, "--only", "addition-slstm-L1-*")
+
+
+def test_what_does_not_fit_is_refused(reproduce, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "limit", lambda: 1 << 20)
+    output = run(reproduce, "starts", "--scale", "paper", "--out", tmp_path / "out", code=2)
+    assert "a training step must fit into the 1 MiB" in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_tasks(train_tasks, data, tmp_path):
+    options = ["mnist", "memorization", "--samples", "30", "--seed", "3", "--out", tmp_path]
+    output = run(train_tasks, *options, "--mnist-data", data[3])
+    assert "2 runs" in output
+    rows = rows_of(tmp_path / "tasks.csv")
+    assert [row["run folder"] for row in rows] == [
+        "memorization-2d-tlstm+cn-L4-s3",
+        "mnist-2d-tlstm+cn-L3-s3",
+    ]
+    assert rows[0]["samples"] == "30"
+    assert rows[0]["network"] == "2d-tlstm+cn, L=4, 5 symbols, M=100"
+    assert rows[1]["best"].endswith("% (validation)")
+    assert (tmp_path / "tasks.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "tasks.json").read_text())["rows"] == rows
+    assert "2 of which ended before" in run(train_tasks, *options, "--mnist-data", data[3])
+    other = ["memorization", "--samples", "60", "--seed", "3", "--out", tmp_path]
+    message = "samples 30 in place of 60"
+    assert message in " ".join(run(train_tasks, *other, code=2).split())
+
+
+def test_settings_of_a_task(train_tasks):
+    quick, paper = TASKS["wikipedia"].quick(), TASKS["wikipedia"].paper()
+    assert train_tasks.configuration("wikipedia", "quick", 0, None, {}) == quick
+    own = train_tasks.configuration("wikipedia", "paper", 2, None, {"wikipedia": "/t"})
+    assert own == paper.replace(seed=2, data="/t")
+    few = train_tasks.configuration("addition", "quick", 0, 10**9, {})
+    assert few == TASKS["addition"].quick()
