@@ -93,7 +93,7 @@ def sweep(runs: Sequence[PlannedRun], folder: Path, command: str) -> bool:
 
 
 def outcome(result: RunResult) -> str:
-    """A run in a line: its best metric, when it was solved, and how long it took."""
+    """A run in a line: its best metric, its samples and its time in training."""
     best = "no evaluation"
     if result.best is not None:
         best = f"{training.format_metrics({result.metric: result.best})} ({result.split})"
