@@ -443,6 +443,9 @@ def test_receptive_field_picture():
 def test_arrival_picture():
     figure = draw_arrival(np.array([1, 2, 0]))
     assert texts(figure.axes[0]) == ["1", "2", "–"]
+    colours = [text.get_color() for text in figure.axes[0].texts]
+    assert colours == ["white", "black", "black"]  # on dark, on light, on grey
+    assert draw_arrival(np.array([1, 0])).axes[0].texts[0].get_color() == "white"
     np.testing.assert_array_equal(image_of(figure), [[1, 2, np.nan]])
 
 

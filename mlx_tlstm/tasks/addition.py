@@ -65,7 +65,7 @@ class Addition(GeneratedTask):
             task=cls.name,
             variant="2d-tlstm+cn",
             depth=4,
-            hidden_size=100,
+            hidden_size=200,
             length=3,
             batch_size=15,
             samples=200_000,

@@ -73,14 +73,14 @@ def draw_arrival(steps: np.ndarray, axes: Axes | None = None) -> Figure:
     require(valid, owner, "steps", "an array of steps, of one or two axes,", shape)
     table = steps[None] if steps.ndim == 1 else steps
     rows, columns = table.shape
-    last = max(1, int(table.max()))
+    last = max(2, int(table.max()))
     size = (max(3.6, 0.5 * columns + 1.8), max(1.6, 0.5 * rows + 1.2))
     figure, axes = canvas(owner, axes, size)
     axes.imshow(
         np.where(table > 0, table, np.nan),
         cmap=COLOUR_MAP,
         vmin=1,
-        vmax=max(2, last),
+        vmax=last,
         extent=(0.5, columns + 0.5, rows + 0.5, 0.5),
     )
     for (row, column), step in np.ndenumerate(table):
