@@ -55,7 +55,7 @@ def _as_printed(task: str) -> Size:
 _SMOKE = {"batch_size": 10, "samples": 200, "eval_every": 100}
 _SMOKE_ROWS = {**_SMOKE, "length": 14, "epochs": None}
 _SMOKE_TEXT = {"length": 10, "epochs": None, "samples": 400, "eval_every": 400}
-_LAPTOP = {"learning_rate": 3e-3, "samples": 30_000}
+_LAPTOP = {"samples": 30_000}
 _LAPTOP_ROWS = {"length": 28, "epochs": 1, "eval_every": 10_000}
 _LAPTOP_TEXT = {
     "batch_size": 32,
@@ -75,7 +75,7 @@ SIZES: dict[str, dict[str, Size]] = {
         "pmnist": Size((1, 2), {3: 1, 5: 2}, 10, 1, _SMOKE_ROWS),
     },
     "laptop": {
-        "addition": Size((1, 4), {7: 4, 10: 4, None: 4}, 50, 2, {"length": 2, **_LAPTOP}),
+        "addition": Size((1, 4), {7: 4, 10: 4, None: 4}, 100, 2, {"length": 2, **_LAPTOP}),
         "memorization": Size((1, 4), {7: 4, 10: 4, None: 4}, 50, 2, {"length": 3, **_LAPTOP}),
         "wikipedia": Size((1, 2, 4), {6: 4}, 64, 1, _LAPTOP_TEXT),
         "mnist": Size((1, 3), {3: 3, 5: 3}, 50, 1, _LAPTOP_ROWS),
@@ -87,7 +87,10 @@ SIZES: dict[str, dict[str, Size]] = {
 #: What :data:`STARTS` starts in several ways, in place of memorization's paper settings.
 STARTED: dict[str, dict[str, Any]] = {
     "smoke": {"variant": "2d-tlstm+cn", "depth": 2, "hidden_size": 10, "length": 2, **_SMOKE},
-    "laptop": {"variant": "2d-tlstm+cn", "depth": 4, "hidden_size": 50, "length": 5, **_LAPTOP},
+    "laptop": {
+        **{"variant": "2d-tlstm+cn", "depth": 4, "hidden_size": 50, "length": 5},
+        **{"learning_rate": 3e-3, **_LAPTOP},
+    },
     "paper": {},
 }
 #: One of them at a time departs from the default.
