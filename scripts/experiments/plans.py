@@ -88,8 +88,12 @@ SIZES: dict[str, dict[str, Size]] = {
 STARTED: dict[str, dict[str, Any]] = {
     "smoke": {"variant": "2d-tlstm+cn", "depth": 2, "hidden_size": 10, "length": 2, **_SMOKE},
     "laptop": {
-        **{"variant": "2d-tlstm+cn", "depth": 4, "hidden_size": 50, "length": 5},
-        **{"learning_rate": 3e-3, **_LAPTOP},
+        "variant": "2d-tlstm+cn",
+        "depth": 4,
+        "hidden_size": 50,
+        "length": 5,
+        "learning_rate": 3e-3,
+        **_LAPTOP,
     },
     "paper": {},
 }
