@@ -2,17 +2,13 @@
 
 import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import click
-import pytest
-from click.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
 import compile_report
+import pytest
 from benchmarking.launches import of_a_pass
+from click.testing import CliRunner
 
 from mlx_tlstm import TLSTM
 from mlx_tlstm.kernels import library

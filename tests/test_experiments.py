@@ -12,6 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from experiments.paper import BEST_VARIANT, EXPERIMENTS, PAPER_VARIANTS, TABLES, experiment
+from experiments.planned import PlannedRun, check_runs
+from experiments.results import read_origin, read_result
+from experiments.sweep import CLAIMS, SweepInterrupted, sweep
 from kill_and_resume import outcome
 from tiny_tasks import tiny_settings, write_images, write_text
 
@@ -22,12 +26,6 @@ from mlx_tlstm.training.divergence import NonFiniteError
 from mlx_tlstm.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-from experiments.paper import BEST_VARIANT, EXPERIMENTS, PAPER_VARIANTS, TABLES, experiment  # noqa: E402
-from experiments.planned import PlannedRun, check_runs  # noqa: E402
-from experiments.results import read_origin, read_result  # noqa: E402
-from experiments.sweep import CLAIMS, SweepInterrupted, sweep  # noqa: E402
-
 #: A sweep in a process of its own: of the configurations in a folder, by name, into another. It
 #: kills itself before a step, counted over all runs from 1; 0 is none.
 PROGRAM = """
@@ -39,6 +37,7 @@ from experiments.planned import PlannedRun
 from experiments.sweep import sweep
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.training.trainer import Trainer
+
 mx.set_default_device(mx.cpu)
 left = int(sys.argv[3])
 train_step = Trainer.train_step

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from benchmarking import kernel_costs
+from benchmarking.kernel_costs import Access, Cost
+from benchmarking.kernel_runs import CHAINS
+from benchmarking.problems import Problem
 from mlx import nn
 
 from mlx_tlstm import TLSTM
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-from benchmarking import kernel_costs
-from benchmarking.kernel_costs import Access, Cost
-from benchmarking.kernel_runs import CHAINS
-from benchmarking.problems import Problem
 
 TILE = Tile(16, 16, 16, (1, 1, 1))
 

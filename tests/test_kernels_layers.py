@@ -4,14 +4,13 @@ Both round to float32 (or half precision) at the same places, but sum in another
 within 1e-5 and gradients, which sum over more, within 4e-5, norm-wise.
 """
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 import pytest
+from benchmarking import launches
 from kernel_devices import counted
 from layer_helpers import relative_error
 from mlx import nn
@@ -19,10 +18,6 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_tlstm import TLSTM, TRNN, VARIANTS, SequenceModel, make_layer
 from mlx_tlstm.kernels import dispatch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-from benchmarking import launches
 
 VALUES, GRADIENTS = 1e-5, 4e-5
 TENSOR_VARIANTS = [name for name in VARIANTS if name != "slstm"]

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from click.testing import CliRunner
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 SMALL = ["--hidden-size", "5", "--depth", "1", "--depth", "3", "--inputs", "4", "--warmup", "0"]
 
 
 @pytest.fixture(scope="module")
 def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
-        specification = importlib.util.spec_from_file_location("latency", SCRIPTS / "latency.py")
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-    return module
+    return importlib.import_module("latency")
 
 
 def test_both_ways_push_every_input(script, monkeypatch):

@@ -8,15 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import build_notebooks
 import nbformat
 import pytest
 
 import mlx_tlstm
 from mlx_tlstm.training import format_metrics
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import build_notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))

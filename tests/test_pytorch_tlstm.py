@@ -17,10 +17,9 @@ from reference import Specification
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: bench)")
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
 from benchmarking.pytorch_tlstm import Run, TorchTLSTM, copy_parameters  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Shapes with a different size on each axis; K as the module takes it, one for all axes.
 SPECIFICATIONS = [

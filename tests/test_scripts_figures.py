@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import gzip
-import importlib.util
+import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -22,26 +20,15 @@ from mlx_tlstm.tasks import TASKS, make_task
 from mlx_tlstm.training import build_model, encode, load_run
 from mlx_tlstm.visualize import diagonal_means, record
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-def load(name):
-    specification = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture(scope="module")
 def script():
-    return load("memory_cells")
+    return importlib.import_module("memory_cells")
 
 
 @pytest.fixture(scope="module")
 def parameters():
-    sys.path.insert(0, str(SCRIPTS))  # as running the script does
-    return load("parameters")
+    return importlib.import_module("parameters")
 
 
 TEXT = ("The  café\n$x_1$ is\tone. " * 42).encode()
@@ -244,16 +231,3 @@ def test_formats(parameters):
     row = next(line for line in lines if "Table 1" in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[2:] == ["6", "1200", "52,521,814", "52.52", "50.09", "50.1M"]
-
-
-@pytest.mark.parametrize("name", ["memory_cells", "parameters"])
-def test_scripts_start(name):
-    result = subprocess.run(
-        [sys.executable, str(SCRIPTS / f"{name}.py"), "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=SCRIPTS.parent,
-        env={"PYTHONPATH": str(SCRIPTS.parent), "PATH": ""},
-    )
-    assert "Usage" in result.stdout

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -16,20 +13,10 @@ from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.visualize import variant_style
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
 
 @pytest.fixture(scope="module")
-def load():
-    """Modules of the scripts' folder, as running a script there finds them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
-        yield importlib.import_module
-
-
-@pytest.fixture(scope="module")
-def script(load):
-    return load("figures")
+def script():
+    return importlib.import_module("figures")
 
 
 @pytest.fixture
@@ -134,8 +121,10 @@ def test_a_variant_has_one_hidden_size(folder, invoke):
     assert "of runs with one hidden_size for slstm but got [50, 60]" in result.output
 
 
-def test_times_stand_beside(script, folder, drawn, load, tmp_path):
-    point = load("benchmarking.task_passes").Point("memorization", "slstm", 1, 4, 2, 5, 3, 7)
+def test_times_stand_beside(script, folder, drawn, tmp_path):
+    point = importlib.import_module("benchmarking.task_passes").Point(
+        "memorization", "slstm", 1, 4, 2, 5, 3, 7
+    )
     rows = [
         dataclasses.asdict(dataclasses.replace(point, depth=depth))
         | {
@@ -230,16 +219,3 @@ def test_refusals(folder, invoke, tmp_path):
     (run.path / "config.json").write_text("[")
     assert "must hold JSON" in refused("figure-4", run.path)
     assert "'figure-6' is not one of" in refused("figure-6", run.path)
-
-
-@pytest.mark.parametrize("name", ["figures", "time_tasks"])
-def test_scripts_start(name):
-    result = subprocess.run(
-        [sys.executable, str(SCRIPTS / f"{name}.py"), "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=SCRIPTS.parent,
-        env={"PYTHONPATH": str(SCRIPTS.parent), "PATH": ""},
-    )
-    assert "Usage" in result.stdout

@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
+import importlib
 import itertools
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from experiments import plans, tables
+from experiments.paper import PAPER_VARIANTS
+from experiments.planned import check_runs
+from experiments.plans import Request, planned_runs
+from experiments.report import Block, footnotes, shown_command
+from experiments.results import read_result, record_origin
 from tiny_tasks import write_images, write_text
 
 from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import memory
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-from experiments import plans, tables  # noqa: E402
-from experiments.paper import PAPER_VARIANTS  # noqa: E402
-from experiments.planned import check_runs  # noqa: E402
-from experiments.plans import Request, planned_runs  # noqa: E402
-from experiments.report import Block, footnotes, shown_command  # noqa: E402
-from experiments.results import read_result, record_origin  # noqa: E402
-
-
-def load(name):
-    specification = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture(scope="module")
 def reproduce():
-    return load("reproduce")
+    return importlib.import_module("reproduce")
 
 
 @pytest.fixture(scope="module")
 def train_tasks():
-    return load("train_tasks")
+    return importlib.import_module("train_tasks")
 
 
 @pytest.fixture(scope="module")

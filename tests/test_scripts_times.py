@@ -8,7 +8,6 @@ import functools
 import importlib
 import json
 import math
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -20,36 +19,27 @@ from mlx_tlstm import VARIANTS, make_layer
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.timing import Timing, machine, measure
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 B, T, R, M, S = 2, 5, 3, 4, 7
 
 
 @pytest.fixture(scope="module")
-def load():
-    """Modules of the scripts' folder, as running a script there finds them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
-        yield importlib.import_module
+def products():
+    return importlib.import_module("benchmarking.products")
 
 
 @pytest.fixture(scope="module")
-def products(load):
-    return load("benchmarking.products")
+def passes():
+    return importlib.import_module("benchmarking.task_passes")
 
 
 @pytest.fixture(scope="module")
-def passes(load):
-    return load("benchmarking.task_passes")
+def times():
+    return importlib.import_module("benchmarking.task_times")
 
 
 @pytest.fixture(scope="module")
-def times(load):
-    return load("benchmarking.task_times")
-
-
-@pytest.fixture(scope="module")
-def script(load):
-    return load("time_tasks")
+def script():
+    return importlib.import_module("time_tasks")
 
 
 def as_tuples(found):
@@ -443,8 +433,8 @@ def made_rows(passes, task, variants=("slstm", "2d-tlstm"), **sizes):
     return rows
 
 
-def test_panels(load, passes):
-    panels = load("benchmarking.runtime_panels")
+def test_panels(passes):
+    panels = importlib.import_module("benchmarking.runtime_panels")
     rows = made_rows(passes, "wikipedia", VARIANTS) + made_rows(passes, "mnist", batch_size=4)
     facts = {"device": "cpu (some chip)", "mlx": "0.1", "commit": "abc"}
     figure = panels.draw_panels(rows, facts)
@@ -461,8 +451,8 @@ def test_panels(load, passes):
     assert "cpu (some chip)" in figure.get_suptitle()
 
 
-def test_panels_are_read_back(load, passes, tmp_path):
-    panels = load("benchmarking.runtime_panels")
+def test_panels_are_read_back(passes, tmp_path):
+    panels = importlib.import_module("benchmarking.runtime_panels")
     rows = made_rows(passes, "addition")
     panels.write_times(tmp_path / "times.json", rows, {})
     assert panels.read_times(tmp_path / "times.json") == {"addition": rows}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+import tune
 from click.testing import CliRunner
 from mlx import nn
 
@@ -16,10 +16,6 @@ from mlx_tlstm.kernels import convolution, tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
 from mlx_tlstm.kernels.tuning import Product
 from mlx_tlstm.timing import Timing
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import tune
 
 SIZE = "2x3,M=8,B=2,T=3"
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = (kernel.name for kernel in tune.CONVOLUTIONS)

@@ -6,22 +6,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 
+import benchmark
 import mlx.core as mx
 import numpy as np
 import pytest
+from benchmarking import options, passes
 from click.testing import CliRunner
 from layer_helpers import build
 
 from mlx_tlstm import TLSTM, blas, timing
 from mlx_tlstm.timing import Timing, machine, measure, per_timestep_example
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import benchmark
-from benchmarking import options, passes
 
 
 class FakeClock:
