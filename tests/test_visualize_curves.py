@@ -114,7 +114,7 @@ def test_runs_are_labelled_by_what_differs(make_run):
     assert legend(figure) == [
         "memorization, L=4, M=100, memory init hold, forget bias 1, learning rate 0.001",
         "memorization, L=4, M=50, memory init uniform, forget bias 4, learning rate 0.003",
-        "addition, L=7, M=100, memory init uniform, forget bias 1, learning rate 0.001",
+        "addition, L=7, M=200, memory init uniform, forget bias 1, learning rate 0.001",
     ]
     assert figure.axes[0].get_title() == "2d-tlstm+cn"
     looks = {(line.get_color(), line.get_linestyle()) for line in lines(figure)}
@@ -192,6 +192,16 @@ def test_by_depth_medians_and_ranges():
     (axes,) = figure.axes
     assert axes.get_xticks().tolist() == [1, 4]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("depth L", "test accuracy (%)")
+
+
+def test_by_depth_shows_every_depth_with_room():
+    """Also where the first depths have gaps only, and where there is one depth."""
+    gaps = {"slstm": {1: [], 4: [1.0, 2.0]}, "2d-tlstm": {1: [], 4: [3.0, 5.0]}}
+    for points in (gaps, {"slstm": {4: [1.0, 2.0]}}):
+        axes = draw_by_depth(points, "accuracy (%)").axes[0]
+        low, high = axes.get_xlim()
+        drawn = np.concatenate([line.get_xdata() for line in axes.lines])
+        assert low < min(drawn) <= max(drawn) < high
 
 
 def test_by_depth_leaves_gaps():

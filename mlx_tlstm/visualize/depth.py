@@ -20,6 +20,8 @@ from mlx_tlstm.visualize.styles import STYLES, variant_style
 RUNTIME_LABEL = "ms per timestep per example"
 #: How far lines with ranges stand from their depth at most, in parts of the depth axis.
 _DODGE = 0.03
+#: Room at both ends of the depth axis, likewise.
+_MARGIN = 0.08
 #: A run time that spans a larger factor is drawn on a logarithmic axis.
 _LINEAR_FACTOR = 10
 
@@ -150,6 +152,8 @@ def _draw_lines(
         )
     axes.set_xlabel("depth L")
     axes.set_xticks(depths)
+    margin = _MARGIN * (width or 1)  # matplotlib's own forgets depths that have gaps only
+    axes.set_xlim(depths[0] - margin, depths[-1] + margin)
     axes.grid(alpha=0.3)
 
 
