@@ -96,22 +96,27 @@ def test_layers_agree_with_plain_operations(kernel_calls, name):
 def test_half_precision(kernel_calls, dtype):
     # Rounding accumulates over the steps on both sides, in other ways: kernels round activations
     # once, plain operations before and after the bias. Each is held against float32 on the same
-    # numbers, and the kernels may not lose more.
-    mx.random.seed(1)
-    layer = randomized(TLSTM(4, 7, (3, 2), norm="channel"))
-    layer.set_dtype(dtype)
-    x, state, cotangents = inputs(layer, 2, 5)
-    plain = results(layer, "ops", x, state, cotangents)
-    kernels = results(layer, None, x, state, cotangents)
-    layer.set_dtype(mx.float32)
-    exact = results(
-        layer, "ops", x, type(state)(*(a.astype(mx.float32) for a in state)), cotangents
-    )
-    for mine, theirs, truth in zip(*map(flat, (kernels, plain, exact)), strict=True):
-        assert mine.dtype == theirs.dtype
-        truth = np.array(truth)
-        unit = {mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}[dtype]
-        assert relative_error(mine, truth) < 1.5 * relative_error(theirs, truth) + unit
+    # numbers, and over several of them the kernels may not lose more.
+    errors = []  # [seeds, arrays, 2]
+    for seed in range(4):
+        mx.random.seed(seed)
+        layer = randomized(TLSTM(4, 7, (3, 2), norm="channel"))
+        layer.set_dtype(dtype)
+        x, state, cotangents = inputs(layer, 2, 5)
+        plain = results(layer, "ops", x, state, cotangents)
+        kernels = results(layer, None, x, state, cotangents)
+        layer.set_dtype(mx.float32)
+        exact = results(
+            layer, "ops", x, type(state)(*(a.astype(mx.float32) for a in state)), cotangents
+        )
+        errors.append([])
+        for mine, theirs, truth in zip(*map(flat, (kernels, plain, exact)), strict=True):
+            assert mine.dtype == theirs.dtype
+            truth = np.array(truth)
+            errors[-1].append((relative_error(mine, truth), relative_error(theirs, truth)))
+    mine, theirs = np.sqrt(np.mean(np.square(errors), axis=0)).T
+    unit = {mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}[dtype]
+    assert np.all(mine < 1.2 * theirs + unit), (mine, theirs)
 
 
 @pytest.mark.parametrize("name", ["two unequal axes", "no memory convolution", "tRNN"])

@@ -442,8 +442,13 @@ def test_second_interrupt_is_at_once(settings, tmp_path):
             time.sleep(0.01)
 
     spy = Spy(on_step={3: insist})
-    with pytest.raises(KeyboardInterrupt) as caught:
-        training.fit(settings("memorization"), tmp_path / "run", [spy])
+    # A shell's background jobs start with SIGINT ignored, and so would this test.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            training.fit(settings("memorization"), tmp_path / "run", [spy])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert caught.type is KeyboardInterrupt
 
 
