@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 
 from mlx_tlstm.checks import is_integer, require, require_integer
+from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.model import SequenceModel
 
 #: Symbols of the prompt that are read at a time, which bounds the graph of a long one.
@@ -109,10 +110,11 @@ def _generate(
     for start in range(0, len(before), _PROMPT_CHUNK):
         _, state = layer.stream(rows[mx.array(before[start : start + _PROMPT_CHUNK])], state)
         mx.eval(state)
+    # One input, then the flush; the state is the one before the flush.
+    step = CompiledFunction(model, model)
     for _ in range(length):
-        # One input, then the flush; the state is the one before the flush.
-        y, state = layer(rows[last][None], state)
-        logits = model.readout(y)[-1].astype(mx.float32)
+        logits, state = step(rows[last][None], state)
+        logits = logits[-1].astype(mx.float32)
         key, draw = mx.random.split(key)
         symbol = sample(logits, temperature, top_p, draw)
         mx.eval(symbol, state)

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_tlstm.checks import require
+from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.model import SequenceModel
 
 
@@ -34,6 +35,7 @@ class StreamingSession:
         owner = type(self).__name__
         require(isinstance(model, SequenceModel), owner, "model", "a SequenceModel", model)
         self._model = model
+        self._step = CompiledFunction(model, self._plain_step)
         self.reset()
 
     @property
@@ -69,8 +71,7 @@ class StreamingSession:
         if self._shape is not None:
             expected = f"of shape {self._shape} as the inputs before"
             require(x.shape == self._shape, owner, "x", expected, x.shape)
-        # An input's one step: [B, R] to [B, 1, R].
-        logits = self._step(mx.expand_dims(x, -2))[0]
+        logits = self._advance(x)
         self._shape = x.shape
         self._count += 1
         return logits if self._count > self.delay else None
@@ -88,17 +89,19 @@ class StreamingSession:
         if self._shape is None or self.delay == 0:
             return []
         # The layer's own flush: a zero input projects to the bias.
-        logits = self._step(mx.zeros((*self._shape[:-1], self.delay, self._shape[-1])))
+        logits = [self._advance(mx.zeros(self._shape)) for _ in range(self.delay)]
         return logits[-min(self._count, self.delay) :]
 
-    def _step(self, x: mx.array) -> list[mx.array]:
-        """Logits of each time step of ``[B, T, R]`` or ``[T, R]``, on their way."""
-        y, self._state = self._model.layer.stream(x, self._state)
-        logits = self._model.readout(y)
-        steps = [logits[..., t, :] for t in range(x.shape[-2])]
+    def _advance(self, x: mx.array) -> mx.array:
+        """Logits after one more input ``[B, R]`` or ``[R]``, on their way."""
+        logits, self._state = self._step(x, self._state)
         # Starts the work, and keeps the graph of a long stream from growing.
-        mx.async_eval(steps, self._state)
-        return steps
+        mx.async_eval(logits, self._state)
+        return logits
+
+    def _plain_step(self, x: mx.array, state: Any) -> tuple[mx.array, Any]:
+        y, state = self._model.layer.stream(mx.expand_dims(x, -2), state)  # one time step
+        return self._model.readout(y)[..., 0, :], state
 
     def _require_running(self) -> None:
         owner = type(self).__name__

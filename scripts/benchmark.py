@@ -2,7 +2,8 @@
 
 Unless a table says otherwise, figures are milliseconds of a forward and backward pass per timestep
 of one example. A pass takes all gradients, of parameters and inputs, of the sum of the outputs
-times a fixed random array. --layers and --kernels take --size in place of their own sizes.
+times a fixed random array, through mx.compile as training does. --layers and --kernels take --size
+in place of their own sizes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -38,6 +40,15 @@ DEFAULT_SIZES = (
 )
 
 
+def _compile_text(no_compile: bool) -> str:
+    """Whether MLX's passes are compiled, and why not."""
+    if no_compile or os.environ.get("MLX_DISABLE_COMPILE"):
+        return "off"
+    if mx.default_device() == mx.cpu and shutil.which("g++") is None:
+        return "off (no g++)"
+    return "on"
+
+
 @click.command(help=__doc__)
 @click.option(
     "--size", "sizes", type=SizeType(), multiple=True, help="Like 4x4,M=100,B=15,T=42; repeatable."
@@ -53,6 +64,7 @@ DEFAULT_SIZES = (
 @click.option("--warmup", default=2, show_default=True, type=click.IntRange(0))
 @click.option("--seconds", type=float, help="Start no further round of a size after so long.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), help="Default: MLX's.")
+@click.option("--no-compile", is_flag=True, help="Run MLX's graphs as Python builds them.")
 @click.option("--skip-torch", is_flag=True, help="Leave PyTorch out, and with it the check.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True))
@@ -67,12 +79,15 @@ def main(
     warmup: int,
     seconds: float | None,
     device: str | None,
+    no_compile: bool,
     skip_torch: bool,
     markdown: bool,
     json_path: str | None,
 ) -> None:
     if device is not None:
         mx.set_default_device(getattr(mx, device))
+    if no_compile:
+        mx.disable_compile()
     if dtype != "float32" and not (layers or kernels):
         raise click.UsageError("--dtype goes with --layers and --kernels")
     large_sizes = sizes or LAYER_SIZES
@@ -97,6 +112,7 @@ def main(
     facts = dataclasses.asdict(here)
     facts |= {
         "TF32": tf32_text(),
+        "mx.compile": _compile_text(no_compile),
         "pytorch": torch_text,
         "load before": f"{load:.1f}",
         "command": command,

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 import mlx_tlstm
 from mlx_tlstm import VARIANTS, ModelMetadata, SequenceModel, cli, generation, make_layer, training
 from mlx_tlstm.commands import generation as command
+from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.generation import Vocabulary, generate, sample
 from mlx_tlstm.tasks import TASKS
 
@@ -82,17 +83,23 @@ def test_seeds():
 @pytest.mark.parametrize(("variant", "delay"), [("2d-tlstm", 3), ("3d-tlstm", 3), ("slstm", 0)])
 def test_a_symbol_costs_one_step_and_the_flush(variant, delay, monkeypatch):
     model = build(variant)
-    counted = []
+    traced, calls = [], []
     cell = type(model.layer.cell)
-    run = cell.run
+    run, call = cell.run, CompiledFunction.__call__
 
-    def counting(self, projected, *arguments, **settings):
-        counted.append(projected.shape[0])
+    def tracing(self, projected, *arguments, **settings):
+        traced.append(projected.shape[0])
         return run(self, projected, *arguments, **settings)
 
-    monkeypatch.setattr(cell, "run", counting)
+    def counting(function, *arguments):
+        calls.append(arguments[0].shape[0])
+        return call(function, *arguments)
+
+    monkeypatch.setattr(cell, "run", tracing)
+    monkeypatch.setattr(CompiledFunction, "__call__", counting)
     list(generate(model, PROMPT, 6))
-    assert counted == [len(PROMPT) - 1] + [1 + delay] * 6
+    assert traced == [len(PROMPT) - 1, 1 + delay]
+    assert calls == [1] * 6
 
 
 LOGITS = mx.array([0.5, -1.0, 2.0, 1.0, -3.0])

@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_tlstm import VARIANTS, SequenceModel, StreamingSession, make_layer
+from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.config import DTYPES
 
 BATCH, STEPS, INPUT, HIDDEN, CLASSES = 2, 9, 5, 7, 4
@@ -88,15 +89,20 @@ def test_without_a_batch_axis():
 def test_an_input_costs_one_step(monkeypatch):
     """One step's work each, whatever came before, and memory that does not grow with it."""
     model = build("2d-tlstm+cn", depth=5)
-    session = StreamingSession(model)
-    steps = []
-    stream = type(model.layer).stream
+    steps, traced = [], []
+    stream, call = type(model.layer).stream, CompiledFunction.__call__
 
-    def counted(layer, x, state=None):
-        steps.append(x.shape[-2])
+    def recorded(layer, x, state=None):
+        traced.append(x.shape[-2])
         return stream(layer, x, state)
 
-    monkeypatch.setattr(type(model.layer), "stream", counted)
+    def counted(function, *arguments):
+        steps.append(function)
+        return call(function, *arguments)
+
+    monkeypatch.setattr(type(model.layer), "stream", recorded)
+    monkeypatch.setattr(CompiledFunction, "__call__", counted)
+    session = StreamingSession(model)
     x = mx.random.normal((BATCH, INPUT))
     sizes = []
     for count in range(300):
@@ -107,7 +113,9 @@ def test_an_input_costs_one_step(monkeypatch):
             del y
             sizes.append(mx.get_active_memory())
     session.flush()
-    assert steps == [1] * 300 + [4]
+    assert len(steps) == 300 + 4
+    assert len(set(steps)) == 1, "one graph"
+    assert traced == [1, 1], "without and with a state"
     state = sum(array.nbytes for array in model.layer.cell.initial_state(BATCH))
     assert sizes[1] - sizes[0] < 20 * state  # of 200 steps
 

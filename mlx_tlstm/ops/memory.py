@@ -23,36 +23,41 @@ EPSILON = 1e-5
 class Residuals(NamedTuple):
     """What the backward pass of one update needs; ``None`` where the variant has no such part."""
 
-    gates: mx.array  # new content, input, forget and output gate [B, *P, 4M (+ <K>)]; see G … O
+    T: mx.array  # tanh(A), of half A for the gates: [B, *P, 4M (+ <K>)]
     Q: mx.array | None  # dynamic kernels [B, *P, <K>]
     C_conv: mx.array | None  # convolved memory [B, *P, M]
     C_hat: mx.array | None  # normalised memory before gain and bias [B, *P, M]
     scale: mx.array | None  # 1 / standard deviation
     Z: mx.array  # tanh(Norm(C)) [B, *P, M]
 
-    def _gate(self, index: int) -> mx.array:
-        M = self.Z.shape[-1]
-        return self.gates[..., index * M : (index + 1) * M]
-
     @property
     def G(self) -> mx.array:
         """New content, ``[B, *P, M]``; likewise the gates."""
-        return self._gate(0)
+        return _channels(self.T, 0, self.Z.shape[-1])
 
     @property
     def I(self) -> mx.array:
         """Input gate."""
-        return self._gate(1)
+        return _gate(self.T, 1, self.Z.shape[-1])
 
     @property
     def F(self) -> mx.array:
         """Forget gate."""
-        return self._gate(2)
+        return _gate(self.T, 2, self.Z.shape[-1])
 
     @property
     def O(self) -> mx.array:
         """Output gate."""
-        return self._gate(3)
+        return _gate(self.T, 3, self.Z.shape[-1])
+
+
+def _channels(T: mx.array, index: int, hidden_size: int) -> mx.array:
+    return T[..., index * hidden_size : (index + 1) * hidden_size]
+
+
+def _gate(T: mx.array, index: int, hidden_size: int) -> mx.array:
+    """The logistic function of A from T = tanh(A / 2)."""
+    return 0.5 * _channels(T, index, hidden_size) + 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,66 +146,9 @@ def memory_convolution_backward(
 
 
 @functools.lru_cache(maxsize=64)
-def _gate_constants(hidden_size: int, taps: int) -> tuple[mx.array, ...]:
-    """Per channel of A: s and b of the gate tanh(s A) s + b, and the polynomial of its slope.
-
-    For g, s = 1 and b = 0 give tanh; for i, f, o, s = b = 1/2 give the logistic function, so that
-    one pass serves all gates. In terms of the gate's value y the slope is 1 - y² and y - y². The q
-    channels ride along: softmax has its own gradient, and their slope is 1.
-    """
-    s, b, *slope = np.repeat(
-        [[1, 0.5, 1], [0, 0.5, 0], [1, 0, 1], [0, 1, 0], [-1, -1, 0]],
-        (hidden_size, 3 * hidden_size, taps),
-        axis=1,
-    ).astype(np.float32)
-    return tuple(mx.array(row) for row in (s, b, *slope))
-
-
-# Each runs over its arrays once: a kernel on a GPU, a fused loop on a CPU that has a compiler.
-# While a gradient is taken MLX inlines them, so that training sees the plain operations.
-_fused = functools.partial(mx.compile, shapeless=True)
-
-
-@_fused
-def _activate(A, s, b):
-    return tanh(A.astype(mx.float32) * s) * s + b
-
-
-@_fused
-def _activate_backward(d_gates, gates, constant, linear, square):
-    return d_gates * (constant + gates * (linear + gates * square))
-
-
-@_fused
-def _new_memory(G, I, F, carried):
-    return G * I + carried * F  # Eq. 18 (Eq. 12 without memory convolution)
-
-
-@_fused
-def _new_memory_backward(d_C, G, I, F, carried):
-    return d_C * I, d_C * G, d_C * carried, d_C * F
-
-
-@_fused
-def _hidden(C, O):
-    Z = tanh(C)
-    return Z * O, Z  # Eq. 19
-
-
-@_fused
-def _normalized_hidden(C_hat, gain, bias, O):
-    Z = tanh(C_hat * gain + bias)  # Eq. 20
-    return Z * O, Z  # Eq. 31
-
-
-@_fused
-def _hidden_backward(d_H, O, Z):
-    return d_H * O * (1 - Z * Z), d_H * Z
-
-
-@_fused
-def _centre_backward(d_C, d_hat, mean, C_hat, along, scale):
-    return d_C + (d_hat - mean - C_hat * along) * scale
+def _gate_scale(hidden_size: int, taps: int) -> mx.array:
+    """What A's channels g, i, f, o and q are multiplied by, so that one tanh serves all gates."""
+    return mx.array(np.repeat([1, 0.5, 0], [hidden_size, 3 * hidden_size, taps]).astype(np.float32))
 
 
 def _statistics_axes(update: MemoryUpdate, C: mx.array) -> tuple[int, ...]:
@@ -226,25 +174,25 @@ def memory_update(
         H_t and C_t in float32, and what :func:`memory_update_backward` needs.
     """
     M = update.hidden_size
-    s, b, *_ = _gate_constants(M, A.shape[-1] - 4 * M)
-    gates = _activate(A, s, b)  # Eq. 15
-    G, I, F, O = (gates[..., start : start + M] for start in range(0, 4 * M, M))
+    T = tanh(A.astype(mx.float32) * _gate_scale(M, A.shape[-1] - 4 * M))
+    G, I, F, O = _channels(T, 0, M), *(_gate(T, index, M) for index in (1, 2, 3))  # Eq. 15
     if update.geometry is None:
         Q, C_conv, carried = None, None, C_before
     else:
         Q = mx.softmax(A[..., 4 * M :].astype(mx.float32), axis=-1)
         C_conv = carried = memory_convolution(C_before, Q, update.geometry)
-    C = _new_memory(G, I, F, carried)
+    C = G * I + carried * F  # Eq. 18 (Eq. 12 without memory convolution)
     if update.norm is None:
         C_hat = scale = None
-        H, Z = _hidden(C, O)
+        Z = tanh(C)
     else:
         axes = _statistics_axes(update, C)
         centred = C - mx.mean(C, axis=axes, keepdims=True)
         scale = mx.rsqrt(mx.mean(mx.square(centred), axis=axes, keepdims=True) + EPSILON)
         C_hat = centred * scale  # Eq. 21
-        H, Z = _normalized_hidden(C_hat, gain, bias, O)
-    return H, C, Residuals(gates, Q, C_conv, C_hat, scale, Z)
+        Z = tanh(C_hat * gain + bias)  # Eq. 20
+    H = Z * O  # Eq. 19, 31
+    return H, C, Residuals(T, Q, C_conv, C_hat, scale, Z)
 
 
 def memory_update_backward(
@@ -265,9 +213,16 @@ def memory_update_backward(
         The gradients of A and of C_before, and those of gain and bias (empty without
         normalisation).
     """
-    M = update.hidden_size
-    gates, Q, C_conv, C_hat, scale, Z = residuals
-    d_N, d_O = _hidden_backward(d_H, residuals.O, Z)
+    T, Q, C_conv, C_hat, scale, Z = residuals
+    # Without it mx.compile would share the gates and the mixing matrices with the forward pass,
+    # which would keep them.
+    if Q is None:
+        (T,) = mx.depends([T], [d_H])
+    else:
+        T, Q, C_before = mx.depends([T, Q, C_before], [d_H])
+    residuals = residuals._replace(T=T)
+    G, I, F, O = residuals.G, residuals.I, residuals.F, residuals.O
+    d_N = d_H * O * (1 - Z * Z)
     if update.norm is None:
         d_C = d_C + d_N
         d_norm: tuple[mx.array, ...] = ()
@@ -277,17 +232,18 @@ def memory_update_backward(
         d_hat = d_N * gain
         along = mx.mean(d_hat * C_hat, axis=axes, keepdims=True)
         mean = mx.mean(d_hat, axis=axes, keepdims=True)
-        d_C = _centre_backward(d_C, d_hat, mean, C_hat, along, scale)
+        d_C = d_C + (d_hat - mean - C_hat * along) * scale
     carried = C_before if C_conv is None else C_conv
-    d_G, d_I, d_F, d_C_before = _new_memory_backward(
-        d_C, residuals.G, residuals.I, residuals.F, carried
-    )
-    d_gates = [d_G, d_I, d_F, d_O]
+    d_A = [
+        d_C * I * (1 - G * G),
+        d_C * G * I * (1 - I),
+        d_C * carried * F * (1 - F),
+        d_H * Z * O * (1 - O),
+    ]
+    d_C_before = d_C * F
     if update.geometry is not None:
         d_C_before, d_Q = memory_convolution_backward(C_before, Q, d_C_before, update.geometry)
-        d_gates.append(Q * (d_Q - mx.sum(d_Q * Q, axis=-1, keepdims=True)))
-    _, _, *slope = _gate_constants(M, gates.shape[-1] - 4 * M)
+        d_A.append(Q * (d_Q - mx.sum(d_Q * Q, axis=-1, keepdims=True)))
     # As matrices, which MLX joins faster than arrays of more axes.
-    d_gates = mx.concatenate([d.reshape(-1, d.shape[-1]) for d in d_gates], axis=-1)
-    d_A = _activate_backward(d_gates, gates.reshape(d_gates.shape), *slope)
-    return d_A.reshape(gates.shape), d_C_before, d_norm
+    joined = mx.concatenate([d.reshape(-1, d.shape[-1]) for d in d_A], axis=-1)
+    return joined.reshape(T.shape), d_C_before, d_norm

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_tlstm.checks import require_integer
+from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.model import SequenceModel
 from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import Batch, Task, make_task
@@ -114,14 +115,16 @@ def _totals(
     """Sums over ``batches``, in evaluation mode; those of the answers where ``answers`` is True."""
     totals = Totals()
     state = None
+    batch_sums = CompiledFunction(model, _BatchSums(model, task, answers))
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
             if on_batch is not None:
                 on_batch()
+            x = encode(batch.inputs, task.input_size, model.layer.cell.weight.dtype)
             before = None if batch.fresh else state
-            sums, state = _batch_sums(model, task, batch, before, answers)
+            sums, state = batch_sums(x, mx.array(batch.targets), before)
             mx.eval(sums, state)
             totals.loss += sums["loss"].item()
             totals.predictions += batch.targets[:, task.loss_positions].size
@@ -135,23 +138,28 @@ def _totals(
     return totals
 
 
-def _batch_sums(
-    model: SequenceModel, task: Task, batch: Batch, state: Any, answers: bool
-) -> tuple[dict[str, mx.array], Any]:
-    """Sums over one batch, not yet evaluated, and the state after it."""
-    layer = model.layer
-    x = encode(batch.inputs, task.input_size, layer.cell.weight.dtype)
-    targets = mx.array(batch.targets)
-    y, state = layer(x, state)
-    logits = logits_at(model, y, task.loss_positions)
-    sums = {"loss": cross_entropy(logits, targets[:, task.loss_positions]).sum()}
-    if answers:
-        if task.answer_positions != task.loss_positions:
-            logits = logits_at(model, y, task.answer_positions)
-        right = mx.argmax(logits, axis=-1) == targets[:, task.answer_positions]
-        sums["answers"] = right.sum()
-        sums["sequences"] = right.all(axis=1).sum()
-    return sums, state
+@dataclasses.dataclass(frozen=True)
+class _BatchSums:
+    """Sums over a batch of inputs ``[B, T, R]`` and targets ``[B, T]``, and the state after it."""
+
+    model: SequenceModel
+    task: Task
+    answers: bool
+
+    def __call__(
+        self, x: mx.array, targets: mx.array, state: Any
+    ) -> tuple[dict[str, mx.array], Any]:
+        task = self.task
+        y, state = self.model.layer(x, state)
+        logits = logits_at(self.model, y, task.loss_positions)
+        sums = {"loss": cross_entropy(logits, targets[:, task.loss_positions]).sum()}
+        if self.answers:
+            if task.answer_positions != task.loss_positions:
+                logits = logits_at(self.model, y, task.answer_positions)
+            right = mx.argmax(logits, axis=-1) == targets[:, task.answer_positions]
+            sums["answers"] = right.sum()
+            sums["sequences"] = right.all(axis=1).sum()
+        return sums, state
 
 
 def load_run(path: str | Path, weights: str = "best") -> tuple[RunFolder, Task, SequenceModel]:

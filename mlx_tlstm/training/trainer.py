@@ -11,6 +11,7 @@ from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_tlstm.checks import require
+from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import require_like
 from mlx_tlstm.tasks import Batch, make_task
@@ -110,7 +111,9 @@ class Trainer:
         self.carried: Any = None
         self._dtype = getattr(mx, config.dtype)
         self._loss_scales = FLOAT16_LOSS_SCALES if self._dtype == mx.float16 else (1.0,)
-        self._value_and_grad = nn.value_and_grad(self.model, self._scaled_loss)
+        self._value_and_grad = CompiledFunction(
+            self.model, nn.value_and_grad(self.model, self._scaled_loss)
+        )
         self._update_model()
         with self.workers.watched():
             mx.eval(self.model.parameters(), self.weights, self.optimizer.state)

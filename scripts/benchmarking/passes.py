@@ -41,7 +41,10 @@ def random_sequence(batch_size: int, length: int, width: int, seed: int) -> mx.a
 
 
 class Pass:
-    """A forward and backward pass of an MLX layer over random inputs ``[B, T, R]``."""
+    """A forward and backward pass of an MLX layer over random inputs ``[B, T, R]``.
+
+    As in training it goes through ``mx.compile``.
+    """
 
     def __init__(
         self, layer: nn.Module, batch_size: int, length: int, input_size: int = INPUT_SIZE
@@ -51,7 +54,7 @@ class Pass:
         cell = getattr(layer, "cell", layer)
         self.cotangent = random_sequence(batch_size, length, cell.hidden_size, seed=2)
         self.dtype = tree_flatten(layer.parameters())[0][1].dtype
-        self._gradients = mx.value_and_grad(self._loss, argnums=(0, 1))
+        self._gradients = mx.compile(mx.value_and_grad(self._loss, argnums=(0, 1)))
         mx.eval(layer.parameters(), self.x, self.cotangent)
 
     def _loss(self, parameters: Any, x: mx.array) -> tuple[mx.array, mx.array]:
@@ -63,7 +66,7 @@ class Pass:
         """Outputs, gradients of the parameters and of the inputs, not evaluated."""
         parameters = self.layer.parameters()
         (_, outputs), (d_parameters, d_x) = self._gradients(parameters, self.x)
-        # The loss left its tracers in the layer.
+        # A trace leaves its own arrays in the layer.
         self.layer.update(parameters)
         return outputs, d_parameters, d_x
 

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 
 from benchmarking.products import Product, layer_products, linear_products
 from mlx_tlstm import SequenceModel, make_layer
+from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import memory
 from mlx_tlstm.training.objective import cross_entropy, logits_at
@@ -108,7 +109,9 @@ class TaskPass:
         B, T = point.batch_size, point.length
         self.x = mx.random.uniform(shape=(B, T, point.input_size))
         self.targets = mx.random.randint(0, point.output_size, (B, point.loss_steps))
-        self._value_and_grad = nn.value_and_grad(self.model, self._loss)
+        self._value_and_grad = CompiledFunction(
+            self.model, nn.value_and_grad(self.model, self._loss)
+        )
         mx.eval(self.model.parameters(), self.x, self.targets)
 
     def _loss(self) -> mx.array:

@@ -1,0 +1,191 @@
+"""Compiled functions of a model do what the plain ones do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from benchmarking.launches import recorded
+from mlx import nn, optimizers
+from mlx.utils import tree_flatten, tree_map
+
+from mlx_tlstm import SequenceModel, make_layer
+from mlx_tlstm.compilation import CompiledFunction
+
+BATCH, STEPS, INPUT, HIDDEN, CLASSES = 2, 5, 4, 7, 3
+#: With it the compiled loops of a CPU may round otherwise: a compiler may join a product and a sum.
+TOLERANCE = 1e-5
+
+
+def _model(variant="2d-tlstm+cn", depth=3):
+    mx.random.seed(3)
+    model = SequenceModel(make_layer(variant, INPUT, HIDDEN, depth), CLASSES)
+    mx.eval(model.parameters())
+    return model
+
+
+def _inputs(batch=BATCH, steps=STEPS, seed=0):
+    return mx.random.normal((batch, steps, INPUT), key=mx.random.key(seed))
+
+
+def _gradient(model):
+    def loss(x, state, scale):
+        y, state = model(x, state)
+        return (scale * y.square()).sum(), state
+
+    return nn.value_and_grad(model, loss)
+
+
+def _assert_same(found, expected):
+    found, expected = dict(tree_flatten(found)), dict(tree_flatten(expected))
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        error = np.linalg.norm(np.array(found[name]) - np.array(array))
+        assert error <= TOLERANCE * np.linalg.norm(np.array(array)), name
+
+
+@pytest.mark.parametrize(
+    "variant", ["2d-tlstm", "2d-tlstm+cn", "3d-tlstm+ln", "2d-tlstm-m", "2d-trnn", "slstm"]
+)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_values_and_gradients(variant, recompute):
+    """Without and with a state, at two shapes, and with weights that change in between."""
+    model = _model(variant)
+    model.layer.cell.recompute = recompute
+    plain, compiled = _gradient(model), CompiledFunction(model, _gradient(model))
+    for seed, (batch, steps) in enumerate([(BATCH, STEPS), (BATCH, STEPS), (3, 2)]):
+        x, state = _inputs(batch, steps, seed), None
+        for scale in (1.0, 2.0):
+            expected = plain(x, state, scale)
+            found = compiled(x, state, scale)
+            _assert_same(found, expected)
+            (_, state), gradients = found
+            assert type(state) is model.layer.cell.state_type
+            trained = model.trainable_parameters()
+            model.update(tree_map(lambda w, d: w - 0.01 * d, trained, gradients))
+
+
+def test_one_trace_a_shape():
+    model = _model()
+    traces = []
+
+    def forward(x):
+        traces.append(x.shape)
+        return model(x)[0]
+
+    compiled = CompiledFunction(model, forward)
+    for steps in (STEPS, STEPS, 2, STEPS, 2):
+        compiled(_inputs(steps=steps))
+    assert traces == [(BATCH, STEPS, INPUT), (BATCH, 2, INPUT)]
+
+
+def test_the_model_keeps_its_own_arrays():
+    """A trace's would be refused: they hold nothing."""
+    model = _model()
+    before = dict(tree_flatten(model.parameters()))
+    CompiledFunction(model, _gradient(model))(_inputs(), None, 1.0)
+    after = dict(tree_flatten(model.parameters()))
+    assert all(after[name] is array for name, array in before.items())
+    failing = CompiledFunction(model, lambda x: model(x)[0].reshape(1, 1))
+    with pytest.raises(ValueError, match="reshape"):
+        failing(_inputs())
+    mx.eval(model.parameters())
+
+
+def test_a_users_own_compiled_step():
+    """MLX's idiom, as the README shows it: model and optimiser are inputs and outputs."""
+
+    def train(compile_step):
+        model, adam = _model(), optimizers.Adam(1e-2)
+        gradient = _gradient(model)
+        state = [model.state, adam.state]
+
+        def step(x):
+            (loss, _), gradients = gradient(x, None, 1.0)
+            adam.update(model, gradients)
+            return loss
+
+        if compile_step:
+            step = partial(mx.compile, inputs=state, outputs=state)(step)
+        losses = []
+        for seed in range(4):
+            losses.append(step(_inputs(seed=seed)))
+            mx.eval(state)
+        return {"losses": losses, "model": model.parameters()}
+
+    _assert_same(train(True), train(False))
+
+
+def test_kernels_are_traced():
+    """Their launches look at no value, and happen in the graph; nothing is computed here."""
+    with recorded() as launches:
+        model = _model()
+        _gradient(model)(_inputs(), None, 1.0)
+        plain = launches.copy()
+        launches.clear()
+        compiled = CompiledFunction(model, _gradient(model))
+        compiled(_inputs(), None, 1.0)
+        assert [launch.name for launch in launches] == [launch.name for launch in plain]
+        compiled(_inputs(seed=1), None, 1.0)
+        assert len(launches) == len(plain) > 4 * STEPS
+
+
+PROGRAM = """
+import mlx_tlstm
+import mlx.core as mx
+from mlx_tlstm import SequenceModel, make_layer
+from mlx_tlstm.compilation import CompiledFunction
+
+model = SequenceModel(make_layer("2d-tlstm+cn", 3, 5, 2), 2)
+x = mx.ones((2, 4, 3))
+compiled = CompiledFunction(model, lambda x: model(x)[0])
+for _ in range(2):
+    print(mx.abs(compiled(x) - model(x)[0]).max().item() < 1e-5)
+"""
+
+
+def _start(**environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+needs_compiler = pytest.mark.skipif(
+    subprocess.run("g++ --version", shell=True, capture_output=True).returncode != 0,
+    reason="MLX compiles for a CPU where there is g++",
+)
+
+
+@needs_compiler
+def test_processes_that_compile_at_once(tmp_path):
+    processes = [_start(TMPDIR=str(tmp_path)) for _ in range(3)]
+    for process in processes:
+        output, errors = process.communicate()
+        assert (output, errors) == ("True\nTrue\n", "")
+    assert list(tmp_path.glob("mlx/*/cpu/*.so"))
+
+
+@needs_compiler
+@pytest.mark.parametrize("trouble", ["compiler", "folder"])
+def test_goes_on_where_compiling_fails(trouble, tmp_path):
+    """A compiler that is there but fails; a folder of compiled files that cannot be made."""
+    environment = {"TMPDIR": str(tmp_path)}
+    if trouble == "compiler":
+        compiler = tmp_path / "g++"
+        compiler.write_text('#!/bin/sh\n[ "$1" = --version ]\n')
+        compiler.chmod(0o755)
+        environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    else:
+        (tmp_path / "mlx").write_text("a file where MLX wants a folder")
+    output, errors = _start(**environment).communicate()
+    assert output == "True\nTrue\n", errors
+    assert errors.count("MLX cannot compile for this CPU") == 1
