@@ -82,7 +82,7 @@ def test_matches_plain_operations() -> None:
         d_activation, weight, geometry
     )
     plain["d_weight"], plain["d_bias"] = ops.cross_layer_convolution_weight_gradient(
-        hidden, projected, d_activation, geometry
+        [hidden], [projected], [d_activation], geometry
     )
     for name, array in plain.items():
         error = mx.max(mx.abs(computed[name] - array)) / mx.max(mx.abs(array))

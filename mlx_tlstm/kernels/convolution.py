@@ -174,8 +174,9 @@ def cross_layer_convolution_weight_gradient(
         )
         if chosen is None:
             window = slice(first, first + steps)
-            joined = [mx.concatenate(list(one[window])) for one in series]
-            gradients = ops.cross_layer_convolution_weight_gradient(*joined, geometry)
+            gradients = ops.cross_layer_convolution_weight_gradient(
+                *(one[window] for one in series), geometry
+            )
             gradients = [gradient.astype(mx.float32) for gradient in gradients]
             if total is not None:
                 gradients = [a + b for a, b in zip(total, gradients, strict=True)]

@@ -33,9 +33,9 @@ class TensorTransition(PlainTransition):
         self, steps: Sequence[Step], d_activations: Sequence[mx.array]
     ) -> Sequence[mx.array]:
         return ops.cross_layer_convolution_weight_gradient(
-            mx.concatenate([step.before[0] for step in steps]),
-            mx.concatenate([step.projected for step in steps]),
-            mx.concatenate(list(d_activations)),
+            [step.before[0] for step in steps],
+            [step.projected for step in steps],
+            d_activations,
             self.geometry,
         )
 

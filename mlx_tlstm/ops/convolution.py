@@ -6,44 +6,56 @@ channels, ``O`` output channels. Each convolution is one matrix product of ``B·
 
 from __future__ import annotations
 
+import functools
 import itertools
-import math
+from collections.abc import Sequence
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_tlstm import blas
 from mlx_tlstm.geometry import Geometry
 
 
-def _concatenate(hidden: mx.array, projected: mx.array, geometry: Geometry) -> mx.array:
-    """H_cat (Eq. 22), zero-padded so that every tap of every location lies inside.
+@functools.lru_cache(maxsize=16)
+def _window_rows(geometry: Geometry, count: int) -> mx.array:
+    """Which row of :func:`_windows` each tap of each location reads, for ``count`` examples."""
+    location, inside, at_input = np.array([[0]]), np.array([[True]]), np.array([[True]])
+    for P, K in zip(geometry.tensor_size, geometry.kernel_size, strict=True):
+        # Axes so far before this one, locations before taps.
+        read = np.arange(P)[:, None, None] + np.arange(K) - K // 2
+        shape = (len(location) * P, -1)
+        location, inside, at_input = (a[:, None, :, None] for a in (location, inside, at_input))
+        location = (location * P + read).reshape(shape)
+        inside = (inside & (read >= 0) & (read < P)).reshape(shape)
+        at_input = (at_input & (read == -1)).reshape(shape)
+    example = np.arange(count)[:, None, None]
+    first_input = count * geometry.locations
+    outside = np.where(at_input, first_input + example, first_input + count)
+    rows = np.where(inside, example * geometry.locations + location, outside)
+    return mx.array(rows.astype(np.uint32).reshape(-1))
 
-    The projected input takes the corner just before the first location; ``hidden`` is
-    ``[B, *P, M]`` and ``projected`` is ``[B, M]``.
+
+def _windows(
+    hidden: Sequence[mx.array], projected: Sequence[mx.array], geometry: Geometry
+) -> mx.array:
+    """What each location reads of H_cat (Eq. 22), ``[N·P, <K>·M]``.
+
+    H_cat is the rows of all locations, then the projected inputs, which lie just before the first
+    location on every axis, then a zero for what lies beyond the tensor. Gathered row by row it
+    takes MLX's CPU back end a fraction of the time of a strided copy.
     """
-    margins = [(K // 2, K - 1 - K // 2) for K in geometry.kernel_size]
-    H_cat = mx.pad(hidden, [(0, 0), *margins, (0, 0)])
-    corner = tuple(before - 1 for before, _ in margins)
-    H_cat[(slice(None), *corner)] = projected
-    return H_cat
-
-
-def _unfold(H_cat: mx.array, geometry: Geometry) -> mx.array:
-    """Rows ``[B·P, <K>·M]`` that hold what each location reads."""
-    B, *padded, M = H_cat.shape
-    strides = [M * math.prod(padded[axis + 1 :]) for axis in range(len(padded))]
-    windows = mx.as_strided(
-        H_cat,
-        (B, *geometry.tensor_size, *geometry.kernel_size, M),
-        (M * math.prod(padded), *strides, *strides, 1),
-    )
-    return windows.reshape(B * geometry.locations, geometry.taps * M)
+    M, dtype = projected[0].shape[-1], projected[0].dtype
+    rows = [*(H.reshape(-1, M) for H in hidden), *projected, mx.zeros((1, M), dtype)]
+    count = sum(len(x) for x in projected)
+    windows = mx.take(mx.concatenate(rows), _window_rows(geometry, count), axis=0)
+    return windows.reshape(-1, geometry.taps * M)
 
 
 def _fold(windows: mx.array, geometry: Geometry) -> mx.array:
-    """Adjoint of padding and unfolding: ``[B, *P, *K, M]`` summed into ``[B, *(P+1), M]``.
+    """Adjoint of :func:`_windows`: ``[B, *P, *K, M]`` summed into ``[B, *(P+1), M]``.
 
-    Row 0 of each axis is the projected input's; what fell into padding is dropped.
+    Row 0 of each axis is the projected input's; what lies beyond the tensor is dropped.
     """
     for axis, (P, K) in enumerate(zip(geometry.tensor_size, geometry.kernel_size, strict=True)):
         # Axes before this one are folded: theirs is one array axis, the others' taps follow.
@@ -95,8 +107,8 @@ def cross_layer_convolution(
     Returns:
         ``[B, *P, O]``.
     """
-    rows = _unfold(_concatenate(hidden, projected, geometry), geometry)
-    A = rows @ matrix + bias  # Eq. 24
+    rows = _windows([hidden], [projected], geometry)
+    A = mx.addmm(bias, rows, matrix)  # Eq. 24
     return A.reshape(*hidden.shape[:-1], -1)
 
 
@@ -119,18 +131,21 @@ def cross_layer_convolution_input_gradient(
 
 
 def cross_layer_convolution_weight_gradient(
-    hidden: mx.array, projected: mx.array, d_activation: mx.array, geometry: Geometry
+    hidden: Sequence[mx.array],
+    projected: Sequence[mx.array],
+    d_activations: Sequence[mx.array],
+    geometry: Geometry,
 ) -> tuple[mx.array, mx.array]:
-    """Gradients for ``weight`` ``[O, *K, M]`` and ``bias`` ``[O]``, summed over the first axis.
+    """Gradients for ``weight`` ``[O, *K, M]`` and ``bias`` ``[O]``, summed over steps and batch.
 
-    The first axis may hold time and batch together, so that one product serves many steps.
+    One product serves all steps.
 
     Args:
-        hidden: ``[N, *P, M]``.
-        projected: ``[N, M]``.
-        d_activation: ``[N, *P, O]``.
+        hidden: Of each step, ``[B, *P, M]``.
+        projected: Of each step, ``[B, M]``.
+        d_activations: Of each step, ``[B, *P, O]``.
     """
-    rows = _unfold(_concatenate(hidden, projected, geometry), geometry)
-    d_A = d_activation.reshape(-1, d_activation.shape[-1])
+    rows = _windows(hidden, projected, geometry)
+    d_A = mx.concatenate([d.reshape(-1, d.shape[-1]) for d in d_activations])
     d_weight = (d_A.T @ rows).reshape(d_A.shape[-1], *geometry.kernel_size, -1)
     return d_weight, mx.sum(d_A, axis=0)

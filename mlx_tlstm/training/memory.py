@@ -92,9 +92,10 @@ def predict(sizes: StepSizes) -> int:
     inputs = size * sizes.rows * sizes.steps * cell.input_size
     output = sizes.rows * cell.hidden_size
     logits = FLOAT32 * _LOGIT_COPIES * sizes.rows * sizes.loss_steps * sizes.output_size
-    # The layer's inputs, and twice its outputs and those of the loss; then all gradients.
+    # The layer's inputs, and twice its outputs and those of the loss; then inputs, plain and
+    # projected, and the gradients of outputs and projected inputs.
     forward = inputs + steps * output * (4 * size + FLOAT32) + logits
-    backward = inputs + steps * output * (size + FLOAT32)
+    backward = inputs + steps * output * (2 * size + 2 * FLOAT32)
 
     turn = min(each.turn, steps)
     ahead = min(each.ahead, steps) * each.transient
@@ -104,7 +105,7 @@ def predict(sizes: StepSizes) -> int:
         _UPDATE_COPIES * copy + (size * sizes.parameters // 2 if half else 0),
     ]
     if turn == steps:
-        moments.append(backward + steps * (each.pending + each.gathered) + copy)
+        moments.append(backward + steps * (each.pending + each.gathered) + ahead + copy)
     else:
         first = (steps - turn) * kept + turn * (each.pending + each.gathered)
         moments.append(backward + first + ahead + 2 * copy)

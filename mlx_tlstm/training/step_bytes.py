@@ -94,14 +94,13 @@ def _tensor(
     is_lstm = isinstance(cell, TLSTMCell)
     hidden, state = _state(cell, rows)
     d_activation = size * rows * geometry.locations * cell.weight.shape[0]
-    sizes = zip(geometry.tensor_size, geometry.kernel_size, strict=True)
-    padded = size * rows * M * math.prod(P + K - 1 for P, K in sizes)
+    with_inputs = hidden + size * rows * M
     element_wise = _GATE_TRANSIENTS if is_lstm else _TRNN_TRANSIENTS
     return StepBytes(
         state=state,
         residuals=_memory_residuals(cell, rows) if is_lstm and not recompute else 0,
         pending=hidden + d_activation,
-        gathered=hidden + d_activation + padded + product_rows,
+        gathered=with_inputs + d_activation + product_rows,
         # The windows' gradient and its folding, and what is element-wise.
         transient=2 * product_rows + element_wise * FLOAT32 * hidden // size,
         ahead=_STEPS_AHEAD if is_lstm else _TRNN_STEPS_AHEAD,
