@@ -24,10 +24,17 @@ def unroll(
     transition: Transition, prepared: Any, projected: mx.array, state: State
 ) -> Iterator[tuple[Step, mx.array]]:
     """The steps over ``projected`` ``[T, B, M]`` one by one, each with its output."""
-    for t in range(projected.shape[0]):
-        after, residuals, output = transition.forward(prepared, projected[t], state)
-        yield Step(projected[t], state, after, residuals), output
+    for x in _time_steps(projected):
+        after, residuals, output = transition.forward(prepared, x, state)
+        yield Step(x, state, after, residuals), output
         state = after
+
+
+def _time_steps(arrays: mx.array) -> list[mx.array]:
+    """The time steps ``[B, M]`` of ``[T, B, M]``, each one node of the graph."""
+    T, B, M = arrays.shape
+    rows = arrays.reshape(T * B, M)
+    return [rows[t * B : (t + 1) * B] for t in range(T)]
 
 
 def _restored(transition: Transition, prepared: Any, step: Step, handed: Any) -> Step:
@@ -59,7 +66,7 @@ def _backward(
     """Reverse walk over ``steps``; see :func:`run` for the arguments' meaning."""
     prepared = transition.prepare(parameters)
     first_output = len(steps) - d_outputs.shape[0]
-    d_outputs = mx.contiguous(d_outputs.astype(mx.float32))
+    d_output_steps = _time_steps(mx.contiguous(d_outputs.astype(mx.float32)))
     d_final = tuple(d.astype(mx.float32) for d in d_final)
     handed: Any | None = None
     d_projected: list[mx.array] = []
@@ -70,7 +77,7 @@ def _backward(
         step = steps[t]
         if restore:
             step = _restored(transition, prepared, step, handed)
-        d_output = d_outputs[t - first_output] if t >= first_output else None
+        d_output = d_output_steps[t - first_output] if t >= first_output else None
         d_after = d_final if t + 1 == final_step else None
         d_x, handed, d_activation = transition.backward(prepared, step, handed, d_output, d_after)
         d_projected.append(d_x)

@@ -161,7 +161,7 @@ class PlainTransition(abc.ABC):
         return handed
 
     def stack(self, arrays: Sequence[mx.array]) -> mx.array:
-        return mx.stack(list(arrays))
+        return mx.concatenate(list(arrays)).reshape(-1, *arrays[0].shape)
 
     @abc.abstractmethod
     def step_backward(

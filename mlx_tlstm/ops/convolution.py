@@ -36,6 +36,11 @@ def _window_rows(geometry: Geometry, count: int) -> mx.array:
     return mx.array(rows.astype(np.uint32).reshape(-1))
 
 
+@functools.lru_cache(maxsize=16)
+def _zero_row(hidden_size: int, dtype: mx.Dtype) -> mx.array:
+    return mx.array(np.zeros((1, hidden_size)), dtype)
+
+
 def _windows(
     hidden: Sequence[mx.array], projected: Sequence[mx.array], geometry: Geometry
 ) -> mx.array:
@@ -46,7 +51,7 @@ def _windows(
     takes MLX's CPU back end a fraction of the time of a strided copy.
     """
     M, dtype = projected[0].shape[-1], projected[0].dtype
-    rows = [*(H.reshape(-1, M) for H in hidden), *projected, mx.zeros((1, M), dtype)]
+    rows = [*(H.reshape(-1, M) for H in hidden), *projected, _zero_row(M, dtype)]
     count = sum(len(x) for x in projected)
     windows = mx.take(mx.concatenate(rows), _window_rows(geometry, count), axis=0)
     return windows.reshape(-1, geometry.taps * M)

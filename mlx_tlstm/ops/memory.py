@@ -104,22 +104,22 @@ def _tap_matrices(geometry: Geometry) -> tuple[mx.array | None, mx.array]:
 
 
 def _source_rows(C: mx.array, geometry: Geometry) -> mx.array:
-    """What the rows of the tensor read, ``[B, R, <K''>·P', M]``."""
+    """What the rows of the tensor read, ``[B·R, <K''>·P', M]``."""
     copies, taps = _tap_matrices(geometry)
-    B, M, P = C.shape[0], C.shape[-1], taps.shape[0]
+    (B, *_, M), (P, K, _) = C.shape, taps.shape
     if copies is not None:
         C = copies @ C.reshape(B, -1, P * M)
-    return C.reshape(B, geometry.locations // P, -1, M)
+    return C.reshape(B * geometry.locations // P, geometry.taps // K * P, M)
 
 
 def _mixing_matrices(Q: mx.array, geometry: Geometry) -> mx.array:
-    """Q as matrices ``[B, R, P', <K''>·P']`` that mix the source rows."""
+    """Q as matrices ``[B·R, P', <K''>·P']`` that mix the source rows."""
     _, taps = _tap_matrices(geometry)
     P, K, _ = taps.shape
-    B, R = Q.shape[0], geometry.locations // P
-    Q = Q.reshape(B, R, P, -1, K).transpose(2, 0, 1, 3, 4)
-    S = (Q.reshape(P, -1, K) @ taps).reshape(P, B, R, -1)
-    return S.transpose(1, 2, 0, 3)
+    rows, reads = Q.shape[0] * geometry.locations // P, geometry.taps // K
+    Q = Q.reshape(rows, P, geometry.taps).transpose(1, 0, 2)
+    S = Q.reshape(P, rows * reads, K) @ taps
+    return S.reshape(P, rows, reads * P).transpose(1, 0, 2)
 
 
 def memory_convolution(C: mx.array, Q: mx.array, geometry: Geometry) -> mx.array:
@@ -133,15 +133,15 @@ def memory_convolution_backward(
 ) -> tuple[mx.array, mx.array]:
     """Gradients of :func:`memory_convolution` for C ``[B, *P, M]`` and Q ``[B, *P, <K>]``."""
     copies, taps = _tap_matrices(geometry)
-    P, K, _ = taps.shape
-    B, M, R = C.shape[0], C.shape[-1], geometry.locations // P
-    d_C_conv = d_C_conv.reshape(B, R, P, M)
+    (B, *_, M), (P, K, _) = C.shape, taps.shape
+    rows, reads = B * geometry.locations // P, geometry.taps // K
+    d_C_conv = d_C_conv.reshape(rows, P, M)
     d_C = _mixing_matrices(Q, geometry).swapaxes(-1, -2) @ d_C_conv
     if copies is not None:
         d_C = copies.T @ d_C.reshape(B, -1, P * M)
     d_S = d_C_conv @ _source_rows(C, geometry).swapaxes(-1, -2)
-    d_S = d_S.transpose(2, 0, 1, 3).reshape(P, -1, P)
-    d_Q = (d_S @ taps.swapaxes(-1, -2)).reshape(P, B, R, -1, K).transpose(1, 2, 0, 3, 4)
+    d_S = d_S.transpose(1, 0, 2).reshape(P, rows * reads, P)
+    d_Q = (d_S @ taps.swapaxes(-1, -2)).reshape(P, rows, geometry.taps).transpose(1, 0, 2)
     return d_C.reshape(C.shape), d_Q.reshape(Q.shape)
 
 
