@@ -151,8 +151,18 @@ def _gate_scale(hidden_size: int, taps: int) -> mx.array:
     return mx.array(np.repeat([1, 0.5, 0], [hidden_size, 3 * hidden_size, taps]).astype(np.float32))
 
 
-def _statistics_axes(update: MemoryUpdate, C: mx.array) -> tuple[int, ...]:
-    return (-1,) if update.norm == "channel" else tuple(range(1, C.ndim))
+@functools.lru_cache(maxsize=64)
+def _mean_weights(hidden_size: int) -> mx.array:
+    return mx.array(np.full((hidden_size, 1), 1 / hidden_size, np.float32))
+
+
+def _mean(x: mx.array, update: MemoryUpdate) -> mx.array:
+    """Mean over the channels, or over the whole tensor for layer normalisation; axes are kept."""
+    if update.norm == "layer":
+        return mx.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True)
+    if mx.default_device().type == mx.cpu:
+        return x @ _mean_weights(x.shape[-1])  # there a sum is one chain of additions
+    return mx.mean(x, axis=-1, keepdims=True)
 
 
 def memory_update(
@@ -186,9 +196,8 @@ def memory_update(
         C_hat = scale = None
         Z = tanh(C)
     else:
-        axes = _statistics_axes(update, C)
-        centred = C - mx.mean(C, axis=axes, keepdims=True)
-        scale = mx.rsqrt(mx.mean(mx.square(centred), axis=axes, keepdims=True) + EPSILON)
+        centred = C - _mean(C, update)
+        scale = mx.rsqrt(_mean(mx.square(centred), update) + EPSILON)
         C_hat = centred * scale  # Eq. 21
         Z = tanh(C_hat * gain + bias)  # Eq. 20
     H = Z * O  # Eq. 19, 31
@@ -227,12 +236,10 @@ def memory_update_backward(
         d_C = d_C + d_N
         d_norm: tuple[mx.array, ...] = ()
     else:
-        axes = _statistics_axes(update, d_N)
         d_norm = (mx.sum(d_N * C_hat, axis=0), mx.sum(d_N, axis=0))
         d_hat = d_N * gain
-        along = mx.mean(d_hat * C_hat, axis=axes, keepdims=True)
-        mean = mx.mean(d_hat, axis=axes, keepdims=True)
-        d_C = d_C + (d_hat - mean - C_hat * along) * scale
+        along = _mean(d_hat * C_hat, update)
+        d_C = d_C + (d_hat - _mean(d_hat, update) - C_hat * along) * scale
     carried = C_before if C_conv is None else C_conv
     d_A = [
         d_C * I * (1 - G * G),
