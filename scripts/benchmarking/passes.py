@@ -43,18 +43,24 @@ def random_sequence(batch_size: int, length: int, width: int, seed: int) -> mx.a
 class Pass:
     """A forward and backward pass of an MLX layer over random inputs ``[B, T, R]``.
 
-    As in training it goes through ``mx.compile``.
+    As in training it goes through ``mx.compile``, unless ``compiled`` is False.
     """
 
     def __init__(
-        self, layer: nn.Module, batch_size: int, length: int, input_size: int = INPUT_SIZE
+        self,
+        layer: nn.Module,
+        batch_size: int,
+        length: int,
+        input_size: int = INPUT_SIZE,
+        compiled: bool = True,
     ) -> None:
         self.layer = layer
         self.x = random_sequence(batch_size, length, input_size, seed=1)
         cell = getattr(layer, "cell", layer)
         self.cotangent = random_sequence(batch_size, length, cell.hidden_size, seed=2)
         self.dtype = tree_flatten(layer.parameters())[0][1].dtype
-        self._gradients = mx.compile(mx.value_and_grad(self._loss, argnums=(0, 1)))
+        gradients = mx.value_and_grad(self._loss, argnums=(0, 1))
+        self._gradients = mx.compile(gradients) if compiled else gradients
         mx.eval(layer.parameters(), self.x, self.cotangent)
 
     def _loss(self, parameters: Any, x: mx.array) -> tuple[mx.array, mx.array]:
