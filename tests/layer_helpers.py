@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -59,3 +61,13 @@ def relative_error(got: mx.array, expected: np.ndarray) -> float:
     got = np.array(got.astype(mx.float32), dtype=np.float64)
     assert got.shape == expected.shape
     return float(np.linalg.norm(got - expected) / (np.linalg.norm(expected) + 1e-300))
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Memory that ``run`` needs at its peak, beside what is in use already."""
+    gc.collect()
+    mx.synchronize()  # what earlier tests still hold would come and go meanwhile
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    run()
+    return mx.get_peak_memory() - before
