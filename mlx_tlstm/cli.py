@@ -16,9 +16,23 @@ from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.evaluation import evaluate
 from mlx_tlstm.commands.generation import generate
 from mlx_tlstm.commands.sharing import pull, push
-from mlx_tlstm.config import DTYPES, MEMORY_INITS, ON_DIVERGENCE, TrainingConfig
+from mlx_tlstm.config import BY_LAG, DTYPES, MEMORY_INITS, ON_DIVERGENCE, TrainingConfig
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.variants import VARIANTS
+
+
+class NumberOrLag(click.ParamType):
+    """A number, or the word that leaves it to the task."""
+
+    name = f"float|{BY_LAG}"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> float | str:
+        try:
+            return value if value == BY_LAG else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number or {BY_LAG!r}", parameter, context)
 
 
 @click.group()
@@ -65,9 +79,20 @@ def main() -> None:
 )
 @click.option("--epochs", type=int, help="Passes over a finite training set.")
 @click.option("--seed", type=int, help="Seeds weights, data and order.")
-@click.option("--forget-bias", type=float, help="Starting bias of the forget gate.")
+@click.option(
+    "--forget-bias",
+    type=NumberOrLag(),
+    help=f"Starting bias of the forget gate; '{BY_LAG}' keeps half of a memory for as long as "
+    "memorization or addition needs it.",
+)
 @click.option("--weight-scale", type=float, help="Factor on the recurrence's starting weights.")
-@click.option("--clip-norm", type=float, help="Largest gradient norm; 0 turns clipping off.")
+@click.option("--beta2", type=float, help="Adam's decay of the mean of squared gradients.")
+@click.option("--clip-norm", type=float, help="Largest gradient norm; 0 turns this clipping off.")
+@click.option(
+    "--clip-value",
+    type=float,
+    help="Largest size of an element of the gradient; 0 turns this clipping off.",
+)
 @click.option(
     "--on-divergence",
     type=click.Choice(ON_DIVERGENCE),

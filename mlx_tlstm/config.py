@@ -20,6 +20,8 @@ from mlx_tlstm.checks import (
 DTYPES = ("float32", "float16", "bfloat16")
 MEMORY_INITS = ("uniform", "shift", "hold")
 ON_DIVERGENCE = ("stop", "rollback")
+#: In place of a number for ``forget_bias``.
+BY_LAG = "lag"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,8 @@ class TrainingConfig:
         hidden_size: M, the channels at each location.
         kernel_size: K on every tensor axis; ``None`` takes the variant's.
         memory_init: Where the memory convolution starts: ``"uniform"``, ``"shift"`` or ``"hold"``.
-        forget_bias: Starting bias of the forget gate.
+        forget_bias: Starting bias of the forget gate: a number, or ``"lag"`` for the one that keeps
+            half of a memory over the steps that the task needs it for.
         weight_scale: Factor on the starting weights of the recurrence, which are normal with
             deviation 1/√(fan in).
         length: Size of the task: digits, symbols to memorize, characters a chunk, steps an image.
@@ -43,7 +46,10 @@ class TrainingConfig:
         samples: Training sequences to see in all; ``None`` leaves it to ``epochs``.
         epochs: Passes over a finite training set; ``None`` leaves it to ``samples``.
         learning_rate: Adam's step size.
-        clip_norm: Largest global norm of the gradient; 0 turns clipping off.
+        beta2: Adam's decay of the mean of squared gradients, from 0 to below 1.
+        clip_norm: Largest global norm of the gradient; 0 turns this clipping off.
+        clip_value: Largest size of an element of the gradient, before its norm is clipped; 0 turns
+            this clipping off.
         on_divergence: What follows a loss or gradient that is not finite: ``"stop"``, or
             ``"rollback"`` to the last good checkpoint with half the learning rate.
         checkpoint_every: Training steps between checkpoints; ``None`` leaves it to the clock.
@@ -67,10 +73,12 @@ class TrainingConfig:
     epochs: int | None = None
     kernel_size: int | None = None
     memory_init: str = "uniform"
-    forget_bias: float = 1.0
+    forget_bias: float | str = 1.0
     weight_scale: float = 1.0
     learning_rate: float = 1e-3
+    beta2: float = 0.999
     clip_norm: float = 1.0
+    clip_value: float = 0.0
     accumulate: int = 1
     on_divergence: str = "stop"
     checkpoint_every: int | None = None
@@ -103,21 +111,21 @@ class TrainingConfig:
             "given where 'epochs' is not",
             self.samples,
         )
-        numbers = ("learning_rate", "clip_norm", "forget_bias", "weight_scale")
-        for name in (*numbers, "checkpoint_seconds"):
+        switched = ("clip_norm", "clip_value", "checkpoint_seconds")
+        for name in ("learning_rate", "weight_scale", "beta2", "forget_bias", *switched):
             value = getattr(self, name)
+            if name == "forget_bias" and value == BY_LAG:
+                continue
             number = isinstance(value, float) or is_integer(value)
-            require(number and math.isfinite(value), owner, name, "a finite number", value)
+            expected = "a finite number" + (f" or {BY_LAG!r}" if name == "forget_bias" else "")
+            require(number and math.isfinite(value), owner, name, expected, value)
         for name in ("learning_rate", "weight_scale"):
             require(getattr(self, name) > 0, owner, name, "positive", getattr(self, name))
-        require(self.clip_norm >= 0, owner, "clip_norm", "0 (off) or positive", self.clip_norm)
-        require(
-            self.checkpoint_seconds >= 0,
-            owner,
-            "checkpoint_seconds",
-            "0 (off) or positive",
-            self.checkpoint_seconds,
-        )
+        require(0 <= self.beta2 < 1, owner, "beta2", "from 0 to below 1", self.beta2)
+        for name in switched:
+            require(
+                getattr(self, name) >= 0, owner, name, "0 (off) or positive", getattr(self, name)
+            )
         require_choice(owner, "on_divergence", self.on_divergence, ON_DIVERGENCE)
         require_choice(owner, "memory_init", self.memory_init, MEMORY_INITS)
         require_choice(owner, "dtype", self.dtype, DTYPES)

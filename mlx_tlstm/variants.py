@@ -32,6 +32,10 @@ class Variant:
         """Layer normalisation lets later inputs leak into an output, at depths above 1."""
         return self.norm != "layer"
 
+    def delay(self, depth: int) -> int:
+        """Steps between an input and its output at depth L, as the layer's ``delay``."""
+        return 0 if self.kind is StackedLSTM else depth - 1
+
 
 #: The paper's (a) to (g), and ours beside them.
 VARIANTS: dict[str, Variant] = {

@@ -55,7 +55,7 @@ def check_refusal(result, message):
 
 def test_help_has_every_option():
     result = CliRunner().invoke(cli.main, ["train", "--help"])
-    found = re.findall(r"^  --([a-z-]+)", result.output, re.MULTILINE)
+    found = re.findall(r"^  --([a-z0-9-]+)", result.output, re.MULTILINE)
     fields = {field.name for field in dataclasses.fields(TrainingConfig)} - {"task"}
     expected = {name.replace("_", "-") for name in fields} | {
         "out",
@@ -109,7 +109,9 @@ def test_options_override(configuration, tmp_path):
         "seed": 5,
         "forget_bias": -0.5,
         "weight_scale": 0.5,
+        "beta2": 0.5,
         "clip_norm": 0.0,
+        "clip_value": 2.0,
         "dtype": "bfloat16",
         "eval_every": 70,
         "accumulate": 7,
@@ -125,6 +127,10 @@ def test_options_override(configuration, tmp_path):
     config, out = configuration("wikipedia", *arguments, "--recompute", "--out", "here")
     assert config == TrainingConfig(task="wikipedia", recompute=True, **given)
     assert out == Path("here")
+
+
+def test_forget_bias_by_lag(configuration):
+    assert configuration("addition", "--forget-bias", "lag")[0].forget_bias == "lag"
 
 
 def test_default_folder(configuration):
@@ -173,6 +179,14 @@ def test_train_and_evaluate(invoke, tmp_path):
         (["--learning-rate", "0"], r"'learning_rate' must be positive but got 0.0"),
         (["--learning-rate", "nan"], r"'learning_rate' must be a finite number but got nan"),
         (["--clip-norm", "-1"], r"'clip_norm' must be 0 \(off\) or positive but got -1.0"),
+        (["--clip-value", "-1"], r"'clip_value' must be 0 \(off\) or positive but got -1.0"),
+        (["--beta2", "1"], r"'beta2' must be from 0 to below 1 but got 1.0"),
+        (["--forget-bias", "leg"], r"'--forget-bias': 'leg' is not a number or 'lag'"),
+        (["--forget-bias", "inf"], r"'forget_bias' must be a finite number or 'lag' but got inf"),
+        (
+            ["mnist", "--forget-bias", "lag"],
+            r"'forget_bias' must be a number for mnist.* got 'lag'",
+        ),
         (["--accumulate", "4"], r"'accumulate' must be a divisor of batch_size 15 but got 4"),
         (["--accumulate", "0"], r"'accumulate' must be an integer of 1 or more but got 0"),
         (["--on-divergence", "x"], r"'--on-divergence': 'x' is not one of 'stop', 'rollback'"),

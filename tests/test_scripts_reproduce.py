@@ -80,7 +80,7 @@ def test_no_name_stands_for_two_configurations(scale, tmp_path):
 
 
 def test_the_papers_scale():
-    request = Request("paper", 1, {"wikipedia": "/text"})
+    request = Request("paper", 1, data={"wikipedia": "/text"})
 
     def grid(target):
         return {
@@ -328,17 +328,28 @@ def test_a_baseline_of_ours_beside_anothers(tmp_path):
 
 
 def test_starts(tmp_path, reproduce):
-    request = Request("laptop", 2)
+    request = Request("laptop", 2, 3)
     runs = planned_runs("starts", request)
-    assert len(runs) == 2 * (3 + 3 + 4 - 2)  # the default is in each comparison
+    assert len(runs) == 2 * (4 * 3 - 2)  # the default is in several comparisons
+    assert [run.config.seed for run in runs] == [3] * 10 + [4] * 10
+    [lag, _] = [run for run in runs if run.name.endswith("-forgetlag")]
     for run_ in runs:
-        pretend(tmp_path, run_, [0.5, 0.9])
-    assert "weight_scale 0.5" in run(reproduce, "starts", "--report", "--out", tmp_path)
+        pretend(tmp_path, run_, [0.5, 0.995, 1.0] if run_ is lag else [0.5, 0.9])
+    options = ["--seeds", 2, "--first-seed", 3, "--report", "--out", tmp_path]
+    assert "forget_bias lag, clip_norm 0" in run(reproduce, "starts", *options)
     rows = rows_of(tmp_path / "starts.csv")
-    inits = [f"memory_init {value}" for value in ("uniform", "shift", "hold")]
-    assert [row["start"] for row in rows[:6]] == inits * 2
-    assert [row["seed"] for row in rows[:6]] == ["0"] * 3 + ["1"] * 3
-    assert {row["ours, laptop scale"] for row in rows} == {"90.00 % (test)"}
+    assert [row["way"] for row in rows[:6:2]] == [
+        "the paper's",
+        "forget_bias lag",
+        "forget_bias 4",
+    ]
+    assert [row["seed"] for row in rows[:4]] == ["3", "4"] * 2
+    assert rows[0]["ours, laptop scale"] == "90.00 % (test)"
+    lines = (tmp_path / "starts.md").read_text().splitlines()
+    split = [[cell.strip() for cell in line.split("|")] for line in lines]
+    cells = next(row for row in split if "forget_bias lag" in row)
+    samples = ["> 30,000 (2,000, > 30,000)", "> 30,000 (3,000, > 30,000)"]
+    assert cells[2:7] == ["forget_bias lag", "2 of 2", *samples, "100.00 %, 90.00 %"]
     assert (tmp_path / "starts.png").exists()
 
 
@@ -383,7 +394,7 @@ def test_into_a_file(reproduce, tmp_path):
         assert text.startswith(before + "\n\n![")
         assert text.endswith("\n\n" + after)
         assert "former" not in text
-        assert text.count("### Starting points") == 1
+        assert text.count("### Starting points, on memorization, laptop scale") == 1
         assert "](starts-laptop.png)" in text
         assert str(tmp_path) not in text
     picture = page.with_name("starts-laptop.png").read_bytes()

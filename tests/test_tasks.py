@@ -18,7 +18,9 @@ def test_registry_order():
 
 def test_unknown_task():
     config = Memorization.quick().replace(task="copy")
-    with pytest.raises(ValueError, match=r"\[make_task\] 'task' must be one of 'memorization', .*"):
+    with pytest.raises(
+        ValueError, match=r"\[TrainingConfig\] 'task' must be one of 'memorization', .*"
+    ):
         make_task(config)
 
 

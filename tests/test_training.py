@@ -20,6 +20,8 @@ from mlx_tlstm import VARIANTS, SequenceModel, make_layer, training
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import TASKS, Memorization, make_task
+from mlx_tlstm.tasks.addition import addition_rows
+from mlx_tlstm.tasks.memorization import memorization_rows
 from mlx_tlstm.training import build_model
 
 
@@ -148,6 +150,7 @@ def test_run_folder(task, settings, tmp_path):
         norms = [r.gradient_norm for r in spy.reports[2 * number :][:2]]
         assert record["gradient_norm"] == np.mean(norms)
         assert record["clip_rate"] == np.mean([norm > 1 for norm in norms])
+        assert [r.clipped for r in spy.reports] == [r.gradient_norm > 1 for r in spy.reports]
     assert 0 < records[0]["seconds"] <= records[1]["seconds"] <= result.seconds + 1e-3
     pick = min if metric == "bpc" else max
     assert result.best[metric] == pick(record[metric] for record in records)
@@ -254,6 +257,78 @@ def test_step_is_adam_on_the_clipped_mean_loss(task, settings):
         np.testing.assert_allclose(np.array(weight), expected, rtol=0, atol=2e-6)
     norm = 0.25 if clipped else report.gradient_norm
     assert math.sqrt(squares) == pytest.approx(norm, rel=1e-4)
+
+
+def test_step_clips_elements_before_the_norm(settings):
+    """Limits below and above what occurs: each element is cut, then their norm, as reported."""
+    free = training.Trainer(settings("memorization", clip_norm=0.0))
+    whole, unclipped = free.train_step(), _first_gradients(free)
+    largest = max(np.abs(gradient).max() for gradient in unclipped.values())
+    assert not whole.clipped
+    for limit, clip_norm in ((largest / 3, 0.0), (largest / 3, 1e-2), (2 * largest, 0.0)):
+        trainer = training.Trainer(
+            settings("memorization", clip_norm=clip_norm, clip_value=float(limit))
+        )
+        report = trainer.train_step()
+        assert report.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-6)
+        assert report.clipped == (limit < largest or clip_norm > 0)
+        expected = {name: np.clip(g, -limit, limit) for name, g in unclipped.items()}
+        norm = math.sqrt(sum((g**2).sum() for g in expected.values()))
+        factor = min(clip_norm / norm, 1) if clip_norm else 1
+        for name, gradient in _first_gradients(trainer).items():
+            np.testing.assert_allclose(gradient, factor * expected[name], rtol=1e-4, atol=1e-9)
+
+
+def _first_gradients(trainer):
+    """The clipped gradients of the first step, from Adam's first moments."""
+    moments = dict(tree_flatten(trainer.optimizer.state))
+    return {
+        name[:-2]: np.array(array, dtype=np.float64) / 0.1
+        for name, array in moments.items()
+        if name.endswith(".m")
+    }
+
+
+@pytest.mark.parametrize("beta2", [0.0, 0.9, 0.999])
+def test_beta2_decays_the_squares(beta2, settings):
+    trainer = training.Trainer(settings("memorization", beta2=beta2))
+    trainer.train_step()
+    moments = dict(tree_flatten(trainer.optimizer.state))
+    for name, gradient in _first_gradients(trainer).items():
+        expected = (1 - beta2) * gradient**2
+        np.testing.assert_allclose(np.array(moments[f"{name}.v"]), expected, rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("task", "length", "variant", "depth", "steps"),
+    [
+        ("memorization", 10, "3d-tlstm+cn", 5, 10 + 4),
+        ("memorization", 10, "slstm", 5, 10),  # whose output is not late
+        ("memorization", 1, "2d-tlstm-f", 1, 1),
+        ("addition", 3, "2d-tlstm", 4, 2 * 3 + 2 + 3),
+    ],
+)
+def test_forget_bias_by_lag_keeps_half(task, length, variant, depth, steps, settings):
+    """A gate σ(b) that is applied at every one of the steps leaves half of a memory."""
+    config = settings(task, length=length, variant=variant, depth=depth, forget_bias="lag")
+    model = build_model(config, make_task(config))
+    assert model.layer.depth == depth
+    bias = np.array(model.layer.cell.bias, dtype=np.float64)[16:24]
+    np.testing.assert_allclose((1 / (1 + np.exp(-bias))) ** steps, 0.5, rtol=1e-5)
+
+
+def test_lag_is_from_a_symbol_to_the_answer_about_it(settings):
+    """Changing the first symbol changes the targets neither sooner nor later than the lag says."""
+    ones = np.ones((1, 4), dtype=np.int32)
+    first = np.array([[3, 1, 1, 1]], dtype=np.int32)
+    pairs = {
+        "memorization": (memorization_rows(ones), memorization_rows(first)),
+        "addition": (addition_rows(ones, ones), addition_rows(first, ones)),
+    }
+    for task, (one, other) in pairs.items():
+        [asked] = np.nonzero(one.inputs[0] != other.inputs[0])[0]
+        [answered] = np.nonzero(one.targets[0] != other.targets[0])[0]
+        assert answered - asked == TASKS[task].memory_steps(4)
 
 
 def test_clipping_off(settings):

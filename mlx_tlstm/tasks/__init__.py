@@ -22,6 +22,7 @@ __all__ = [
     "Task",
     "Wikipedia",
     "make_task",
+    "task_type",
 ]
 
 #: Tasks by name; the first is the command line's default.
@@ -38,5 +39,10 @@ def make_task(config: TrainingConfig) -> Task:
         FileNotFoundError: ``config.data`` does not exist.
         DataUnavailableError: The data can neither be downloaded nor found in the cache.
     """
-    require_choice("make_task", "task", config.task, TASKS)
-    return TASKS[config.task](config)
+    return task_type(config.task)(config)
+
+
+def task_type(name: str) -> type[Task]:
+    """The class of a task by its name; ``ValueError`` where there is none."""
+    require_choice("TrainingConfig", "task", name, TASKS)
+    return TASKS[name]

@@ -90,6 +90,10 @@ class Addition(GeneratedTask):
     def sequence_steps(cls, length: int) -> int:
         return 3 * length + 4
 
+    @classmethod
+    def memory_steps(cls, length: int) -> int:
+        return 2 * length + 2  # from the first operand's first digit to its place in the sum
+
     def sample(self, rng: np.random.Generator, count: int) -> Batch:
         operands = rng.integers(0, 10, size=(2, count, self.config.length), dtype=np.int32)
         return addition_rows(*operands)

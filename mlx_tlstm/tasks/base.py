@@ -83,6 +83,14 @@ class Task(ABC):
         return length
 
     @classmethod
+    def memory_steps(cls, length: int) -> int | None:
+        """Steps for which the longest memory is needed, from its input to its last use.
+
+        ``None`` where the task does not say. The delay of a layer comes on top.
+        """
+        return None
+
+    @classmethod
     def shorter_lengths(cls, length: int) -> Iterable[int]:
         """What ``config.length`` may be below ``length``, the longest first."""
         return range(length - 1, 0, -1)

@@ -73,6 +73,10 @@ class Memorization(GeneratedTask):
     def sequence_steps(cls, length: int) -> int:
         return 2 * length + 2
 
+    @classmethod
+    def memory_steps(cls, length: int) -> int:
+        return length
+
     def sample(self, rng: np.random.Generator, count: int) -> Batch:
         size = (count, self.config.length)
         return memorization_rows(rng.integers(0, len(SYMBOLS), size=size, dtype=np.int32))

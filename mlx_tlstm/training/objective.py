@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.checks import require, require_choice
+from mlx_tlstm.config import BY_LAG, TrainingConfig
 from mlx_tlstm.layers.base import RecurrentLayer, normal
 from mlx_tlstm.model import SequenceModel
-from mlx_tlstm.tasks import Task
-from mlx_tlstm.variants import make_layer
+from mlx_tlstm.tasks import Task, task_type
+from mlx_tlstm.variants import VARIANTS, make_layer
 
 
 def check_layer(config: TrainingConfig) -> None:
     """Raise ``ValueError`` where the settings name no layer; cheap, and needs no data."""
-    _make_layer(config, input_size=1, hidden_size=1)
+    _make_layer(config, task_type(config.task), input_size=1, hidden_size=1)
+
+
+def lag_forget_bias(steps: int) -> float:
+    """The bias b of a forget gate that keeps half of a memory over ``steps``: σ(b)^steps = 1/2."""
+    return -math.log(math.expm1(math.log(2) / steps))
 
 
 def build_model(config: TrainingConfig, task: Task) -> SequenceModel:
@@ -25,7 +33,7 @@ def build_model(config: TrainingConfig, task: Task) -> SequenceModel:
         ValueError: The settings name no layer.
     """
     mx.random.seed(config.seed)
-    layer = _make_layer(config, task.input_size, config.hidden_size)
+    layer = _make_layer(config, type(task), task.input_size, config.hidden_size)
     # A one-hot input picks one row: with 1/sqrt(R) it would drown in the hidden state.
     projection = layer.cell.input_projection
     projection.weight = normal(projection.weight.shape, task.input_fan_in)
@@ -35,17 +43,30 @@ def build_model(config: TrainingConfig, task: Task) -> SequenceModel:
     return model
 
 
-def _make_layer(config: TrainingConfig, input_size: int, hidden_size: int) -> RecurrentLayer:
+def _make_layer(
+    config: TrainingConfig, task: type[Task], input_size: int, hidden_size: int
+) -> RecurrentLayer:
     return make_layer(
         config.variant,
         input_size,
         hidden_size,
         config.depth,
-        config.forget_bias,
+        _forget_bias(config, task),
         config.kernel_size,
         config.memory_init,
         config.recompute,
     )
+
+
+def _forget_bias(config: TrainingConfig, task: type[Task]) -> float:
+    """The bias that the configuration names, or the one for the task's lag."""
+    if config.forget_bias != BY_LAG:
+        return config.forget_bias
+    steps = task.memory_steps(config.length)
+    expected = f"a number for {config.task}, whose memories have no one length,"
+    require(steps is not None, "TrainingConfig", "forget_bias", expected, config.forget_bias)
+    require_choice("TrainingConfig", "variant", config.variant, VARIANTS)
+    return lag_forget_bias(steps + VARIANTS[config.variant].delay(config.depth))
 
 
 def encode(inputs: np.ndarray, input_size: int, dtype: mx.Dtype) -> mx.array:

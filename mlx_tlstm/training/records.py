@@ -20,12 +20,12 @@ class StepTotals:
     gradient_norm: float = 0.0
     clipped: int = 0
 
-    def add(self, report: StepReport, clip_norm: float) -> None:
-        """Count a step; ``clip_norm`` 0 clips nothing."""
+    def add(self, report: StepReport) -> None:
+        """Count a step."""
         self.steps += 1
         self.loss += report.loss
         self.gradient_norm += report.gradient_norm
-        self.clipped += 0 < clip_norm < report.gradient_norm
+        self.clipped += report.clipped
 
     def means(self) -> dict[str, float]:
         """Mean loss and gradient norm, and the share of steps that were clipped."""

@@ -131,7 +131,7 @@ class Session:
             NonFiniteError: See :meth:`Trainer.train_step`.
         """
         report = self.trainer.train_step()
-        self._totals.add(report, self.trainer.config.clip_norm)
+        self._totals.add(report)
         return report
 
     def evaluate(self, check_stop: Callable[[], None]) -> Record:

@@ -26,7 +26,7 @@ from mlx_tlstm.training.objective import (
 )
 from mlx_tlstm.training.workers import Workers
 
-BETAS = [0.9, 0.999]
+BETA1 = 0.9
 #: Float16 holds 6e-8 to 65504: gradients are formed this much larger and divided again in
 #: float32. A step whose gradient overflows is tried again with the next factor. At the start
 #: channel normalisation divides by a deviation of zero, and the gradient's norm is some 10,000.
@@ -40,10 +40,12 @@ class StepReport(NamedTuple):
         loss: Mean negative log-likelihood in nats over loss positions and batch: Eq. 30 divided
             by the number of positions.
         gradient_norm: Global norm of its gradient before clipping.
+        clipped: Whether the gradient was clipped.
     """
 
     loss: float
     gradient_norm: float
+    clipped: bool
 
 
 class Trainer:
@@ -104,7 +106,7 @@ class Trainer:
             tree_map(lambda weight: weight.astype(mx.float32), self.model.trainable_parameters())
         )
         self.optimizer = optimizers.Adam(
-            float(config.learning_rate), betas=BETAS, bias_correction=True
+            float(config.learning_rate), betas=[BETA1, float(config.beta2)], bias_correction=True
         )
         self.optimizer.init(self.weights)
         self.step = 0
@@ -147,15 +149,17 @@ class Trainer:
             # The first process may have lowered it.
             rate = self.workers.from_first(self.optimizer.learning_rate)
             self.optimizer.learning_rate = rate
-            loss, norm, gradients, state = self._gradients()
+            loss, norm, clipped, gradients, state = self._gradients()
             self.weights = self.optimizer.apply_gradients(gradients, self.weights)
             self._update_model()
             self.carried = state
-            mx.eval(loss, norm, self.weights, self.model.parameters(), self.optimizer.state, state)
-        report = StepReport(loss.item(), norm.item())
+            changed = (self.weights, self.model.parameters(), self.optimizer.state, state)
+            mx.eval(loss, norm, clipped, changed)
+        report = StepReport(loss.item(), norm.item(), clipped.item())
         self.step += 1
-        for name, value in zip(("loss", "gradient norm"), report, strict=True):
-            self.require_finite(name, value, batch=self.step - 1)
+        for name in ("loss", "gradient_norm"):
+            value = getattr(report, name)
+            self.require_finite(name.replace("_", " "), value, batch=self.step - 1)
         return report
 
     def arrays(self) -> dict[str, dict[str, mx.array]]:
@@ -265,18 +269,18 @@ class Trainer:
     def _update_model(self) -> None:
         self.model.update(tree_map(lambda weight: weight.astype(self._dtype), self.weights))
 
-    def _gradients(self) -> tuple[mx.array, mx.array, Any, Any]:
-        """Loss, gradient norm, clipped float32 gradients and layer state, not all evaluated yet."""
+    def _gradients(self) -> tuple[mx.array, mx.array, mx.array, Any, Any]:
+        """Loss, gradient norm, whether it was clipped, the clipped float32 gradients, layer state.
+
+        Not all of them are evaluated yet.
+        """
         batch = self.task.train_batch(self.step)
         for scale in self._loss_scales:
             loss, gradients, state = self._batch_gradients(batch, scale)
-            # Without clipping the call still measures the norm.
-            gradients, norm = optimizers.clip_grad_norm(
-                gradients, float(self.config.clip_norm) or math.inf
-            )
+            gradients, norm, clipped = _clipped(gradients, self.config)
             if scale == self._loss_scales[-1] or math.isfinite(norm.item()):
                 break
-        return loss, norm, gradients, state
+        return loss, norm, clipped, gradients, state
 
     def _batch_gradients(self, batch: Batch, scale: float) -> tuple[mx.array, Any, Any]:
         """Loss and float32 gradients of a batch, over all workers, and this one's layer state."""
@@ -308,3 +312,22 @@ class Trainer:
         logits = logits_at(self.model, y, self.task.loss_positions)
         loss = cross_entropy(logits, targets).mean()
         return loss * scale, loss, state
+
+
+def _clipped(gradients: Any, config: TrainingConfig) -> tuple[Any, mx.array, mx.array]:
+    """Gradients clipped element by element, then by norm; their norm before, and whether any was.
+
+    A limit of 0 is none.
+    """
+    norm = None
+    if config.clip_value:
+        limit = float(config.clip_value)
+        _, norm = optimizers.clip_grad_norm(gradients, math.inf)
+        gradients = tree_map(lambda gradient: mx.clip(gradient, -limit, limit), gradients)
+    largest = float(config.clip_norm) or math.inf
+    # Without clipping the call still measures the norm.
+    gradients, norm_left = optimizers.clip_grad_norm(gradients, largest)
+    clipped = norm_left > largest
+    if norm is None:
+        return gradients, norm_left, clipped
+    return gradients, norm, clipped | (norm_left < norm)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.panels import draw_performance_panel
-from experiments.plans import FIGURES, Request, figure_runs, start_runs
+from experiments.plans import FIGURES, Request, figure_runs, study_runs
 from experiments.results import RunResult
 from experiments.tables import Results, settled
 from mlx_tlstm.runs import CONFIG_FILE, RunFolder
@@ -48,11 +48,10 @@ def draw_figure(target: str, request: Request, results: Results) -> Figure | Non
     return figure
 
 
-def draw_starts(request: Request, folder: Path) -> Figure | None:
-    """Learning curves, a panel for each setting; ``None`` where no run was evaluated."""
-    return draw_curves(
-        [[folder / run.name for run in runs] for runs in start_runs(request).values()]
-    )
+def draw_study(target: str, request: Request, folder: Path) -> Figure | None:
+    """Learning curves, a panel for each comparison; ``None`` where no run was evaluated."""
+    panels = study_runs(target, request).values()
+    return draw_curves([[folder / run.name for seeds in ways for run in seeds] for ways in panels])
 
 
 def draw_curves(panels: Sequence[Sequence[Path]]) -> Figure | None:

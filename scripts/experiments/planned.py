@@ -11,14 +11,21 @@ from experiments.results import read_result
 from mlx_tlstm import training
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.tasks import Task, make_task
+from mlx_tlstm.tasks import Task, make_task, task_type
 from mlx_tlstm.training.memory import require_fits
 
 #: Settings that do not change what a run learns.
 BOOKKEEPING = ("checkpoint_every", "checkpoint_seconds", "keep_checkpoints")
-#: How a run may start unlike others of its task, variant, depth and seed, and the words for it in
+#: How a run may differ from others of its task, variant, depth and seed, and the words for it in
 #: the folder's name.
-_STARTS = {"memory_init": "", "clip_norm": "clip", "weight_scale": "scale"}
+_WAYS = {
+    "forget_bias": "forget",
+    "memory_init": "",
+    "beta2": "beta",
+    "clip_norm": "clip",
+    "clip_value": "clipvalue",
+    "weight_scale": "scale",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +36,13 @@ class PlannedRun:
     config: TrainingConfig
 
     @classmethod
-    def of(cls, config: TrainingConfig) -> PlannedRun:
-        """Named by task, variant, depth, seed, and how it starts where that is unusual."""
-        usual = {field.name: field.default for field in dataclasses.fields(config)}
-        parts = [config.task, config.variant, f"L{config.depth}", f"s{config.seed}"]
-        for setting, word in _STARTS.items():
+    def of(cls, config: TrainingConfig, label: str | None = None) -> PlannedRun:
+        """Named by label or task, variant, depth, seed, and how it departs from the paper."""
+        paper = task_type(config.task).paper()
+        parts = [label or config.task, config.variant, f"L{config.depth}", f"s{config.seed}"]
+        for setting, word in _WAYS.items():
             value = getattr(config, setting)
-            if value != usual[setting]:
+            if value != getattr(paper, setting):
                 parts.append(word + (value if isinstance(value, str) else f"{value:g}"))
         return cls("-".join(parts), config)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.paper import EXPERIMENTS, PAPER_VARIANTS, TABLES, experiment
 from experiments.planned import PlannedRun
-from mlx_tlstm.config import MEMORY_INITS
+from experiments.studies import STUDIES
 from mlx_tlstm.tasks import TASKS
 
 SCALES = ("smoke", "laptop", "paper")
@@ -17,9 +17,8 @@ FIGURES = {
     "figure-4": ("Fig. 4", ("addition", "memorization")),
     "figure-5": ("Fig. 5", ("mnist", "pmnist")),
 }
-STARTS = "starts"
 #: From cheap to dear.
-TARGETS = ("figure-4", "table-2", STARTS, "figure-5", "table-3", "figure-3", "table-1")
+TARGETS = ("figure-4", "table-2", *STUDIES, "figure-5", "table-3", "figure-3", "table-1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,26 +83,6 @@ SIZES: dict[str, dict[str, Size]] = {
     "paper": {task: _as_printed(task) for task in TASKS},
 }
 
-#: What :data:`STARTS` starts in several ways, in place of memorization's paper settings.
-STARTED: dict[str, dict[str, Any]] = {
-    "smoke": {"variant": "2d-tlstm+cn", "depth": 2, "hidden_size": 10, "length": 2, **_SMOKE},
-    "laptop": {
-        "variant": "2d-tlstm+cn",
-        "depth": 4,
-        "hidden_size": 50,
-        "length": 5,
-        "learning_rate": 3e-3,
-        **_LAPTOP,
-    },
-    "paper": {},
-}
-#: One of them at a time departs from the default.
-WAYS_TO_START: dict[str, tuple[Any, ...]] = {
-    "memory_init": MEMORY_INITS,
-    "weight_scale": (0.5, 1.0, 2.0),
-    "clip_norm": (0.0, 0.1, 1.0, 10.0),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -111,17 +90,23 @@ class Request:
 
     Args:
         scale: One of :data:`SCALES`.
-        seeds: How many, from 0; ``None`` leaves it to the scale.
+        seeds: How many; ``None`` leaves it to the scale or the study.
+        first_seed: The first of them.
         data: By task, the user's own data; for the other tasks it is downloaded or generated.
     """
 
     scale: str
     seeds: int | None = None
+    first_seed: int = 0
     data: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def seeds_of(self, task: str) -> range:
-        """The seeds of a task's runs."""
-        return range(self.seeds or SIZES[self.scale][task].seeds)
+        """The seeds of a task's runs in a figure or table."""
+        return self.seeds_or(SIZES[self.scale][task].seeds)
+
+    def seeds_or(self, usual: int) -> range:
+        """The seeds asked for, ``usual`` of them where no number was."""
+        return range(self.first_seed, self.first_seed + (self.seeds or usual))
 
     def run(self, source: str, task: str, variant: str, depth: int, seed: int) -> PlannedRun:
         """A run of one of the paper's figures or tables at this scale.
@@ -153,8 +138,9 @@ def departures(target: str, request: Request) -> list[str]:
     """How each task's runs differ from the paper's, in words; nothing at the paper's scale."""
     if request.scale == "paper":
         return []
-    if target == STARTS:
-        return [_departure("memorization", STARTED[request.scale])]
+    if target in STUDIES:
+        study = STUDIES[target]
+        return [_departure(study.task, study.sizes[request.scale])]
     tasks = FIGURES[target][1] if target in FIGURES else tuple(TABLES[target].rows[0].cells)
     lines = []
     for task in tasks:
@@ -179,6 +165,8 @@ def _departure(task: str, settings: Mapping[str, Any]) -> str:
         for name, value in settings.items()
         if value != paper[name] and name not in ("variant", "depth")
     ]
+    if not changed:
+        return f"{task} is trained at the paper's size."
     return f"{task} is trained with {', '.join(changed)} in place of the paper's."
 
 
@@ -214,17 +202,25 @@ def figure_runs(target: str, request: Request) -> list[PlannedRun]:
     ]
 
 
-def start_runs(request: Request) -> dict[str, list[PlannedRun]]:
-    """Runs that start in several ways, by the setting in which they differ, a run a seed each."""
-    config = TASKS["memorization"].paper().replace(**STARTED[request.scale])
+def study_runs(target: str, request: Request) -> dict[str, list[list[PlannedRun]]]:
+    """Runs of a study, by panel: for each way a run a seed."""
+    study = STUDIES[target]
+    size = TASKS[study.task].paper().replace(**study.sizes[request.scale])
     return {
-        setting: [
-            PlannedRun.of(config.replace(seed=seed, **{setting: value}))
-            for seed in request.seeds_of("memorization")
-            for value in values
+        panel: [
+            [
+                PlannedRun.of(size.replace(**_at_scale(way, request.scale), seed=seed), target)
+                for seed in request.seeds_or(1 if request.scale == "smoke" else study.seeds)
+            ]
+            for way in ways
         ]
-        for setting, values in WAYS_TO_START.items()
+        for panel, ways in study.panels.items()
     }
+
+
+def _at_scale(way: Mapping[str, Any], scale: str) -> dict[str, Any]:
+    """A way's settings; at the smoke scale the budget is the study's."""
+    return {k: v for k, v in way.items() if scale != "smoke" or k not in ("samples", "depth")}
 
 
 def planned_runs(target: str, request: Request) -> list[PlannedRun]:
@@ -234,6 +230,7 @@ def planned_runs(target: str, request: Request) -> list[PlannedRun]:
     elif target in FIGURES:
         runs = figure_runs(target, request)
     else:
-        runs = [run for runs in start_runs(request).values() for run in runs]
+        panels = study_runs(target, request).values()
+        runs = [run for ways in panels for seeds in ways for run in seeds]
         runs.sort(key=lambda run: run.config.seed)
     return list(dict.fromkeys(runs))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from benchmarking.report import Table
 from tqdm import tqdm
 
 from experiments.paper import PAPER_VARIANTS, PRINTED_POINTS, TABLES
 from experiments.planned import PlannedRun
-from experiments.plans import FIGURES, Request, figure_runs, one_width, start_runs, table_runs
+from experiments.plans import FIGURES, Request, figure_runs, one_width, study_runs, table_runs
 from experiments.results import RunResult
+from experiments.studies import STUDIES
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.tasks.generated import GeneratedTask
@@ -73,19 +76,59 @@ def figure_table(target: str, request: Request, results: Results) -> Table:
     return Table(f"{source}: performance of different configurations", header, rows, {})
 
 
-def starts_table(request: Request, results: Results) -> Table:
-    """Runs that start in several ways."""
-    rows = []
-    for setting, runs in start_runs(request).items():
-        for run in sorted(runs, key=lambda run: run.config.seed):
-            config, result = run.config, results[run.name]
-            value = getattr(config, setting)
-            value = value if isinstance(value, str) else f"{value:g}"
-            size = f"{config.variant}, {size_text(config)}, L={config.depth}"
-            start = (f"{setting} {value}", str(config.seed), size)
-            rows.append((*start, *solved_cells(result), *_ending(result, "", _best_text)))
-    header = ("start", "seed", "our size", *SOLVED_COLUMNS, *_ending_header(request))
-    return Table("Starting points, on memorization", header, rows, {})
+def study_tables(target: str, request: Request, results: Results) -> list[Table]:
+    """A study's ways, their seeds side by side, and a row a run."""
+    study = STUDIES[target]
+    summary, rows = [], []
+    for panel, ways in zip(study.panels.items(), study_runs(target, request).values(), strict=True):
+        for way, runs in zip(panel[1], ways, strict=True):
+            found = [results[run.name] for run in runs]
+            words = way_text(way)
+            summary.append((panel[0], words, *_over_seeds(found, runs[0].config)))
+            for run, result in zip(runs, found, strict=True):
+                config = run.config
+                size = f"{config.variant}, {size_text(config)}, L={config.depth}"
+                start = (panel[0], words, str(config.seed), size)
+                rows.append((*start, *solved_cells(result), *_ending(result, "", _best_text)))
+    columns = tuple(f"{name}, median (each seed)" for name in SOLVED_COLUMNS)
+    header = ("comparison", "way", "seeds", *columns, "best at the end")
+    every = ("comparison", "way", "seed", "our size", *SOLVED_COLUMNS, *_ending_header(request))
+    return [
+        Table(f"{study.title}, {request.scale} scale", header, summary, {}),
+        Table(study.title, every, rows, {}),
+    ]
+
+
+def way_text(way: Mapping[str, Any]) -> str:
+    """Settings as words, as in ``forget_bias lag, beta2 0.99``."""
+    words = [f"{k} {v if isinstance(v, str) else f'{v:g}'}" for k, v in way.items()]
+    return ", ".join(words) or "the paper's"
+
+
+def _over_seeds(found: Sequence[RunResult | None], config: TrainingConfig) -> tuple[str, ...]:
+    """Of one way's settled runs: how many, samples to 99 and 100 %, and the best metric.
+
+    A run that did not get there counts as more than its budget, in the median too.
+    """
+    ended = [result for result in found if result is not None and result.settled]
+    cells = [f"{len(ended)} of {len(found)}"]
+    for solved in ("to_99", "to_100"):
+        counts = [getattr(result, solved) for result in ended]
+        cells.append(_median_count(counts, config.samples))
+    best = [value_text(result, result.best) for result in ended if result.best is not None]
+    return (*cells, ", ".join(best))
+
+
+def _median_count(counts: Sequence[int | None], cap: int | None) -> str:
+    """The median of sample counts and each of them; ``None`` is more than ``cap``."""
+    if not counts:
+        return ""
+
+    def text(count: float) -> str:
+        return f"> {cap:,}" if math.isinf(count) else f"{count:,.0f}"
+
+    values = [math.inf if count is None else count for count in counts]
+    return f"{text(statistics.median(values))} ({', '.join(map(text, values))})"
 
 
 def depth_tables(target: str, request: Request, results: Results) -> list[Table]:
