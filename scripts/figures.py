@@ -54,7 +54,7 @@ def runs_of(name: str, paths: Sequence[Path]) -> dict[str, list[RunResult]]:
     Raises:
         ValueError: None is on one of its tasks, or none has an evaluation.
     """
-    _, tasks = FIGURES[name]
+    tasks = FIGURES[name].tasks
     results = [result for path in paths if (result := read_result(path)) is not None]
     fitting = [result for result in results if result.config.task in tasks]
     present = sorted({result.config.task for result in results})
@@ -80,7 +80,9 @@ def _note(what: str, names: Sequence[str]) -> None:
 
 
 @click.command(help=__doc__)
-@click.argument("figure", type=click.Choice([*FIGURES, CURVES]))
+@click.argument(
+    "figure", type=click.Choice([*(n for n in FIGURES if not FIGURES[n].changes), CURVES])
+)
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--times",

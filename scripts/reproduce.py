@@ -1,12 +1,14 @@
 """Train what is behind one of the paper's tables or figures, and set it beside what is printed.
 
 TARGET is a table (table-1, table-2, table-3), the performance panels of a figure (figure-3,
-figure-4, figure-5), a comparison that is ours (starts: ways to start training, on 10 symbols to
-memorize; symbols-20: 20 symbols, as in the paper, from its start and from ours), or all.
+figure-4, figure-5; figure-4-lag starts from another forget bias), a comparison that is ours
+(starts: ways to start training, on 10 symbols to memorize; symbols-20: 20 symbols, as many as in
+the paper, from its start and from ours), or all.
 
 The paper's scale is that of its Section 3 and Appendix D: days to months on a laptop. The laptop's
-is hours on two CPU cores. The smoke scale takes minutes and proves nothing but that all of it runs;
-on enwik8 its evaluation alone takes longer, so give it a smaller --wikipedia-data.
+is hours on two CPU cores, and a day or two for what memorizes 10 symbols or more. The smoke scale
+takes minutes and proves nothing but that all of it runs; on enwik8 its evaluation alone takes
+longer, so give it a smaller --wikipedia-data.
 
 A command that was stopped goes on where it was. Started several times at once, the processes share
 the runs. OUT gets the run folders, TARGET.md, .csv, .json and, of figures, .png and .svg.

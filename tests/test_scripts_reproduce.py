@@ -106,9 +106,10 @@ def test_the_papers_scale():
         ("memorization", 10, 100),
     }
     assert grid("table-3") == {(task, d, 100) for task, d in itertools.product(both, (3, 5))}
-    for figure in plans.FIGURES:
+    figures = ("figure-3", "figure-4", "figure-5")
+    for figure in figures:
         assert {r.config.variant for r in planned_runs(figure, request)} == set(PAPER_VARIANTS)
-    configs = {r.config.task: r.config for t in plans.FIGURES for r in planned_runs(t, request)}
+    configs = {r.config.task: r.config for t in figures for r in planned_runs(t, request)}
     for task, length, batch, samples, bias in (
         ("addition", 15, 15, 5_000_000, 1.0),
         ("memorization", 20, 15, 5_000_000, 1.0),
@@ -121,6 +122,13 @@ def test_the_papers_scale():
         assert found == (length, batch, samples, bias, 1e-3)
     assert (configs["wikipedia"].epochs, configs["wikipedia"].data) == (50, "/text")
     assert configs["mnist"].data is None
+
+
+def test_the_same_figure_from_another_start():
+    request = Request("laptop", 1)
+    usual, other = (planned_runs(f"figure-4{way}", request) for way in ("", "-lag"))
+    assert [run.name + "-forgetlag" for run in usual] == [run.name for run in other]
+    assert [run.config.replace(forget_bias="lag") for run in usual] == [r.config for r in other]
 
 
 def test_order_of_a_sweep():
@@ -308,7 +316,14 @@ def test_departures_are_named(reproduce, tmp_path):
     rows = rows_of(tmp_path / "figure-3.csv")
     assert {row["our size"] for row in rows} == {"chunks of 50 bytes, M=64 in all variants"}
     for target in plans.TARGETS:
-        assert plans.departures(target, Request("paper")) == []
+        lines = plans.departures(target, Request("paper"))
+        assert len(lines) == (2 if target == "figure-4-lag" else 0)
+    assert lines == []
+    changed = plans.departures("figure-4-lag", Request("laptop"))[1]
+    assert changed == (
+        "memorization is trained with length 10, samples 40,000, forget bias lag in place of the "
+        "paper's."
+    )
     [mnist, _] = plans.departures("figure-5", Request("laptop"))
     assert mnist.startswith("mnist is trained with hidden size 50, length 28, epochs 1")
     assert "parameter count" not in mnist

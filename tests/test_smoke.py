@@ -25,10 +25,17 @@ pytestmark = pytest.mark.smoke
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("table-1", "table-2", "table-3")
-PICTURES = ("figure-3", "figure-4", "figure-5", "starts", "symbols-20")
+PICTURES = ("figure-3", "figure-4", "figure-4-lag", "figure-5", "starts", "symbols-20")
 #: Rows of each target's table.
 ROWS = {"table-1": 8, "table-2": 8, "table-3": 20}
-ROWS |= {"figure-3": 14, "figure-4": 28, "figure-5": 28, "starts": 12, "symbols-20": 3}
+ROWS |= {
+    "figure-3": 14,
+    "figure-4": 28,
+    "figure-4-lag": 28,
+    "figure-5": 28,
+    "starts": 12,
+    "symbols-20": 3,
+}
 
 
 @pytest.fixture(scope="module")

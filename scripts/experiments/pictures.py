@@ -28,7 +28,7 @@ def draw_figure(target: str, request: Request, results: Results) -> Figure | Non
     """
     runs = figure_runs(target, request)
     rows = []
-    for task in FIGURES[target][1]:
+    for task in FIGURES[target].tasks:
         found = settled([run for run in runs if run.config.task == task], results)
         if found:
             rows.append((found, any(result.to_100 is not None for result in found)))

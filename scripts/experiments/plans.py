@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from experiments.paper import EXPERIMENTS, PAPER_VARIANTS, TABLES, experiment
 from experiments.planned import PlannedRun
@@ -12,13 +13,34 @@ from experiments.studies import STUDIES
 from mlx_tlstm.tasks import TASKS
 
 SCALES = ("smoke", "laptop", "paper")
+
+
+class Panels(NamedTuple):
+    """The performance panels of one of the paper's figures.
+
+    Attributes:
+        source: Where the paper has them.
+        tasks: A panel each.
+        changes: Settings in place of the paper's, whatever the scale.
+    """
+
+    source: str
+    tasks: tuple[str, ...]
+    changes: Mapping[str, Any] = MappingProxyType({})
+
+
+_ALGORITHMIC = ("addition", "memorization")
 FIGURES = {
-    "figure-3": ("Fig. 3", ("wikipedia",)),
-    "figure-4": ("Fig. 4", ("addition", "memorization")),
-    "figure-5": ("Fig. 5", ("mnist", "pmnist")),
+    "figure-3": Panels("Fig. 3", ("wikipedia",)),
+    "figure-4": Panels("Fig. 4", _ALGORITHMIC),
+    "figure-4-lag": Panels("Fig. 4", _ALGORITHMIC, {"forget_bias": "lag"}),
+    "figure-5": Panels("Fig. 5", ("mnist", "pmnist")),
 }
 #: From cheap to dear.
-TARGETS = ("figure-4", "table-2", *STUDIES, "figure-5", "table-3", "figure-3", "table-1")
+TARGETS = (
+    *("figure-4", "figure-4-lag", "table-2", *STUDIES),
+    *("figure-5", "table-3", "figure-3", "table-1"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +63,7 @@ class Size:
 
 
 def _figure_of(task: str) -> str:
-    return next(source for source, tasks in FIGURES.values() if task in tasks)
+    return next(panels.source for panels in FIGURES.values() if task in panels.tasks)
 
 
 def _as_printed(task: str) -> Size:
@@ -75,7 +97,9 @@ SIZES: dict[str, dict[str, Size]] = {
     },
     "laptop": {
         "addition": Size((1, 4), {7: 4, 10: 4, None: 4}, 100, 2, {"length": 2, **_LAPTOP}),
-        "memorization": Size((1, 4), {7: 4, 10: 4, None: 4}, 50, 2, {"length": 3, **_LAPTOP}),
+        "memorization": Size(
+            (1, 4, 7), {7: 7, 10: 7, None: 7}, None, 3, {"length": 10, "samples": 40_000}
+        ),
         "wikipedia": Size((1, 2, 4), {6: 4}, 64, 1, _LAPTOP_TEXT),
         "mnist": Size((1, 3), {3: 3, 5: 3}, 50, 1, _LAPTOP_ROWS),
         "pmnist": Size((1, 3), {3: 3, 5: 3}, 50, 1, _LAPTOP_ROWS),
@@ -108,7 +132,15 @@ class Request:
         """The seeds asked for, ``usual`` of them where no number was."""
         return range(self.first_seed, self.first_seed + (self.seeds or usual))
 
-    def run(self, source: str, task: str, variant: str, depth: int, seed: int) -> PlannedRun:
+    def run(
+        self,
+        source: str,
+        task: str,
+        variant: str,
+        depth: int,
+        seed: int,
+        changes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> PlannedRun:
         """A run of one of the paper's figures or tables at this scale.
 
         Args:
@@ -117,6 +149,7 @@ class Request:
             variant: Its variant.
             depth: L at this scale.
             seed: Its seed.
+            changes: Settings in place of the others.
         """
         size = SIZES[self.scale][task]
         config = (
@@ -128,28 +161,30 @@ class Request:
                 hidden_size=size.hidden_size or experiment(source, task).hidden_sizes[variant],
                 seed=seed,
                 data=self.data.get(task),
-                **size.settings,
+                **{**size.settings, **changes},
             )
         )
         return PlannedRun.of(config)
 
 
 def departures(target: str, request: Request) -> list[str]:
-    """How each task's runs differ from the paper's, in words; nothing at the paper's scale."""
-    if request.scale == "paper":
-        return []
+    """How each task's runs differ from the paper's, in words; nothing where they do not."""
     if target in STUDIES:
         study = STUDIES[target]
-        return [_departure(study.task, study.sizes[request.scale])]
-    tasks = FIGURES[target][1] if target in FIGURES else tuple(TABLES[target].rows[0].cells)
+        return list(filter(None, [_departure(study.task, study.sizes[request.scale])]))
+    if target in FIGURES:
+        tasks, changes = FIGURES[target].tasks, FIGURES[target].changes
+    else:
+        tasks, changes = tuple(TABLES[target].rows[0].cells), {}
     lines = []
     for task in tasks:
         size = SIZES[request.scale][task]
-        line = _departure(task, {"hidden_size": size.hidden_size, **size.settings})
+        width = {} if size.hidden_size is None else {"hidden_size": size.hidden_size}
+        line = _departure(task, {**width, **size.settings, **changes})
         if one_width(task, request):
             line += " M is the same in all variants, where the paper fixes the parameter count."
         lines.append(line)
-    return lines
+    return list(filter(None, lines))
 
 
 def one_width(task: str, request: Request) -> bool:
@@ -159,15 +194,23 @@ def one_width(task: str, request: Request) -> bool:
 
 
 def _departure(task: str, settings: Mapping[str, Any]) -> str:
+    """The settings that are not the paper's, as a sentence; empty where all are."""
     paper = dataclasses.asdict(TASKS[task].paper())
     changed = [
-        f"{name.replace('_', ' ')} {'none' if value is None else f'{value:,}'}"
+        f"{name.replace('_', ' ')} {_setting_text(value)}"
         for name, value in settings.items()
         if value != paper[name] and name not in ("variant", "depth")
     ]
     if not changed:
-        return f"{task} is trained at the paper's size."
+        return ""
     return f"{task} is trained with {', '.join(changed)} in place of the paper's."
+
+
+def _setting_text(value: Any) -> str:
+    """A setting's value as a person writes it."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else f"{value:,}"
 
 
 def table_runs(target: str, request: Request) -> dict[tuple[str, str], list[PlannedRun]]:
@@ -188,7 +231,7 @@ def table_runs(target: str, request: Request) -> dict[tuple[str, str], list[Plan
 
 def figure_runs(target: str, request: Request) -> list[PlannedRun]:
     """Runs of a figure's panels: every seed, depth, task and variant, cheap ones first."""
-    source, tasks = FIGURES[target]
+    source, tasks, changes = FIGURES[target]
     points = sorted(
         (seed, depth, number)
         for number, task in enumerate(tasks)
@@ -196,7 +239,7 @@ def figure_runs(target: str, request: Request) -> list[PlannedRun]:
         for seed in request.seeds_of(task)
     )
     return [
-        request.run(source, tasks[number], variant, depth, seed)
+        request.run(source, tasks[number], variant, depth, seed, changes)
         for seed, depth, number in points
         for variant in PAPER_VARIANTS
     ]

@@ -59,7 +59,7 @@ def printed_table(target: str, request: Request, results: Results) -> Table:
 
 def figure_table(target: str, request: Request, results: Results) -> Table:
     """The runs of a figure's panels, by task, variant, depth and seed."""
-    source, tasks = FIGURES[target]
+    source, tasks, changes = FIGURES[target]
     solved = SOLVED_COLUMNS if _generated(tasks) else ()
     runs = figure_runs(target, request)
     rows = []
@@ -73,7 +73,8 @@ def figure_table(target: str, request: Request, results: Results) -> Table:
         size = _noted(size_text(config) + same, result)
         rows.append((*start, size, *solved_cells(result, solved), *ending))
     header = ("task", "variant", "depth", "seed", "our size", *solved, *_ending_header(request))
-    return Table(f"{source}: performance of different configurations", header, rows, {})
+    way = f", {way_text(changes)}" if changes else ""
+    return Table(f"{source}: performance of different configurations{way}", header, rows, {})
 
 
 def study_tables(target: str, request: Request, results: Results) -> list[Table]:
@@ -137,7 +138,7 @@ def depth_tables(target: str, request: Request, results: Results) -> list[Table]
     Runs that have neither ended nor diverged are left out.
     """
     tables = []
-    for task in FIGURES[target][1]:
+    for task in FIGURES[target].tasks:
         runs = [run for run in figure_runs(target, request) if run.config.task == task]
         depths = sorted({run.config.depth for run in runs})
         points: dict[tuple[str, int], list[RunResult]] = {}
