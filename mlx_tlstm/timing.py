@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import os
 import platform
@@ -165,22 +164,9 @@ def machine() -> Machine:
         system=platform.platform(terse=True),
         python=platform.python_version(),
         mlx=mx.__version__,
-        blas=_blas(),
+        blas=blas.name() if blas.is_fast() else _REFERENCE_BLAS,
         commit=_commit(Path(__file__).resolve().parents[1]),
     )
-
-
-def _blas() -> str:
-    """MLX's own BLAS gives way to one that the process loaded globally before it."""
-    if platform.system() == "Darwin":
-        return "Accelerate"
-    if not blas.is_fast():
-        return _REFERENCE_BLAS
-    loaded = ctypes.CDLL(None)
-    if not hasattr(loaded, "openblas_get_config"):
-        return "loaded globally"
-    loaded.openblas_get_config.restype = ctypes.c_char_p
-    return f"{loaded.openblas_get_config().decode()}, {loaded.openblas_get_num_threads()} threads"
 
 
 def _commit(folder: Path) -> str | None:

@@ -120,7 +120,7 @@ def main(
     mark = "- " if markdown else ""
     click.echo("\n".join(f"{mark}{name}: {value}" for name, value in facts.items()))
     if here.slow_blas:
-        click.echo(f"\nThese figures are of the slow BLAS. {blas.HINT}.")
+        click.echo(f"\nThese figures are of the slow BLAS. {blas.hint()}.")
     if load > BUSY_LOAD:
         click.echo(
             "\nOther work is running here. PyTorch's OpenMP threads wait by spinning, and beside "

@@ -72,7 +72,7 @@ class Progress(Callback):
             flush=True,
         )
         slow = device.type == mx.DeviceType.cpu and not blas.is_fast()
-        for note in (causality_note(config, task), f"Warning: {blas.HINT}" if slow else None):
+        for note in (causality_note(config, task), f"Warning: {blas.hint()}" if slow else None):
             if note:
                 print(note, file=sys.stderr, flush=True)
         self._metric = task.metric

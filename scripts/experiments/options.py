@@ -43,7 +43,7 @@ def command_lines(script: str) -> tuple[str, str]:
 def warn_of_slow_blas() -> None:
     """Say on standard error what would make training faster, where something would."""
     if machine().slow_blas:
-        click.echo(f"Warning: {blas.HINT}", err=True)
+        click.echo(f"Warning: {blas.hint()}", err=True)
 
 
 def say_written(stem: Path, complete: bool) -> None:
