@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from mlx_tlstm import training
 from mlx_tlstm.commands.data import data as data_command
+from mlx_tlstm.commands.devices import backend_option, chosen, device_option
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.evaluation import evaluate
 from mlx_tlstm.commands.generation import generate
@@ -137,6 +138,8 @@ def main() -> None:
     type=click.Choice(list(training.TRACKERS)),
     help="Send each evaluation to a tracker, of the extra of that name.",
 )
+@device_option
+@backend_option
 @click.pass_context
 def train(
     context: click.Context,
@@ -146,6 +149,7 @@ def train(
     paper: bool,
     resume: Path | None,
     track: str | None,
+    backend: str | None,
     **options: Any,
 ) -> None:
     given = {name: value for name, value in options.items() if value is not None}
@@ -156,7 +160,7 @@ def train(
     workers = training.Workers.launched()
     if not workers.first:
         with clean_errors(bad_input=True):
-            training.follow(workers)
+            training.follow(workers, backend)
         return
     with clean_errors(bad_input=True):
         if resume is None:
@@ -166,10 +170,10 @@ def train(
                 out = Path("runs", f"{config.task}-{config.variant}-{moment}")
         trackers = [] if track is None else [training.make_tracker(track, resume or out)]
         if resume is not None:
-            trainer, run = training.reopen(resume, workers)
+            trainer, run = training.reopen(resume, workers, backend)
         else:
-            trainer, run = training.prepare(config, out, workers)
-    with clean_errors(bad_input=False):
+            trainer, run = training.prepare(config, out, workers, backend)
+    with clean_errors(bad_input=False, go_on=chosen(context)):
         result = training.train(trainer, run, [training.Progress(), *trackers])
     for name, record in (("best", result.best), ("final", result.last)):
         click.echo(

@@ -1,6 +1,6 @@
 """``python -m mlx_tlstm.launch -n 2 -- [TASK] [options]``: train in several processes.
 
-The same as ``mlx.launch -n 2 python -m mlx_tlstm.train …``, but it fails when a process fails:
+The same as ``mlx.launch -n 2 -- python -m mlx_tlstm.train …``, but it fails when a process fails:
 ``mlx.launch`` itself exits with 0 whatever becomes of them. Its options stand before ``--`` and
 training's behind it.
 """
@@ -46,7 +46,8 @@ def run(options: Sequence[str], training: Sequence[str]) -> int:
     """
     # A --python among the options, for other hosts, takes the place of this one.
     python = ["--python", sys.executable]
-    arguments = [launcher(), *python, *options, "-m", "mlx_tlstm.train", *training]
+    # Without the dashes mlx.launch would take what it knows, such as --backend, from training's.
+    arguments = [launcher(), *python, *options, "--", "-m", "mlx_tlstm.train", *training]
     code = 0
     with _signals() as (passed, follow):
         process = subprocess.Popen(

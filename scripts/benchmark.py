@@ -30,6 +30,7 @@ from benchmarking.tables import depth_table, linear_table, sizes_table
 
 from mlx_tlstm import blas
 from mlx_tlstm.cache import larger_cpu_cache
+from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.timing import machine
 
 DEFAULT_SIZES = (
@@ -63,7 +64,7 @@ def _compile_text(no_compile: bool) -> str:
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(1))
 @click.option("--warmup", default=2, show_default=True, type=click.IntRange(0))
 @click.option("--seconds", type=float, help="Start no further round of a size after so long.")
-@click.option("--device", type=click.Choice(["cpu", "gpu"]), help="Default: MLX's.")
+@device_option
 @click.option("--no-compile", is_flag=True, help="Run MLX's graphs as Python builds them.")
 @click.option("--skip-torch", is_flag=True, help="Leave PyTorch out, and with it the check.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
@@ -78,14 +79,11 @@ def main(
     rounds: int,
     warmup: int,
     seconds: float | None,
-    device: str | None,
     no_compile: bool,
     skip_torch: bool,
     markdown: bool,
     json_path: str | None,
 ) -> None:
-    if device is not None:
-        mx.set_default_device(getattr(mx, device))
     if no_compile:
         mx.disable_compile()
     if dtype != "float32" and not (layers or kernels):

@@ -24,6 +24,7 @@ from benchmarking.baselines import INPUT_SIZE
 from benchmarking.report import Table
 
 from mlx_tlstm import VARIANTS, SequenceModel, StreamingSession, make_layer
+from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.timing import Timing, machine, measure
 
 STACKED = "slstm"
@@ -126,7 +127,7 @@ def latency_table(
 @click.option("--inputs", default=100, show_default=True, type=click.IntRange(1))
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(1))
 @click.option("--warmup", default=2, show_default=True, type=click.IntRange(0))
-@click.option("--device", type=click.Choice(["cpu", "gpu"]), help="Default: MLX's.")
+@device_option
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True))
 def main(
@@ -137,12 +138,9 @@ def main(
     inputs: int,
     rounds: int,
     warmup: int,
-    device: str | None,
     markdown: bool,
     json_path: str | None,
 ) -> None:
-    if device is not None:
-        mx.set_default_device(getattr(mx, device))
     mx.random.seed(0)
     command = shlex.join(["python", "scripts/latency.py", *sys.argv[1:]])
     facts = dataclasses.asdict(machine()) | {"command": command}

@@ -36,6 +36,7 @@ from benchmarking.task_times import (
 
 from mlx_tlstm import blas
 from mlx_tlstm.cache import larger_cpu_cache
+from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.timing import machine
@@ -120,7 +121,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
     type=click.IntRange(1),
     help=f"Timed passes of each; else {ROUNDS}, with --quick {QUICK_ROUNDS}.",
 )
-@click.option("--device", type=click.Choice(["cpu", "gpu"]), help="Default: MLX's.")
+@device_option
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @click.option(
     "--out",
@@ -133,12 +134,9 @@ def main(
     tasks: tuple[str, ...],
     quick: bool,
     rounds: int | None,
-    device: str | None,
     markdown: bool,
     out: Path,
 ) -> None:
-    if device is not None:
-        mx.set_default_device(getattr(mx, device))
     mx.random.seed(0)
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     names = [name for name in TASKS if name in tasks or not tasks]

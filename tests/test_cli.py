@@ -62,6 +62,8 @@ def test_help_has_every_option():
         "paper",
         "resume",
         "track",
+        "device",
+        "backend",
         "help",
     }
     assert sorted(found) == sorted(expected)

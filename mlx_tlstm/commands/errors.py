@@ -17,12 +17,13 @@ SIGNALLED = 128
 
 
 @contextlib.contextmanager
-def clean_errors(bad_input: bool) -> Iterator[None]:
+def clean_errors(bad_input: bool, go_on: str = "") -> Iterator[None]:
     """Turn expected errors into one line and an exit code: 2 for bad input, 1 for a failure.
 
     Args:
         bad_input: Nothing runs yet but checks and loading, so that a ``ValueError`` or a missing
             file is the caller's.
+        go_on: Follows the command that goes on with a run that was stopped.
     """
     callers = (ValueError, FileNotFoundError) if bad_input else ()
     try:
@@ -41,7 +42,7 @@ def clean_errors(bad_input: bool) -> Iterator[None]:
     ) as error:
         raise click.ClickException(str(error)) from error
     except training.TrainingInterrupted as error:
-        click.echo(str(error), err=True)
+        click.echo(f"{error}{go_on}", err=True)
         sys.exit(SIGNALLED + error.signal_number)
     except KeyboardInterrupt as error:
         click.echo(str(error) or "Interrupted", err=True)

@@ -10,6 +10,7 @@ import click
 from mlx.utils import tree_flatten
 
 from mlx_tlstm import hub, training
+from mlx_tlstm.commands.devices import backend_option, device_option, use_backend
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.runs import WEIGHTS
 from mlx_tlstm.trained import task_of
@@ -31,6 +32,8 @@ from mlx_tlstm.training.progress import causality_note
     help="Sequences side by side, which changes no figure; else the task's own.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all as one JSON object.")
+@device_option
+@backend_option
 def evaluate(
     model: str,
     split: str,
@@ -38,6 +41,7 @@ def evaluate(
     data: Path | None,
     batch_size: int | None,
     as_json: bool,
+    backend: str | None,
 ) -> None:
     """Print every metric of a trained model on its task.
 
@@ -45,6 +49,7 @@ def evaluate(
     """
     with clean_errors(bad_input=True):
         network = hub.load(model, weights)
+        use_backend(network, backend)
         task = task_of(network, data)
     kept = weights if hub.is_run(model) else None
     with clean_errors(bad_input=False):

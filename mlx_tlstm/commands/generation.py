@@ -9,6 +9,7 @@ import time
 import click
 
 from mlx_tlstm import hub
+from mlx_tlstm.commands.devices import backend_option, device_option, use_backend
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.generation import Vocabulary
 from mlx_tlstm.generation import generate as generate_symbols
@@ -30,6 +31,8 @@ from mlx_tlstm.runs import WEIGHTS
 )
 @click.option("--seed", default=0, show_default=True, help="Another seed, another text.")
 @click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], help="Of a run.")
+@device_option
+@backend_option
 def generate(
     model: str,
     prompt: str,
@@ -38,6 +41,7 @@ def generate(
     top_p: float,
     seed: int,
     weights: str,
+    backend: str | None,
 ) -> None:
     """Print a text that goes on from a prompt, as it comes.
 
@@ -46,6 +50,7 @@ def generate(
     """
     with clean_errors(bad_input=True):
         network = hub.load(model, weights)
+        use_backend(network, backend)
         symbols = network.metadata.symbols
         if symbols is None:
             raise ValueError(

@@ -81,22 +81,36 @@ class Result:
     seconds: float
 
 
-def fit(config: TrainingConfig, out: str | Path, callbacks: Sequence[Callback] = ()) -> Result:
-    """Train a configuration into a new run folder: :func:`prepare`, then :func:`train`."""
-    return train(*prepare(config, out), callbacks)
+def fit(
+    config: TrainingConfig,
+    out: str | Path,
+    callbacks: Sequence[Callback] = (),
+    backend: str | None = None,
+) -> Result:
+    """Train a configuration into a new run folder: :func:`prepare`, then :func:`train`.
+
+    It runs on MLX's default device; ``backend`` is the layer's, as of :class:`mlx_tlstm.TLSTM`. A
+    run keeps neither.
+    """
+    return train(*prepare(config, out, backend=backend), callbacks)
 
 
-def resume(path: str | Path, callbacks: Sequence[Callback] = ()) -> Result:
+def resume(
+    path: str | Path, callbacks: Sequence[Callback] = (), backend: str | None = None
+) -> Result:
     """Go on with a run that was stopped or killed: :func:`reopen`, then :func:`train`.
 
     What comes of it, bit for bit, is what would have come of a run that was never stopped, but for
-    the times in it.
+    the times in it; on another device or ``backend``, up to rounding.
     """
-    return train(*reopen(path), callbacks)
+    return train(*reopen(path, backend=backend), callbacks)
 
 
 def prepare(
-    config: TrainingConfig, out: str | Path, workers: Workers | None = None
+    config: TrainingConfig,
+    out: str | Path,
+    workers: Workers | None = None,
+    backend: str | None = None,
 ) -> tuple[Trainer, RunFolder]:
     """Check everything, load the data, build the model and create the run folder.
 
@@ -104,18 +118,21 @@ def prepare(
     :func:`reopen`.
 
     Raises:
-        ValueError: ``out`` holds a run already or is unusable, or a setting is wrong.
+        ValueError: ``out`` holds a run already or is unusable, a setting is wrong, or ``backend``
+            cannot run the layer here.
         FileNotFoundError: ``config.data`` does not exist.
         DataUnavailableError: The data can neither be downloaded nor found in the cache.
         RunInUseError: Another process is at work in the folder.
         OSError: The folder cannot be written.
     """
     check_unused(out)
-    trainer = _leading_trainer(config, workers)
+    trainer = _leading_trainer(config, workers, backend)
     return trainer, RunFolder.create(out, config, trainer.task.symbols)
 
 
-def reopen(path: str | Path, workers: Workers | None = None) -> tuple[Trainer, RunFolder]:
+def reopen(
+    path: str | Path, workers: Workers | None = None, backend: str | None = None
+) -> tuple[Trainer, RunFolder]:
     """Check that a run can go on, load its data and build its model, untrained as yet.
 
     Raises:
@@ -127,16 +144,18 @@ def reopen(path: str | Path, workers: Workers | None = None) -> tuple[Trainer, R
     run = RunFolder.open(path)
     with run.lock():  # refused before the data is loaded
         _require_unfinished(run)
-    return _leading_trainer(run.config, workers), run
+    return _leading_trainer(run.config, workers, backend), run
 
 
-def _leading_trainer(config: TrainingConfig, workers: Workers | None) -> Trainer:
+def _leading_trainer(
+    config: TrainingConfig, workers: Workers | None, backend: str | None
+) -> Trainer:
     workers = workers or Workers()
     workers.text_from_first(json.dumps(dataclasses.asdict(config)))
-    return Trainer(config, workers)
+    return Trainer(config, workers, backend)
 
 
-def follow(workers: Workers) -> None:
+def follow(workers: Workers, backend: str | None = None) -> None:
     """Train with the first of ``workers``, which decides and writes, until it ends.
 
     A signal to stop is passed on to it.
@@ -146,7 +165,7 @@ def follow(workers: Workers) -> None:
         WorkerLostError: Another process is gone.
     """
     config = TrainingConfig(**json.loads(workers.text_from_first("")))
-    trainer = Trainer(config, workers)
+    trainer = Trainer(config, workers, backend)
     stop = False
     with larger_cpu_cache(), deferred_stop() as check_stop:
         while True:

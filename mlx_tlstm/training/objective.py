@@ -16,9 +16,13 @@ from mlx_tlstm.tasks import Task, task_type
 from mlx_tlstm.variants import VARIANTS, make_layer
 
 
-def check_layer(config: TrainingConfig) -> None:
-    """Raise ``ValueError`` where the settings name no layer; cheap, and needs no data."""
-    _make_layer(config, task_type(config.task), input_size=1, hidden_size=1)
+def check_layer(config: TrainingConfig, backend: str | None = None) -> None:
+    """Raise ``ValueError`` where the settings name no layer, or one that ``backend`` cannot run.
+
+    Cheap, and needs no data.
+    """
+    layer = _make_layer(config, task_type(config.task), 1, 1, backend)
+    layer.cell.active_transition()
 
 
 def lag_forget_bias(steps: int) -> float:
@@ -26,14 +30,16 @@ def lag_forget_bias(steps: int) -> float:
     return -math.log(math.expm1(math.log(2) / steps))
 
 
-def build_model(config: TrainingConfig, task: Task) -> SequenceModel:
+def build_model(config: TrainingConfig, task: Task, backend: str | None = None) -> SequenceModel:
     """The untrained model of a configuration; ``config.seed`` decides its weights.
+
+    ``backend`` is the layer's, as of :class:`mlx_tlstm.TLSTM`.
 
     Raises:
         ValueError: The settings name no layer.
     """
     mx.random.seed(config.seed)
-    layer = _make_layer(config, type(task), task.input_size, config.hidden_size)
+    layer = _make_layer(config, type(task), task.input_size, config.hidden_size, backend)
     # A one-hot input picks one row: with 1/sqrt(R) it would drown in the hidden state.
     projection = layer.cell.input_projection
     projection.weight = normal(projection.weight.shape, task.input_fan_in)
@@ -44,7 +50,11 @@ def build_model(config: TrainingConfig, task: Task) -> SequenceModel:
 
 
 def _make_layer(
-    config: TrainingConfig, task: type[Task], input_size: int, hidden_size: int
+    config: TrainingConfig,
+    task: type[Task],
+    input_size: int,
+    hidden_size: int,
+    backend: str | None,
 ) -> RecurrentLayer:
     return make_layer(
         config.variant,
@@ -55,6 +65,7 @@ def _make_layer(
         config.kernel_size,
         config.memory_init,
         config.recompute,
+        backend,
     )
 
 

@@ -63,6 +63,7 @@ class Trainer:
         config: The settings. Their combination is checked before any data is loaded.
         workers: The processes that train together; each has such a trainer, whose methods the
             first calls and the others follow.
+        backend: What runs the layer here, as of :class:`mlx_tlstm.TLSTM`; no part of a run.
 
     Attributes:
         config: As given.
@@ -76,13 +77,18 @@ class Trainer:
             constant, unless it is fresh.
 
     Raises:
-        ValueError: A setting does not fit the task or the variant.
+        ValueError: A setting does not fit the task or the variant, or ``backend`` the machine.
         FileNotFoundError: ``config.data`` does not exist.
         DataUnavailableError: The data can neither be downloaded nor found in the cache.
     """
 
-    def __init__(self, config: TrainingConfig, workers: Workers | None = None) -> None:
-        check_layer(config)
+    def __init__(
+        self,
+        config: TrainingConfig,
+        workers: Workers | None = None,
+        backend: str | None = None,
+    ) -> None:
+        check_layer(config, backend)
         self.config = config
         self.workers = workers or Workers()
         self._share = self.workers.share(config.batch_size)
@@ -100,7 +106,7 @@ class Trainer:
             config.epochs,
         )
         self.total_steps = self.task.train_steps
-        self.model = build_model(config, self.task)
+        self.model = build_model(config, self.task, backend)
         memory.require_fits(config, self.task, self.model, self.workers.size)
         self.weights = self.workers.from_first(
             tree_map(lambda weight: weight.astype(mx.float32), self.model.trainable_parameters())

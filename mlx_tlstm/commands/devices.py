@@ -1,0 +1,86 @@
+"""Where a command runs: ``--device`` and ``--backend``, choices of this call and of no record."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+import mlx.core as mx
+
+from mlx_tlstm import kernels
+from mlx_tlstm.checks import require_choice
+from mlx_tlstm.layers.tensor import TensorCell
+from mlx_tlstm.model import SequenceModel
+
+DEVICES = ("cpu", "gpu")
+AUTO = "auto"
+
+
+def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--device`` to a click command, which runs there without knowing of it."""
+
+    @functools.wraps(command)
+    def on_device(*arguments: Any, device: str | None, **options: Any) -> Any:
+        before = mx.default_device()
+        if device is not None:
+            if not mx.is_available(getattr(mx, device)):
+                _refuse("--device", f"MLX has no {device.upper()} here")
+            mx.set_default_device(getattr(mx, device))
+        try:
+            return command(*arguments, **options)
+        finally:
+            mx.set_default_device(before)
+
+    return click.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        help="Where MLX computes; else its default, the GPU where there is one.",
+    )(on_device)
+
+
+def backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--backend`` to a click command, which takes that of its layers; below ``--device``."""
+
+    @functools.wraps(command)
+    def with_backend(*arguments: Any, backend: str, **options: Any) -> Any:
+        if backend == AUTO:
+            return command(*arguments, backend=None, **options)
+        try:
+            kernels.select_backend("layer", backend, axes=1)
+        except ValueError as error:
+            _refuse("--backend", str(error))
+        return command(*arguments, backend=backend, **options)
+
+    return click.option(
+        "--backend",
+        type=click.Choice([AUTO, *kernels.BACKENDS]),
+        default=AUTO,
+        show_default=True,
+        help="Kernels or plain operations (ops); auto takes the kernels that the device has.",
+    )(with_backend)
+
+
+def _refuse(option: str, message: str) -> NoReturn:
+    raise click.BadParameter(message, click.get_current_context(), param_hint=repr(option))
+
+
+def use_backend(model: SequenceModel, backend: str | None) -> None:
+    """Let ``backend`` run a loaded model's layer; ``None`` leaves it to the device.
+
+    Raises:
+        ValueError: It does not run this layer.
+    """
+    cell = model.layer.cell
+    if not isinstance(cell, TensorCell):
+        require_choice(type(cell).__name__, "backend", backend, (None, "ops"))
+    elif backend is not None:
+        cell.backend = kernels.select_backend(type(cell).__name__, backend, cell.geometry.axes)
+
+
+def chosen(context: click.Context) -> str:
+    """The options that this command line has, each after a space, to be typed again."""
+    device, backend = context.params["device"], context.params["backend"]
+    given = {"--device": device, "--backend": None if backend == AUTO else backend}
+    return "".join(f" {option} {value}" for option, value in given.items() if value)
