@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import os
 from pathlib import Path
 from typing import Any
 
 from mlx_tlstm.checks import (
-    is_integer,
+    is_number,
+    plain,
     require,
     require_choice,
     require_flag,
@@ -60,6 +61,9 @@ class TrainingConfig:
         recompute: Compute activations anew in the backward pass, which saves memory.
         seed: Seeds weights, data and order.
         data: The user's own data (a text file, or a folder of MNIST files); ``None`` downloads.
+
+    Scalars of NumPy and MLX are kept as Python's numbers of the same value: a learning rate of
+    ``np.float32(1e-3)`` is 0.0010000000474974513. A path is kept as a string.
     """
 
     task: str
@@ -91,6 +95,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         owner = "TrainingConfig"
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        if isinstance(self.data, os.PathLike):
+            object.__setattr__(self, "data", os.fsdecode(self.data))
         for name in ("depth", "hidden_size", "length", "batch_size", "eval_every"):
             require_integer(owner, name, getattr(self, name))
         for name in ("accumulate", "keep_checkpoints"):
@@ -114,11 +122,9 @@ class TrainingConfig:
         switched = ("clip_norm", "clip_value", "checkpoint_seconds")
         for name in ("learning_rate", "weight_scale", "beta2", "forget_bias", *switched):
             value = getattr(self, name)
-            if name == "forget_bias" and value == BY_LAG:
-                continue
-            number = isinstance(value, float) or is_integer(value)
-            expected = "a finite number" + (f" or {BY_LAG!r}" if name == "forget_bias" else "")
-            require(number and math.isfinite(value), owner, name, expected, value)
+            or_lag = f" or {BY_LAG!r}" if name == "forget_bias" else ""
+            valid = is_number(value) or (or_lag and isinstance(value, str) and value == BY_LAG)
+            require(valid, owner, name, "a finite number" + or_lag, value)
         for name in ("learning_rate", "weight_scale"):
             require(getattr(self, name) > 0, owner, name, "positive", getattr(self, name))
         require(0 <= self.beta2 < 1, owner, "beta2", "from 0 to below 1", self.beta2)

@@ -7,7 +7,15 @@ from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 
-from mlx_tlstm.checks import is_integer, require, require_integer
+from mlx_tlstm.checks import (
+    as_integers,
+    is_integer,
+    is_number,
+    plain,
+    require,
+    require_integer,
+    shown,
+)
 from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.model import SequenceModel
 
@@ -42,7 +50,7 @@ class Vocabulary:
         expected = f"made of the {len(self)} bytes that the model knows"
         if unknown:
             raise ValueError(
-                f"[generate] 'prompt' must be {expected} but got {text!r}, with {unknown!r}"
+                f"[generate] 'prompt' must be {expected} but got {shown(text)}, with {unknown!r}"
             )
         return [self._numbers[value] for value in text]
 
@@ -82,17 +90,17 @@ def generate(
     classes = model.readout.weight.shape[0]
     same = classes == cell.input_size
     require(same, owner, "model", f"one of as many classes as inputs ({cell.input_size})", classes)
-    symbols = list(prompt)
-    valid = symbols and all(is_integer(symbol) and 0 <= symbol < classes for symbol in symbols)
-    require(bool(valid), owner, "prompt", f"symbols from 0 to {classes - 1}, one or more,", symbols)
-    require_integer(owner, "length", length, minimum=0)
-    number = isinstance(temperature, float) or is_integer(temperature)
-    valid = number and math.isfinite(temperature) and temperature >= 0
+    symbols = as_integers(prompt)
+    valid = bool(symbols) and min(symbols) >= 0 and max(symbols) < classes
+    require(valid, owner, "prompt", f"symbols from 0 to {classes - 1}, one or more,", prompt)
+    length = require_integer(owner, "length", length, minimum=0)
+    temperature, top_p, seed = map(plain, (temperature, top_p, seed))
+    valid = is_number(temperature) and temperature >= 0
     require(valid, owner, "temperature", "a finite number of 0 or more", temperature)
-    number = isinstance(top_p, float) or is_integer(top_p)
-    require(number and 0 < top_p <= 1, owner, "top_p", "above 0 and at most 1", top_p)
+    valid = is_number(top_p) and 0 < top_p <= 1
+    require(valid, owner, "top_p", "above 0 and at most 1", top_p)
     require(is_integer(seed) and 0 <= seed < 1 << 64, owner, "seed", "an integer of 64 bits", seed)
-    return _generate(model, symbols, length, temperature, top_p, mx.random.key(seed))
+    return _generate(model, list(symbols), length, temperature, top_p, mx.random.key(seed))
 
 
 def _generate(

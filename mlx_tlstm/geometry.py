@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlx_tlstm.checks import is_integer, require
+from mlx_tlstm.checks import as_integers, is_integer, plain, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,20 +36,15 @@ class Geometry:
         Raises:
             ValueError: A size is no integer, too small, or the numbers of axes differ.
         """
-        if is_integer(tensor_size):
-            tensor_size = (tensor_size,)
-        valid = isinstance(tensor_size, (tuple, list)) and len(tensor_size) > 0
-        valid = valid and all(is_integer(size) and size >= 1 for size in tensor_size)
+        sizes = (plain(tensor_size),) if is_integer(tensor_size) else as_integers(tensor_size)
+        valid = bool(sizes) and min(sizes) >= 1
         require(valid, owner, "tensor_size", "a tuple of integers of 1 or more", tensor_size)
-        tensor_size = tuple(tensor_size)
-        given = kernel_size
-        if is_integer(kernel_size):
-            kernel_size = (kernel_size,) * len(tensor_size)
-        valid = isinstance(kernel_size, (tuple, list)) and len(kernel_size) == len(tensor_size)
-        valid = valid and all(is_integer(size) and size >= 2 for size in kernel_size)
-        expected = f"an integer of 2 or more, or {len(tensor_size)} of them, one per tensor axis,"
-        require(valid, owner, "kernel_size", expected, given)
-        return cls(tensor_size, tuple(kernel_size))
+        axes = len(sizes)
+        taps = (plain(kernel_size),) * axes if is_integer(kernel_size) else as_integers(kernel_size)
+        valid = bool(taps) and len(taps) == axes and min(taps) >= 2
+        expected = f"an integer of 2 or more, or {axes} of them, one per tensor axis,"
+        require(valid, owner, "kernel_size", expected, kernel_size)
+        return cls(sizes, taps)
 
     @property
     def axes(self) -> int:

@@ -84,7 +84,7 @@ def push(
         HubError: The hub does not answer, or refuses.
     """
     _require_repository("push", repo_id)
-    require_flag("push", "private", private)
+    private = require_flag("push", "private", private)
     named = license is None or (isinstance(license, str) and re.fullmatch(r"[\w.+-]+", license))
     require(bool(named), "push", "license", "an identifier such as 'mit'", license)
     model = model_or_path

@@ -34,7 +34,7 @@ class SequenceModel(nn.Module):
         super().__init__()
         valid = isinstance(layer, RecurrentLayer)
         require(valid, "SequenceModel", "layer", "a TLSTM, TRNN or StackedLSTM", layer)
-        require_integer("SequenceModel", "output_size", output_size)
+        output_size = require_integer("SequenceModel", "output_size", output_size)
         self.layer = layer
         self.readout = nn.Linear(layer.cell.hidden_size, output_size)
         self.metadata = ModelMetadata()

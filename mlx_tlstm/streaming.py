@@ -67,7 +67,7 @@ class StreamingSession:
         owner = type(self).__name__
         self._require_running()
         valid = isinstance(x, mx.array) and x.ndim in (1, 2)
-        require(valid, owner, "x", "an array of shape [B, R] or [R]", getattr(x, "shape", x))
+        require(valid, owner, "x", "an mx.array of shape [B, R] or [R]", x)
         if self._shape is not None:
             expected = f"of shape {self._shape} as the inputs before"
             require(x.shape == self._shape, owner, "x", expected, x.shape)

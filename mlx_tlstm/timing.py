@@ -92,8 +92,8 @@ def measure(
         ValueError: An argument is out of range.
     """
     require(len(candidates) > 0, "measure", "candidates", "at least one callable", candidates)
-    require_integer("measure", "rounds", rounds)
-    require_integer("measure", "warmup", warmup, minimum=0)
+    rounds = require_integer("measure", "rounds", rounds)
+    warmup = require_integer("measure", "warmup", warmup, minimum=0)
     for _ in range(warmup):
         for run in candidates.values():
             run()

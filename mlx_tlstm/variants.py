@@ -82,7 +82,7 @@ def make_layer(
     """
     owner = "make_layer"
     require_choice(owner, "variant", variant, VARIANTS)
-    require_integer(owner, "depth", depth)
+    depth = require_integer(owner, "depth", depth)
     spec = VARIANTS[variant]
     if not spec.memory_convolution:
         require_choice(owner, f"memory_init (of {variant})", memory_init, ("uniform",))
@@ -92,7 +92,7 @@ def make_layer(
         return StackedLSTM(input_size, hidden_size, depth, forget_bias, recompute)
     if kernel_size is None:
         kernel_size = spec.kernel_size
-    require_integer(owner, "kernel_size", kernel_size, minimum=2)
+    kernel_size = require_integer(owner, "kernel_size", kernel_size, minimum=2)
     tensor_size = (depth * (kernel_size - kernel_size % 2) // 2,) * spec.axes
     if spec.kind is TRNN:
         return TRNN(input_size, hidden_size, tensor_size, kernel_size, recompute, backend)

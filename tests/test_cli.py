@@ -213,6 +213,26 @@ def test_refusals(arguments, message, invoke, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "x" * 100_000),
+        ("generate", "x" * 100_000),
+        ("train", "wikipedia", "--data", "x" * 100_000),
+        ("train", "--out", "x" * 100_000, *TINY),
+        ("train", "--resume", "x" * 100_000),
+        ("push", "x" * 100_000, "user/name"),
+        ("pull", "x" * 100_000, "folder"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_errors_are_short(arguments, invoke):
+    result = invoke(*arguments)
+    assert result.exit_code in (1, 2)
+    assert "Error: " in result.output
+    assert len(result.output) < 3000
+
+
 def test_unwritable_folder(invoke, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     check_refusal(invoke("train", "--out", "run"), r"'out' must be writable .* but got 'run'")

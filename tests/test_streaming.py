@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlx_tlstm import VARIANTS, SequenceModel, StreamingSession, make_layer
@@ -143,8 +144,10 @@ def test_refusals():
     with pytest.raises(ValueError, match="'model' must be a SequenceModel"):
         StreamingSession(model.layer)
     session = StreamingSession(model)
-    for x in (mx.zeros((1, 2, INPUT)), [0.0] * INPUT, mx.array(1.0)):
-        with pytest.raises(ValueError, match=r"'x' must be an array of shape \[B, R\] or \[R\]"):
+    for x in (mx.zeros((1, 2, INPUT)), [0.0] * INPUT, np.zeros(INPUT), mx.array(1.0)):
+        with pytest.raises(
+            ValueError, match=r"'x' must be an mx\.array of shape \[B, R\] or \[R\]"
+        ):
             session.push(x)
     with pytest.raises(ValueError, match=r"'x' must be of shape .* with input size 5"):
         session.push(mx.zeros((BATCH, INPUT + 1)))

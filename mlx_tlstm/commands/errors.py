@@ -10,10 +10,13 @@ from collections.abc import Iterator
 import click
 
 from mlx_tlstm import training
+from mlx_tlstm.checks import shortened
 from mlx_tlstm.tasks import DataUnavailableError
 
 #: A shell reports a program that a signal ended by the signal's number above this one.
 SIGNALLED = 128
+#: Characters of an error; the system's own repeat a path of any length.
+LONGEST = 2000
 
 
 @contextlib.contextmanager
@@ -29,7 +32,7 @@ def clean_errors(bad_input: bool, go_on: str = "") -> Iterator[None]:
     try:
         yield
     except callers as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(shortened(str(error), LONGEST)) from error
     except BrokenPipeError:
         raise  # click ends quietly where the reader, such as head, has gone
     except (
@@ -40,7 +43,7 @@ def clean_errors(bad_input: bool, go_on: str = "") -> Iterator[None]:
         training.WorkerLostError,
         OSError,
     ) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(shortened(str(error), LONGEST)) from error
     except training.TrainingInterrupted as error:
         click.echo(f"{error}{go_on}", err=True)
         sys.exit(SIGNALLED + error.signal_number)

@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_map
 
-from mlx_tlstm.checks import is_integer, require, require_flag, require_integer
+from mlx_tlstm.checks import is_number, plain, require, require_flag, require_integer
 from mlx_tlstm.recurrence import run, unroll
 from mlx_tlstm.transition import Transition
 
@@ -31,15 +31,15 @@ def gate_bias(channels: int, hidden_size: int, fan_in: int, forget_bias: float) 
     bias, M = mx.zeros((channels,)), hidden_size
     limit = 1 / math.sqrt(fan_in)
     bias[:M] = mx.random.uniform(-limit, limit, (M,))
-    bias[2 * M : 3 * M] = float(forget_bias)
+    bias[2 * M : 3 * M] = forget_bias
     return bias
 
 
-def require_forget_bias(owner: str, forget_bias: object) -> None:
-    """Raise ``ValueError`` unless ``forget_bias`` is a number that float32 holds."""
-    valid = isinstance(forget_bias, float) or is_integer(forget_bias)
-    valid = valid and abs(forget_bias) <= mx.finfo(mx.float32).max  # type: ignore[arg-type]
+def require_forget_bias(owner: str, forget_bias: object) -> float:
+    """``forget_bias`` as a float; ``ValueError`` unless it is a number that float32 holds."""
+    valid = is_number(forget_bias) and abs(plain(forget_bias)) <= mx.finfo(mx.float32).max
     require(valid, owner, "forget_bias", "a finite number", forget_bias)
+    return float(plain(forget_bias))
 
 
 #: MLX and the kernels count elements in 32 bits.
@@ -89,12 +89,9 @@ class RecurrentCell(nn.Module):
     def __init__(self, input_size: int, hidden_size: int, recompute: bool) -> None:
         super().__init__()
         owner = type(self).__name__
-        require_flag(owner, "recompute", recompute)
-        self.recompute = recompute
-        require_integer(owner, "input_size", input_size)
-        require_integer(owner, "hidden_size", hidden_size)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        self.recompute = require_flag(owner, "recompute", recompute)
+        self.input_size = input_size = require_integer(owner, "input_size", input_size)
+        self.hidden_size = hidden_size = require_integer(owner, "hidden_size", hidden_size)
         require_countable(owner, "input_projection.weight", (hidden_size, input_size))
         self.input_projection = nn.Linear(input_size, hidden_size)
         self.input_projection.weight = normal((hidden_size, input_size), input_size)
@@ -125,7 +122,7 @@ class RecurrentCell(nn.Module):
 
     def initial_state(self, batch_size: int) -> Any:
         """The zero state of ``batch_size`` sequences; the memory cell is float32."""
-        require_integer(type(self).__name__, "batch_size", batch_size)
+        batch_size = require_integer(type(self).__name__, "batch_size", batch_size)
         shape = (batch_size, *self.state_shape)
         require_countable(type(self).__name__, "state", shape)
         return self.state_type(*(mx.zeros(shape, dtype) for dtype in self.state_dtypes()))

@@ -147,9 +147,9 @@ class StackedLSTMCell(RecurrentCell):
     ) -> None:
         super().__init__(input_size, hidden_size, recompute)
         owner = type(self).__name__
-        require_integer(owner, "depth", depth)
-        require_forget_bias(owner, forget_bias)
-        M = hidden_size
+        depth = require_integer(owner, "depth", depth)
+        forget_bias = require_forget_bias(owner, forget_bias)
+        M = self.hidden_size
         self.depth = depth
         self.delay = 0
         self.transition = StackedLSTMTransition(depth, ops.MemoryUpdate(M, None, None))

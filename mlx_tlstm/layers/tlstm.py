@@ -138,15 +138,14 @@ class TLSTMCell(TensorCell):
     ) -> None:
         owner = type(self).__name__
         geometry = Geometry.checked(owner, tensor_size, kernel_size)
-        require_flag(owner, "memory_convolution", memory_convolution)
+        memory_convolution = require_flag(owner, "memory_convolution", memory_convolution)
         require_choice(owner, "norm", norm, (None, "channel", "layer"))
         require_choice(owner, "memory_init", memory_init, MEMORY_INITS)
-        require_forget_bias(owner, forget_bias)
+        forget_bias = require_forget_bias(owner, forget_bias)
         needless = not memory_convolution and memory_init != "uniform"
         expected = "'uniform' where 'memory_convolution' is False"
         require(not needless, owner, "memory_init", expected, memory_init)
-        require_integer(owner, "hidden_size", hidden_size)
-        M, taps = hidden_size, geometry.taps
+        M, taps = require_integer(owner, "hidden_size", hidden_size), geometry.taps
         channels = 4 * M + (taps if memory_convolution else 0)
         super().__init__(input_size, M, geometry, channels, recompute, backend)
         update = ops.MemoryUpdate(M, geometry if memory_convolution else None, norm)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_tlstm import kernels, ops
+from mlx_tlstm.checks import require_integer
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import RecurrentLayer
 from mlx_tlstm.layers.tensor import TensorCell, TensorTransition
@@ -82,8 +83,9 @@ class TRNNCell(TensorCell):
         backend: str | None = None,
     ) -> None:
         geometry = Geometry.checked(type(self).__name__, tensor_size, kernel_size)
-        super().__init__(input_size, hidden_size, geometry, hidden_size, recompute, backend)
-        self.transition = TRNNTransition(hidden_size, geometry)
+        M = require_integer(type(self).__name__, "hidden_size", hidden_size)
+        super().__init__(input_size, M, geometry, M, recompute, backend)
+        self.transition = TRNNTransition(M, geometry)
         self.kernel_transition = kernels.TRNNTransition(geometry)
 
 

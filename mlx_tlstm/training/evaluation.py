@@ -87,7 +87,7 @@ def evaluate_all(
     """
     batches = task.eval_batches(split)
     if batch_size is not None:
-        require_integer("evaluate", "batch_size", batch_size)
+        batch_size = require_integer("evaluate", "batch_size", batch_size)
         batches = rebatched(batches, batch_size)
     totals = _totals(model, task, batches, None, answers=True)
     loss = totals.loss / totals.predictions

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from mlx_tlstm.checks import is_integer, require, require_choice
+from mlx_tlstm.checks import is_integer, is_number, plain, require, require_choice
 from mlx_tlstm.timing import Timing
 from mlx_tlstm.visualize.canvas import canvas, legend_outside
 from mlx_tlstm.visualize.styles import STYLES, variant_style
@@ -50,9 +50,13 @@ def draw_by_depth(
         ValueError: There is no value, or a variant, depth or value is none.
     """
     owner = "draw_by_depth"
+    points = {
+        name: {depth: list(map(plain, seeds)) for depth, seeds in by_depth.items()}
+        for name, by_depth in points.items()
+    }
     seeds = [seeds for by_depth in points.values() for seeds in by_depth.values()]
     values = list(itertools.chain(*seeds))
-    finite = all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+    finite = all(map(is_number, values))
     require(bool(values) and finite, owner, "points", "finite numbers, one or more,", values)
     figure, axes = canvas(owner, axes, (5.6, 3.4))
     dodge = _DODGE if max(map(len, seeds)) > 1 else 0.0

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mlx_tlstm.checks import is_integer, require
+from mlx_tlstm.checks import as_integers, require
 from mlx_tlstm.visualize.canvas import COLOUR_MAP, canvas, scaled
 from mlx_tlstm.visualize.measures import channel_means
 from mlx_tlstm.visualize.recording import Recording, require_example, require_part
@@ -47,15 +47,15 @@ def draw_memory_maps(
     """
     owner = "draw_memory_maps"
     require_part(owner, recording, "cell")
-    require_example(owner, recording, example)
+    example = require_example(owner, recording, example)
     size = recording.tensor_size
     require(len(size) <= 3, owner, "recording", "of a layer of up to three axes", size)
     last = recording.steps
     if steps is None:
         steps = np.unique(np.linspace(1, last, min(last, _MAPS)).round().astype(int)).tolist()
-    valid = isinstance(steps, Sequence) and len(steps) > 0
-    valid = valid and all(is_integer(step) and 1 <= step <= last for step in steps)
-    require(valid, owner, "steps", f"integers from 1 to {last}", steps)
+    given, steps = steps, as_integers(steps)
+    valid = bool(steps) and min(steps) >= 1 and max(steps) <= last
+    require(valid, owner, "steps", f"integers from 1 to {last}", given)
     means = scaled(owner, channel_means(recording)[example])
     columns = min(len(steps), _MAPS_IN_A_ROW)
     rows = math.ceil(len(steps) / columns)

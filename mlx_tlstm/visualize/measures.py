@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlx_tlstm.checks import is_integer, require
+from mlx_tlstm.checks import is_number, plain, require
 from mlx_tlstm.visualize.recording import Recording, on_diagonal, require_part
 
 GATES = ("input", "forget", "output")
@@ -76,8 +76,8 @@ def gate_saturation(
     """
     owner = "gate_saturation"
     require_part(owner, recording, "forget_gate")
-    number = all(isinstance(limit, float) or is_integer(limit) for limit in (low, high))
-    valid = number and 0 <= low <= high <= 1
+    low, high = plain(low), plain(high)
+    valid = is_number(low) and is_number(high) and 0 <= low <= high <= 1
     require(valid, owner, "low", "0 or more, and 'high' from there to 1,", (low, high))
     shares = {}
     for gate in GATES:

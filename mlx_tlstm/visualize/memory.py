@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mlx_tlstm.checks import is_integer, require
+from mlx_tlstm.checks import is_integer, plain, require
 from mlx_tlstm.visualize.canvas import (
     canvas,
     label_locations,
@@ -69,7 +69,7 @@ def draw_diagonal(
     """
     owner = "draw_diagonal"
     require_part(owner, recording, "cell")
-    require_example(owner, recording, example)
+    example = require_example(owner, recording, example)
     length, first_output = recording.outputs.shape[1], 1 + recording.delay
     rows: dict[str, tuple[Sequence[str], int]] = {}
     values = inputs if isinstance(inputs, np.ndarray) else None
@@ -126,9 +126,10 @@ def draw_memory_offsets(
     owner = "draw_memory_offsets"
     kernels = require_part(owner, recording, "kernels")
     if example is not None:
-        require_example(owner, recording, example)
+        example = require_example(owner, recording, example)
     count = len(recording.tensor_size)
     if tensor_axis is not None:
+        tensor_axis = plain(tensor_axis)
         valid = is_integer(tensor_axis) and 0 <= tensor_axis < count
         require(valid, owner, "tensor_axis", f"an integer from 0 to {count - 1}", tensor_axis)
     along = range(count) if tensor_axis is None else [tensor_axis]

@@ -30,7 +30,7 @@ def draw_receptive_field(field: np.ndarray, axes: Axes | None = None) -> Figure:
     valid = isinstance(field, np.ndarray) and field.ndim == 2 and field.size > 0
     valid = valid and field.shape[0] == field.shape[1] and bool((field >= 0).all())
     shape = getattr(field, "shape", field)
-    require(valid, owner, "field", "a square array of numbers of 0 or more", shape)
+    require(valid, owner, "field", "a square NumPy array of numbers of 0 or more", shape)
     largest = field.max() or 1.0
     picture = np.log10(field / largest, where=field > 0, out=np.full(field.shape, np.nan))
     T = len(field)
@@ -70,7 +70,7 @@ def draw_arrival(steps: np.ndarray, axes: Axes | None = None) -> Figure:
     valid = isinstance(steps, np.ndarray) and steps.ndim in (1, 2) and steps.size > 0
     valid = valid and np.issubdtype(steps.dtype, np.integer) and bool((steps >= 0).all())
     shape = getattr(steps, "shape", steps)
-    require(valid, owner, "steps", "an array of steps, of one or two axes,", shape)
+    require(valid, owner, "steps", "a NumPy array of steps, of one or two axes,", shape)
     table = steps[None] if steps.ndim == 1 else steps
     rows, columns = table.shape
     last = max(2, int(table.max()))

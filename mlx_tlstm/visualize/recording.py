@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_tlstm import ops
-from mlx_tlstm.checks import is_integer, require
+from mlx_tlstm.checks import is_integer, plain, require
 from mlx_tlstm.layers.base import RecurrentLayer
 
 
@@ -126,11 +126,12 @@ def require_part(owner: str, recording: object, name: str) -> np.ndarray:
     return array
 
 
-def require_example(owner: str, recording: Recording, example: object) -> None:
-    """Raise ``ValueError`` unless ``example`` is the number, from 0, of a recorded sequence."""
+def require_example(owner: str, recording: Recording, example: object) -> int:
+    """``example`` as a Python integer; ``ValueError`` unless it numbers a sequence, from 0."""
     last = recording.batch_size - 1
-    valid = is_integer(example) and 0 <= example <= last  # type: ignore[operator]
+    valid = is_integer(example) and 0 <= plain(example) <= last
     require(valid, owner, "example", f"an integer from 0 to {last}", example)
+    return plain(example)
 
 
 def _gates(residuals: ops.Residuals) -> dict[str, mx.array]:

@@ -32,7 +32,7 @@ def receptive_field(
     Raises:
         ValueError: An argument is out of range, or a shape or dtype is wrong.
     """
-    _check("receptive_field", layer, x, probes, seed)
+    probes, seed = _checked("receptive_field", layer, x, probes, seed)
 
     def outputs(copies: mx.array) -> mx.array:
         return layer.trace(copies).outputs
@@ -51,7 +51,7 @@ def input_reach(layer: RecurrentLayer, x: mx.array, probes: int = 4, seed: int =
 
     Arguments and errors are those of :func:`receptive_field`; ``[n - 1]`` is after n steps.
     """
-    _check("input_reach", layer, x, probes, seed)
+    probes, seed = _checked("input_reach", layer, x, probes, seed)
 
     def hidden(copies: mx.array) -> mx.array:
         return layer.trace(copies).states.hidden
@@ -90,8 +90,13 @@ def _locations(layer: RecurrentLayer) -> int:
     return int(np.prod(layer.cell.state_shape[:-1]))
 
 
-def _check(owner: str, layer: object, x: mx.array, probes: object, seed: object) -> None:
+def _checked(
+    owner: str, layer: object, x: mx.array, probes: object, seed: object
+) -> tuple[int, int]:
+    """``probes`` and ``seed`` as Python integers, once all arguments are checked."""
     require_layer(owner, layer)
     layer.cell.check_input(owner, x, (2,), "[T, R]")
-    require_integer(owner, "probes", probes)
-    require_integer(owner, "seed", seed, minimum=0)
+    return (
+        require_integer(owner, "probes", probes),
+        require_integer(owner, "seed", seed, minimum=0),
+    )
