@@ -17,7 +17,7 @@ from mlx_tlstm.checks import (
     shown,
 )
 from mlx_tlstm.compilation import CompiledFunction
-from mlx_tlstm.model import SequenceModel
+from mlx_tlstm.model import SequenceModel, class_count
 
 #: Symbols of the prompt that are read at a time, which bounds the graph of a long one.
 _PROMPT_CHUNK = 128
@@ -87,7 +87,7 @@ def generate(
     """
     owner = "generate"
     cell = model.layer.cell
-    classes = model.readout.weight.shape[0]
+    classes = class_count(model)
     same = classes == cell.input_size
     require(same, owner, "model", f"one of as many classes as inputs ({cell.input_size})", classes)
     symbols = as_integers(prompt)

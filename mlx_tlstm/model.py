@@ -19,6 +19,9 @@ from mlx_tlstm.saving import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, read_folder
 class SequenceModel(nn.Module):
     """A recurrent layer and the linear read-out h W^y + b^y (Eq. 8, 23), before the softmax.
 
+    ``readout`` and ``layer.cell.input_projection`` may be replaced by any modules of the same
+    widths: with LoRA, quantized, without a bias, or a network.
+
     Args:
         layer: A :class:`TLSTM`, :class:`TRNN` or :class:`StackedLSTM`.
         output_size: S, number of classes.
@@ -85,3 +88,12 @@ class SequenceModel(nn.Module):
         model.load_weights(list(arrays.items()))
         model.metadata = config.metadata
         return model.eval()
+
+
+def class_count(model: SequenceModel) -> int:
+    """S, number of classes: the width of what ``readout`` makes, whatever module it is."""
+    if type(model.readout) is nn.Linear:
+        return model.readout.weight.shape[0]
+    cell = model.layer.cell
+    # Never evaluated: only its shape is asked for.
+    return model.readout(mx.zeros((1, 1, cell.hidden_size), cell.weight.dtype)).shape[-1]

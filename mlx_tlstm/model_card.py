@@ -6,7 +6,7 @@ import json
 
 from mlx.utils import tree_flatten
 
-from mlx_tlstm.model import SequenceModel
+from mlx_tlstm.model import SequenceModel, class_count
 from mlx_tlstm.saving import ModelConfig
 
 _PAPER = (
@@ -73,7 +73,7 @@ def _use(model: SequenceModel, repo_id: str) -> str:
         "",
         f'model = mlx_tlstm.load("{repo_id}")',
         f"logits, state = model(x)  # x [batch, time, {cell.input_size}], "
-        f"logits [batch, time, {model.readout.weight.shape[0]}]",
+        f"logits [batch, time, {class_count(model)}]",
         "```",
     ]
     if model.metadata.symbols:

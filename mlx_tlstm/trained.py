@@ -15,7 +15,7 @@ from mlx_tlstm.checks import require, require_choice
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import load_arrays, require_like
 from mlx_tlstm.metadata import ModelMetadata
-from mlx_tlstm.model import SequenceModel
+from mlx_tlstm.model import SequenceModel, class_count
 from mlx_tlstm.runs import CONFIG_FILE, SYMBOLS_FILE, TEST_FILE, WEIGHTS, RunFolder
 from mlx_tlstm.saving import read_json
 from mlx_tlstm.tasks import TASKS, Task, make_task
@@ -85,7 +85,7 @@ def task_of(model: SequenceModel, data: str | Path | None = None) -> Task:
     config = model.metadata.training
     require(config is not None, "task_of", "model", "one that knows its training", model.metadata)
     task = make_task(config if data is None else config.replace(data=str(data)))
-    sizes = (model.layer.cell.input_size, model.readout.weight.shape[0])
+    sizes = (model.layer.cell.input_size, class_count(model))
     expected = f"the one that the model was trained on, with {sizes} inputs and classes,"
     found = (task.input_size, task.output_size)
     require(found == sizes, "task_of", "data", expected, found)

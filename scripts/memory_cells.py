@@ -63,7 +63,7 @@ def draw(model: SequenceModel, task: Task, number: int, location: str) -> tuple[
     inputs, targets = example_of(task, number)
     x = encode(inputs[None], task.input_size, model.layer.cell.weight.dtype)
     recording = record(model.layer, x)
-    logits = model.readout(mx.array(recording.outputs, model.readout.weight.dtype))
+    logits = model.readout(mx.array(recording.outputs, x.dtype))
     answers = np.array(mx.argmax(logits[0], axis=-1))
     counted = range(len(targets))[task.loss_positions]
     answered = [

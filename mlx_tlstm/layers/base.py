@@ -132,8 +132,33 @@ class RecurrentCell(nn.Module):
         return (self.weight.dtype, mx.float32)[: len(self.state_type._fields)]
 
     def project(self, x: mx.array) -> mx.array:
-        """x W^x + b^x (Eq. 5) in the weights' type."""
-        return self.input_projection(x.astype(self.weight.dtype))
+        """x W^x + b^x (Eq. 5), or what stands in for it, in the weights' type."""
+        dtype = self.weight.dtype
+        projected = self.input_projection(x.astype(dtype)).astype(dtype)
+        shape = (*x.shape[:-1], self.hidden_size)
+        expected = f"a module that makes {shape} of {x.shape}"
+        require(
+            projected.shape == shape,
+            type(self).__name__,
+            "input_projection",
+            expected,
+            projected.shape,
+        )
+        return projected
+
+    def project_flushed(self, x: mx.array, flush: int) -> mx.array:
+        """The projection of x ``[T, B, R]`` and of ``flush`` zero inputs after it."""
+        if flush == 0:
+            return self.project(x)
+        projection = self.input_projection
+        if type(projection) is nn.Linear and "bias" in projection:
+            # Of a zero input it is the bias, without a product.
+            projected = self.project(x)
+            rest = projection.bias.astype(projected.dtype)
+            rest = mx.broadcast_to(rest, (flush, *projected.shape[1:]))
+            return mx.concatenate([projected, rest])
+        zeros = mx.zeros((flush, *x.shape[1:]), x.dtype)
+        return self.project(mx.concatenate([x, zeros]))
 
     def check_input(self, owner: str, x: Any, ndims: tuple[int, ...], shape: str) -> None:
         """Raise ``ValueError`` unless ``x`` is a float array of the right rank and width."""
@@ -263,13 +288,7 @@ class RecurrentLayer(nn.Module):
             state = cell.initial_state(batch_size)
         else:
             state = cell.check_state(owner, state, batch_size)
-        projected = cell.project(x.swapaxes(0, 1))
-        if flush:
-            # The projection of a zero input is its bias.
-            bias = cell.input_projection.bias
-            rest = mx.broadcast_to(bias, (flush, batch_size, cell.hidden_size))
-            projected = mx.concatenate([projected, rest], axis=0)
-        return projected, state, batched
+        return cell.project_flushed(x.swapaxes(0, 1), flush), state, batched
 
     def _run(self, x: mx.array, state: Any, flush: int) -> tuple[mx.array, Any]:
         projected, state, batched = self._prepare(x, state, flush)
