@@ -17,6 +17,7 @@ from mlx_tlstm.checks import (
     require_integer,
     require_keys,
 )
+from mlx_tlstm.files import json_text
 
 DTYPES = ("float32", "float16", "bfloat16")
 MEMORY_INITS = ("uniform", "shift", "hold")
@@ -147,7 +148,7 @@ class TrainingConfig:
 
     def save(self, path: str | Path) -> None:
         """Write the record as JSON."""
-        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        Path(path).write_text(json_text(dataclasses.asdict(self), indent=2))
 
     @classmethod
     def load(cls, path: str | Path) -> TrainingConfig:

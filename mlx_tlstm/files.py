@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
-from mlx_tlstm.checks import require
+from mlx_tlstm.checks import plain, require
 
 #: Start of the names of what is being written or removed; a killed process leaves it behind.
 TEMPORARY = ".writing-"
@@ -56,6 +59,24 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def json_text(values: Any, indent: int | None = None) -> str:
+    """``values`` as JSON that every reader takes, with a line's end.
+
+    JSON has no word for a number that is not finite: it becomes ``null``. Scalars of NumPy and MLX
+    are numbers.
+    """
+    return json.dumps(_for_json(values), indent=indent, allow_nan=False) + "\n"
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _for_json(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_for_json(each) for each in value]
+    value = plain(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_tlstm.checks import is_integer, require, require_keys
+from mlx_tlstm.checks import is_integer, plain, require, require_keys
 from mlx_tlstm.config import TrainingConfig
 
 
@@ -30,6 +31,11 @@ def require_symbols(symbols: object) -> bytes:
     return symbols  # type: ignore[return-value]
 
 
+def metrics_from_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures by name: JSON's ``null`` is a number that was not finite, and becomes NaN."""
+    return {name: math.nan if value is None else value for name, value in metrics.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelMetadata:
     """Where a model comes from; all of it is optional.
@@ -37,7 +43,8 @@ class ModelMetadata:
     Args:
         task: Name of the task it was trained on.
         variant: Name of its layer in :data:`mlx_tlstm.VARIANTS`.
-        metrics: Its figures by name: numbers, or words such as the split's.
+        metrics: Its figures by name: numbers, or words such as the split's. What is not finite is
+            saved as ``null``, and read as NaN.
         command: The command line that trains it.
         symbols: Of a language model, the byte value of each symbol.
         training: What it was trained with; of the user's own data only the name is saved.
@@ -58,11 +65,12 @@ class ModelMetadata:
         for name in ("task", "variant", "command"):
             value = getattr(self, name)
             require(value is None or isinstance(value, str), owner, name, "a string", value)
-        valid = isinstance(self.metrics, Mapping) and all(
-            isinstance(name, str) and isinstance(value, (int, float, str))
-            for name, value in self.metrics.items()
-        )
+        valid = isinstance(self.metrics, Mapping)
+        valid = valid and all(isinstance(name, str) for name in self.metrics)
+        metrics = {name: plain(value) for name, value in self.metrics.items()} if valid else {}
+        valid = valid and all(isinstance(value, (int, float, str)) for value in metrics.values())
         require(valid, owner, "metrics", "numbers and words by name", self.metrics)
+        object.__setattr__(self, "metrics", metrics)
         if self.symbols is not None:
             require_symbols(self.symbols)
         valid = self.training is None or isinstance(self.training, TrainingConfig)
@@ -83,6 +91,8 @@ class ModelMetadata:
         values = dict(values)  # type: ignore[call-overload]
         if values.get("symbols") is not None:
             values["symbols"] = symbols_from_json(values["symbols"])
+        if isinstance(values.get("metrics"), Mapping):
+            values["metrics"] = metrics_from_json(values["metrics"])
         if values.get("training") is not None:
             values["training"] = TrainingConfig.from_json(values["training"], "training")
         return cls(**values)

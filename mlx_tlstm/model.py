@@ -13,7 +13,14 @@ from mlx_tlstm.checks import require, require_integer
 from mlx_tlstm.files import require_like
 from mlx_tlstm.layers.base import RecurrentLayer
 from mlx_tlstm.metadata import ModelMetadata
-from mlx_tlstm.saving import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, read_folder, write_folder
+from mlx_tlstm.saving import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    ModelConfig,
+    read_folder,
+    require_same_parts,
+    write_folder,
+)
 
 
 class SequenceModel(nn.Module):
@@ -64,11 +71,13 @@ class SequenceModel(nn.Module):
             metadata: In place of :attr:`metadata`.
 
         Raises:
-            ValueError: ``path`` is there and is no empty folder, or the model is not made of this
-                package's layers with weights of one type.
+            ValueError: ``path`` is there and is no empty folder, or :meth:`load` would build
+                another model: a part was added or replaced, as by LoRA or quantization, or the
+                weights differ in type. ``save_weights`` keeps the weights of any model.
             OSError: The folder cannot be written.
         """
         config = ModelConfig.of(self, self.metadata if metadata is None else metadata)
+        require_same_parts(self, _built(SequenceModel, config))
         write_folder(path, config, dict(tree_flatten(self.parameters())))
 
     @classmethod
@@ -81,8 +90,7 @@ class SequenceModel(nn.Module):
             ValueError: A file is missing or damaged, or does not fit the other.
         """
         config, arrays = read_folder(path)
-        model = cls(config.build_layer(), config.output_size)
-        model.set_dtype(getattr(mx, config.dtype))
+        model = _built(cls, config)
         expected = dict(tree_flatten(model.parameters()))
         require_like("load", str(Path(path) / WEIGHTS_FILE), arrays, expected, CONFIG_FILE)
         model.load_weights(list(arrays.items()))
@@ -97,3 +105,17 @@ def class_count(model: SequenceModel) -> int:
     cell = model.layer.cell
     # Never evaluated: only its shape is asked for.
     return model.readout(mx.zeros((1, 1, cell.hidden_size), cell.weight.dtype)).shape[-1]
+
+
+def _built(kind: type[SequenceModel], config: ModelConfig) -> SequenceModel:
+    """The model that a record describes, before its weights are loaded.
+
+    Its starting weights take no numbers from ``mx.random``'s global state.
+    """
+    first, second = mx.random.state[0].tolist()
+    try:
+        model = kind(config.build_layer(), config.output_size)
+    finally:
+        mx.random.seed((first << 32) | second)
+    model.set_dtype(getattr(mx, config.dtype))
+    return model

@@ -18,13 +18,14 @@ from mlx_tlstm.checks import require, require_choice
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import (
     TEMPORARY,
+    json_text,
     load_arrays,
     naming,
     replace_file,
     require_like,
     save_arrays,
 )
-from mlx_tlstm.metadata import symbols_from_json
+from mlx_tlstm.metadata import metrics_from_json, symbols_from_json
 
 WEIGHTS = ("best", "last")
 WEIGHTS_FILES = tuple(f"{name}.safetensors" for name in WEIGHTS)
@@ -101,7 +102,7 @@ class RunFolder:
         with run.lock():
             check_unused(out)  # another process may have been quicker
             if symbols is not None:
-                text = json.dumps(list(symbols)) + "\n"
+                text = json_text(list(symbols))
                 replace_file(run.path / SYMBOLS_FILE, lambda path: path.write_text(text))
             replace_file(run.path / CONFIG_FILE, config.save)  # last: it makes the folder a run
         return run
@@ -166,7 +167,7 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records of ``metrics.jsonl``, oldest first; none where there is no file."""
-        return self._read(METRICS_FILE)
+        return [metrics_from_json(record) for record in self._read(METRICS_FILE)]
 
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Add one line to ``events.jsonl``."""
@@ -178,7 +179,7 @@ class RunFolder:
 
     def save_test_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write ``test.json``."""
-        text = json.dumps(metrics, indent=2) + "\n"
+        text = json_text(metrics, indent=2)
         replace_file(self.path / TEST_FILE, lambda path: path.write_text(text))
 
     def save_weights(self, model: nn.Module, name: str) -> None:
@@ -220,7 +221,7 @@ class RunFolder:
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         path = self.path / name
         with naming(path), path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json_text(record))
 
     def _read(self, name: str) -> list[dict[str, Any]]:
         path = self.path / name

@@ -5,11 +5,12 @@ Reading one runs no code: JSON and safetensors hold numbers, strings and arrays 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from mlx.utils import tree_flatten
 
 from mlx_tlstm.checks import require, require_choice, require_integer, require_keys
 from mlx_tlstm.config import DTYPES
-from mlx_tlstm.files import TEMPORARY, load_arrays, naming, save_arrays, sync
+from mlx_tlstm.files import (
+    TEMPORARY,
+    json_text,
+    load_arrays,
+    naming,
+    require_like,
+    save_arrays,
+    sync,
+)
 from mlx_tlstm.layers import TLSTM, TRNN, StackedLSTM, StackedLSTMCell, TLSTMCell
 from mlx_tlstm.layers.base import RecurrentLayer
 from mlx_tlstm.metadata import ModelMetadata
@@ -65,7 +74,8 @@ class ModelConfig:
         require_choice(owner, "layer", self.layer, _LAYERS)
         names = _LAYERS[self.layer][1]
         require_keys(owner, "arguments", self.arguments, names, required=names)
-        require_integer(owner, "output_size", self.output_size)
+        output_size = require_integer(owner, "output_size", self.output_size)
+        object.__setattr__(self, "output_size", output_size)
         require_choice(owner, "dtype", self.dtype, DTYPES)
         symbols = self.metadata.symbols
         fits = symbols is None or len(symbols) == self.output_size
@@ -82,11 +92,13 @@ class ModelConfig:
         known = {kind: name for name, (kind, _) in _LAYERS.items()}
         plain = type(layer) in known and type(model.readout) is nn.Linear
         parts = (type(layer).__name__, type(model.readout).__name__)
-        require(
-            plain, owner, "save", f"of a model of one of {', '.join(_LAYERS)} and Linear", parts
-        )
         dtypes = {_dtype_name(array) for _, array in tree_flatten(model.parameters())}
-        require(len(dtypes) == 1, owner, "dtype", "the same for all weights", sorted(dtypes))
+        with _advising():
+            require(
+                plain, owner, "save", f"of a model of one of {', '.join(_LAYERS)} and Linear", parts
+            )
+            require(len(dtypes) == 1, owner, "dtype", "the same for all weights", sorted(dtypes))
+            require_choice(owner, "dtype", *dtypes, DTYPES)
         size = model.readout.weight.shape[0]
         return cls(known[type(layer)], _arguments(layer), size, dtypes.pop(), metadata)
 
@@ -118,6 +130,36 @@ def is_saved_model(path: str | Path) -> bool:
     return (Path(path) / WEIGHTS_FILE).is_file()
 
 
+def require_same_parts(model: nn.Module, built: nn.Module) -> None:
+    """Raise ``ValueError`` unless weights of ``model`` would turn ``built`` into the same model.
+
+    Args:
+        model: What is to be saved.
+        built: What loading would build.
+    """
+    modules = dict(model.named_modules())
+    with _advising():
+        for name, module in built.named_modules():
+            # A subclass of the model itself is its own affair.
+            same = not name or type(modules.get(name)) is type(module)
+            found = type(modules.get(name)).__name__
+            require(same, "save", name, f"a {type(module).__name__}, as {CONFIG_FILE} says,", found)
+        found, expected = (dict(tree_flatten(m.parameters())) for m in (model, built))
+        require_like("save", "weights", found, expected, CONFIG_FILE)
+
+
+@contextlib.contextmanager
+def _advising() -> Iterator[None]:
+    """Let an error say what to do with a model that a saved folder cannot hold."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; nothing was written, since 'load' would refuse it: save_weights(FILE) keeps "
+            "the weights, for load_weights(FILE) on a model that you build alike"
+        ) from None
+
+
 def write_folder(path: str | Path, config: ModelConfig, parameters: Mapping[str, mx.array]) -> None:
     """Save a model as a new folder, which is whole or absent.
 
@@ -133,8 +175,7 @@ def write_folder(path: str | Path, config: ModelConfig, parameters: Mapping[str,
         with naming(path):
             temporary.mkdir(parents=True)
             save_arrays(temporary / WEIGHTS_FILE, parameters)
-            text = json.dumps(config.as_json(), indent=2) + "\n"
-            (temporary / CONFIG_FILE).write_text(text)
+            (temporary / CONFIG_FILE).write_text(json_text(config.as_json(), indent=2))
             for file in (WEIGHTS_FILE, CONFIG_FILE, "."):
                 sync(temporary / file)
             os.replace(temporary, path)

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_tlstm.checks import require, require_choice
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import load_arrays, require_like
-from mlx_tlstm.metadata import ModelMetadata
+from mlx_tlstm.metadata import ModelMetadata, metrics_from_json
 from mlx_tlstm.model import SequenceModel, class_count
 from mlx_tlstm.runs import CONFIG_FILE, SYMBOLS_FILE, TEST_FILE, WEIGHTS, RunFolder
 from mlx_tlstm.saving import read_json
@@ -128,7 +128,8 @@ def _metrics(run: RunFolder, weights: str) -> dict[str, Any]:
     if weights == "best" and test.is_file():
         values = read_json(test)
         require(isinstance(values, dict), "load", str(test), "a JSON object", values)
-        return {"split": "test"} | {k: v for k, v in values.items() if k != "weights"}
+        values = {name: value for name, value in values.items() if name != "weights"}
+        return {"split": "test"} | metrics_from_json(values)
     records = run.read_metrics()
     if not records:
         return {}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
+import types
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from mlx import nn
@@ -150,6 +153,190 @@ def test_what_cannot_be_saved(tmp_path):
     with pytest.raises(ValueError, match=r"'symbols' must be output_size 4 of them but got b'ab'"):
         model.save(tmp_path / "model", ModelMetadata(symbols=b"ab"))
     assert not any(tmp_path.iterdir())
+
+
+def added_embedding(model):
+    model.embedding = nn.Embedding(INPUT, 3)
+
+
+def added_to_the_cell(model):
+    model.layer.cell.scales = [mx.ones((3,))]
+
+
+def adapted(model):
+    class Adapted(nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.linear = linear
+            self.lora_a = mx.zeros((INPUT, 2))
+            self.lora_b = mx.zeros((2, HIDDEN))
+
+        def __call__(self, x):
+            return self.linear(x) + x @ self.lora_a @ self.lora_b
+
+    model.layer.cell.input_projection = Adapted(model.layer.cell.input_projection)
+
+
+def without_a_bias(module, name):
+    linear = nn.Linear(*getattr(module, name).weight.shape[::-1], bias=False)
+    setattr(module, name, linear)
+
+
+def activated(model):
+    class Activated(nn.Linear):
+        def __call__(self, x):
+            return mx.tanh(super().__call__(x))
+
+    model.layer.cell.input_projection = Activated(INPUT, HIDDEN)
+
+
+def quantized(model):
+    model.readout = nn.Linear(32, CLASSES, bias=False).to_quantized(group_size=32)
+
+
+def another_norm(model):
+    model.layer.cell.norm = nn.LayerNorm(HIDDEN)
+
+
+def another_width(model):
+    model.layer.cell.input_projection = nn.Linear(INPUT + 1, HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (added_embedding, r"weights: embedding\.weight' must be absent.*got 'float32 \[5, 3\]'"),
+        (added_to_the_cell, r"weights: layer\.cell\.scales\.0' must be absent"),
+        (adapted, r"layer\.cell\.input_projection' must be a Linear.* got 'Adapted'"),
+        (lambda m: without_a_bias(m, "readout"), r"readout\.bias' must be float32 .* got 'absent'"),
+        (
+            lambda m: without_a_bias(m.layer.cell, "input_projection"),
+            r"projection\.bias' must be float32 \[7\], as config\.json says, but got 'absent'",
+        ),
+        (activated, "input_projection' must be a Linear, as config.json says, but got 'Activated'"),
+        (quantized, r"'save' must be of a model .* got \('TLSTM', 'QuantizedLinear'\)"),
+        (another_norm, "norm' must be a Normalization"),
+        (another_width, r"projection\.weight' must be float32 \[7, 5\].*got 'float32 \[7, 6\]'"),
+        (lambda m: m.layer.cell.set_dtype(mx.float16), "'dtype' must be the same"),
+        (lambda m: m.set_dtype(mx.complex64), "'dtype' must be one of"),
+        (lambda m: setattr(m.layer.cell, "bias", mx.zeros((3,))), r"layer\.cell\.bias' must be"),
+    ],
+)
+def test_what_could_not_be_loaded_is_refused_before_it_is_saved(
+    change, message, tmp_path, monkeypatch
+):
+    model = build(TLSTM(INPUT, HIDDEN, 2, norm="channel"))
+    change(model)
+    advice = r".*; nothing was written, .*save_weights\(FILE\)"
+    with pytest.raises(ValueError, match=message + advice):
+        model.save(tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+    def asked(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", asked)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", asked)
+    with pytest.raises(ValueError, match=message + advice):
+        mlx_tlstm.push(model, "somebody/model")
+    # The advice holds.
+    model.save_weights(str(tmp_path / "weights.safetensors"))
+    other = build(TLSTM(INPUT, HIDDEN, 2, norm="channel"))
+    change(other)
+    other.load_weights(str(tmp_path / "weights.safetensors"))
+    saved, loaded = (dict(tree_flatten(m.parameters())) for m in (model, other))
+    assert saved.keys() == loaded.keys()
+    assert all(mx.array_equal(array, loaded[name]) for name, array in saved.items())
+
+
+def test_a_subclass_with_one_more_parameter(tmp_path):
+    class Scaled(SequenceModel):
+        def __init__(self, layer, output_size, scale=True):
+            super().__init__(layer, output_size)
+            if scale:
+                self.scale = mx.ones((output_size,))
+
+    with pytest.raises(ValueError, match=r"scale' must be absent, as config\.json says, but got"):
+        Scaled(TLSTM(INPUT, HIDDEN, 2), CLASSES).save(tmp_path / "model")
+    model = moved(Scaled(TLSTM(INPUT, HIDDEN, 2), CLASSES, scale=False))
+    model.save(tmp_path / "model")
+    check_same(mlx_tlstm.load(tmp_path / "model"), model)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_frozen_models_are_saved(variant, tmp_path):
+    model = build(make_layer(variant, INPUT, HIDDEN, 2))
+    model.freeze()
+    model.save(tmp_path / "model")
+    check_same(mlx_tlstm.load(tmp_path / "model"), model)
+
+
+def test_saving_and_loading_draw_no_random_numbers(tmp_path):
+    model = build(TLSTM(INPUT, HIDDEN, 2))
+    mx.eval(model.parameters())
+    mx.random.seed(5)
+    model.save(tmp_path / "model")
+    mlx_tlstm.load(tmp_path / "model")
+    drawn = mx.random.uniform(shape=(3,))
+    mx.random.seed(5)
+    assert mx.array_equal(drawn, mx.random.uniform(shape=(3,)))
+
+
+def strict_json(text):
+    def refuse(word):
+        raise AssertionError(f"JSON has no {word}")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_metrics_of_any_kind_of_number(tmp_path):
+    metrics = {
+        "loss": np.float32(0.5),
+        "bpc": mx.array(0.25),
+        "answers": np.int64(3),
+        "share": float("nan"),
+        "perplexity": np.float32(np.inf),
+        "lowest": -math.inf,
+        "split": "test",
+    }
+    metadata = ModelMetadata(metrics=types.MappingProxyType(metrics))
+    kinds = [type(value) for value in metadata.metrics.values()]
+    assert kinds == [float, float, int, float, float, float, str]
+    model = build(TLSTM(INPUT, HIDDEN, 2))
+    model.save(tmp_path / "model", metadata)
+    saved = strict_json((tmp_path / "model" / "config.json").read_text())["metadata"]["metrics"]
+    assert saved == {
+        "loss": 0.5,
+        "bpc": 0.25,
+        "answers": 3,
+        "share": None,
+        "perplexity": None,
+        "lowest": None,
+        "split": "test",
+    }
+    loaded = mlx_tlstm.load(tmp_path / "model").metadata.metrics
+    assert list(loaded) == list(metrics)
+    assert all(math.isnan(loaded[name]) for name in ("share", "perplexity", "lowest"))
+    assert (loaded["loss"], loaded["answers"]) == (0.5, 3)
+    for value in (None, [1], 1j, np.zeros(2), object()):
+        with pytest.raises(ValueError, match="'metrics' must be numbers and words by name but got"):
+            ModelMetadata(metrics={"loss": value})
+
+
+def test_a_runs_files_are_json_whatever_was_measured(tmp_path):
+    run = RunFolder.create(tmp_path / "run", quick("memorization"))
+    record = {"loss": math.nan, "step": np.int64(3), "norms": [np.float32(0.5), -math.inf]}
+    run.append_metrics(record)
+    run.append_event(record)
+    run.save_test_metrics({"weights": "best", "loss": math.inf, "accuracy": 0.5})
+    expected = {"loss": None, "step": 3, "norms": [0.5, None]}
+    for name in ("metrics.jsonl", "events.jsonl"):
+        assert strict_json((run.path / name).read_text()) == expected
+    assert strict_json((run.path / "test.json").read_text())["loss"] is None
+    # Such a run is loaded all the same.
+    model = training.build_model(run.config, TASKS["memorization"](run.config))
+    run.save_weights(model, "best")
+    assert math.isnan(mlx_tlstm.load(run.path).metadata.metrics["loss"])
 
 
 def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):

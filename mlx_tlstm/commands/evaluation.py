@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 
 import click
@@ -12,6 +10,7 @@ from mlx.utils import tree_flatten
 from mlx_tlstm import hub, training
 from mlx_tlstm.commands.devices import backend_option, device_option, use_backend
 from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.files import json_text
 from mlx_tlstm.runs import WEIGHTS
 from mlx_tlstm.trained import task_of
 from mlx_tlstm.training.progress import causality_note
@@ -74,9 +73,8 @@ def evaluate(
         "parameters": parameters,
         "weights": kept,
         "split": split,
-        # JSON has no word for what is not finite.
-        "metrics": {k: v if math.isfinite(v) else None for k, v in metrics.items()},
+        "metrics": metrics,
         "note": task.evaluation_note or None,
         "causal": network.causal,
     }
-    click.echo(json.dumps(record))
+    click.echo(json_text(record), nl=False)

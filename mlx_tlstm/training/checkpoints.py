@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_tlstm.files import TEMPORARY, naming, sync
+from mlx_tlstm.files import TEMPORARY, json_text, naming, sync
 
 MANIFEST_FILE = "manifest.json"
 #: Raised with each change that older programs cannot read.
@@ -183,7 +183,7 @@ def _fill(folder: Path, files: Mapping[str, Callable[[Path], object]]) -> None:
         entries[name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     manifest: dict[str, Any] = {"format": FORMAT, "files": entries}
     path = folder / MANIFEST_FILE
-    path.write_text(json.dumps(manifest, indent=2) + "\n")
+    path.write_text(json_text(manifest, indent=2))
     sync(path)
     sync(folder)
 

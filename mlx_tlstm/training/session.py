@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_tlstm.files import load_arrays, replace_file, save_arrays
+from mlx_tlstm.files import json_text, load_arrays, replace_file, save_arrays
 from mlx_tlstm.runs import CHECKPOINTS, EVENTS_FILE, METRICS_FILE, WEIGHTS_FILES, RunFolder
 from mlx_tlstm.tasks import Batch
 from mlx_tlstm.training.checkpoints import Checkpoint, CheckpointError, CheckpointStore
@@ -176,7 +176,7 @@ class Session:
             "random_key": mx.random.state[0].tolist(),
             "next_batch": _fingerprint(next_batch),
         }
-        text = json.dumps(state, indent=2) + "\n"
+        text = json_text(state, indent=2)
         files: dict[str, Callable[[Path], object]] = {
             STATE_FILE: lambda path: path.write_text(text)
         }
@@ -217,7 +217,7 @@ class Session:
         trainer.optimizer.learning_rate = rate
         self._rollbacks += 1
         event |= {"event": "rollback", "restored_step": trainer.step, "learning_rate": rate}
-        lines = "".join(json.dumps(row) + "\n" for row in (*events, event))
+        lines = "".join(json_text(row) for row in (*events, event))
         replace_file(run.path / EVENTS_FILE, lambda path: path.write_text(lines))
         self.save()
         self._note(
