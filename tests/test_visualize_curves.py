@@ -158,7 +158,27 @@ def test_metrics(make_run):
     assert draw_learning_curves([norms], "gradient_norm").axes[0].get_yscale() == "log"
 
 
-def test_learning_curves_refuse(make_run):
+def test_learning_curves_of_paths(make_run):
+    runs = [make_run((0.1, 0.6)), make_run((0.3, float("nan")), depth=7)]
+    expected = draw_learning_curves(runs)
+    for given in (
+        [str(run.path) for run in runs],
+        (run.path for run in runs),
+        [runs[0], str(runs[1].path)],
+    ):
+        figure = draw_learning_curves(given)
+        assert legend(figure) == legend(expected) == ["L=4", "L=7"]
+        for line, other in zip(lines(figure), lines(expected), strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), other.get_xydata())
+    for one in (runs[0], runs[0].path, str(runs[0].path)):
+        assert lines(draw_learning_curves(one))[0].get_ydata().tolist() == [10.0, 60.0]
+
+
+def test_learning_curves_refuse(make_run, tmp_path):
+    with pytest.raises(ValueError, match=r"a folder that holds config\.json but got '.*no'"):
+        draw_learning_curves([str(tmp_path / "no")])
+    with pytest.raises(ValueError, match="'runs' must be RunFolders or paths of folders but got 3"):
+        draw_learning_curves([3])
     good, text = make_run((0.5,)), make_run((2.0,), "wikipedia", data="x")
     with pytest.raises(ValueError, match="'runs' must be at least one run"):
         draw_learning_curves([])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def differing_settings(configs: Sequence[TrainingConfig]) -> list[str]:
 
 
 def draw_learning_curves(
-    runs: Sequence[RunFolder], metric: str | None = None, axes: Axes | None = None
+    runs: Sequence[RunFolder | str | Path], metric: str | None = None, axes: Axes | None = None
 ) -> Figure:
     """Draw a metric over the training samples, a line a run.
 
@@ -77,7 +78,8 @@ def draw_learning_curves(
     look the same. Where several settings share a variant, the later ones are lighter.
 
     Args:
-        runs: The runs' folders; their tasks may differ, where they have one metric.
+        runs: The runs, or paths of their folders; their tasks may differ, where they have one
+            metric.
         metric: One of :data:`METRICS`; ``None`` takes the task's own.
         axes: Where to draw; ``None`` makes a figure.
 
@@ -85,11 +87,16 @@ def draw_learning_curves(
         The figure.
 
     Raises:
-        ValueError: There are no runs, a run has no evaluation yet or none with the metric, or
-            tasks of several metrics meet.
+        ValueError: There are no runs, a folder holds none, a run has no evaluation yet or none
+            with the metric, or tasks of several metrics meet.
     """
     owner = "draw_learning_curves"
-    require(len(runs) > 0, owner, "runs", "at least one run", runs)
+    one = (RunFolder, str, os.PathLike)
+    given = [runs] if isinstance(runs, one) else list(runs)
+    require(len(given) > 0, owner, "runs", "at least one run", given)
+    for run in given:
+        require(isinstance(run, one), owner, "runs", "RunFolders or paths of folders", run)
+    runs = [run if isinstance(run, RunFolder) else RunFolder.open(run) for run in given]
     if metric is None:
         metrics = sorted({TASKS[run.config.task].metric for run in runs})
         require(len(metrics) == 1, owner, "runs", "of tasks with one metric", metrics)
