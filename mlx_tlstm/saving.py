@@ -142,7 +142,7 @@ def require_same_parts(model: nn.Module, built: nn.Module) -> None:
         for name, module in built.named_modules():
             # A subclass of the model itself is its own affair.
             same = not name or type(modules.get(name)) is type(module)
-            found = type(modules.get(name)).__name__
+            found = type(modules[name]).__name__ if name in modules else "no module"
             require(same, "save", name, f"a {type(module).__name__}, as {CONFIG_FILE} says,", found)
         found, expected = (dict(tree_flatten(m.parameters())) for m in (model, built))
         require_like("save", "weights", found, expected, CONFIG_FILE)

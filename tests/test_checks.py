@@ -243,6 +243,11 @@ def test_arguments_of_drawings():
         draw_diagonal(recording, one)
         draw_memory_offsets(recording, one, one)
         draw_memory_maps(recording, one, np.array([1, 2]))
+    symbols = np.array(list("abcd"))
+    for inputs in (symbols, mx.zeros((4, 3)), mx.zeros((4,), mx.bfloat16), np.zeros(4, int)):
+        draw_diagonal(recording, 0, inputs, symbols, symbols)
+    with pytest.raises(ValueError, match=r"'inputs' must be of shape \[4\] or .* of numbers"):
+        draw_diagonal(recording, 0, np.array([b"a"] * 4))
     draw_gate_saturation(recording, low=np.float32(0.25), high=np.float16(0.75))
     draw_by_depth({"slstm": {np.int64(2): np.array([0.5, 1], np.float32)}}, "value")
     draw_by_depth({"slstm": {2: [mx.array(0.5), 1]}}, "value")

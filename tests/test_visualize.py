@@ -481,7 +481,7 @@ def diverged():
         (lambda: draw_memory_maps(RECORDING, steps=[]), "'steps' must be integers from 1 to 7"),
         (lambda: draw_gate_saturation(RECORDING, "none"), "'locations' must be one of"),
         (lambda: draw_receptive_field(np.zeros((2, 3))), "'field' must be a square"),
-        (lambda: draw_arrival(np.zeros(3)), "'steps' must be a NumPy array of steps"),
+        (lambda: draw_arrival(np.zeros(3)), "'steps' must be an array of steps"),
         (lambda: receptive_field(TLSTM(R, M, 2), mx.zeros((B, T, R))), "'x' must be of shape"),
         (lambda: receptive_field(TLSTM(R, M, 2), mx.zeros((T, R)), probes=0), "'probes' must be"),
         (lambda: input_reach(None, mx.zeros((T, R))), "'layer' must be a TLSTM"),

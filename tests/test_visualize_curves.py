@@ -179,6 +179,8 @@ def test_learning_curves_refuse(make_run, tmp_path):
         draw_learning_curves([str(tmp_path / "no")])
     with pytest.raises(ValueError, match="'runs' must be RunFolders or paths of folders but got 3"):
         draw_learning_curves([3])
+    with pytest.raises(ValueError, match="'runs' must be RunFolders or paths of folders but got N"):
+        draw_learning_curves(None)
     good, text = make_run((0.5,)), make_run((2.0,), "wikipedia", data="x")
     with pytest.raises(ValueError, match="'runs' must be at least one run"):
         draw_learning_curves([])

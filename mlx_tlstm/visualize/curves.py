@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,9 @@ def draw_learning_curves(
     """
     owner = "draw_learning_curves"
     one = (RunFolder, str, os.PathLike)
-    given = [runs] if isinstance(runs, one) else list(runs)
+    given = [runs] if isinstance(runs, one) else runs
+    require(isinstance(given, Iterable), owner, "runs", "RunFolders or paths of folders", given)
+    given = list(given)
     require(len(given) > 0, owner, "runs", "at least one run", given)
     for run in given:
         require(isinstance(run, one), owner, "runs", "RunFolders or paths of folders", run)

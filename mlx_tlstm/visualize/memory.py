@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -41,7 +43,7 @@ _NARROWEST, _WIDEST = 5.0, 12.0
 def draw_diagonal(
     recording: Recording,
     example: int = 0,
-    inputs: Sequence[str] | np.ndarray | None = None,
+    inputs: Sequence[str] | np.ndarray | mx.array | None = None,
     targets: Sequence[str] | None = None,
     predictions: Sequence[str] | None = None,
     axes: Axes | None = None,
@@ -70,6 +72,7 @@ def draw_diagonal(
     owner = "draw_diagonal"
     require_part(owner, recording, "cell")
     example = require_example(owner, recording, example)
+    inputs, targets, predictions = map(_as_given, (inputs, targets, predictions))
     length, first_output = recording.outputs.shape[1], 1 + recording.delay
     rows: dict[str, tuple[Sequence[str], int]] = {}
     values = inputs if isinstance(inputs, np.ndarray) else None
@@ -151,6 +154,14 @@ def draw_memory_offsets(
     label = "offset (locations)\n-1: from the input's side\n0: from the same place"
     figure.colorbar(image, ax=axes, label=label, pad=0.01, aspect=12)
     return figure
+
+
+def _as_given(values: Any) -> Any:
+    """MLX's arrays as NumPy's, and NumPy's of strings as lists."""
+    if isinstance(values, mx.array):
+        return np.array(values.astype(mx.float32))
+    strings = isinstance(values, np.ndarray) and values.dtype.kind == "U"
+    return values.tolist() if strings else values
 
 
 def _as_columns(values: np.ndarray) -> np.ndarray:

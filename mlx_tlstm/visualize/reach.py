@@ -29,8 +29,7 @@ def draw_receptive_field(field: np.ndarray, axes: Axes | None = None) -> Figure:
     owner = "draw_receptive_field"
     valid = isinstance(field, np.ndarray) and field.ndim == 2 and field.size > 0
     valid = valid and field.shape[0] == field.shape[1] and bool((field >= 0).all())
-    shape = getattr(field, "shape", field)
-    require(valid, owner, "field", "a square NumPy array of numbers of 0 or more", shape)
+    require(valid, owner, "field", "a square NumPy array of numbers of 0 or more", field)
     largest = field.max() or 1.0
     picture = np.log10(field / largest, where=field > 0, out=np.full(field.shape, np.nan))
     T = len(field)
@@ -69,8 +68,7 @@ def draw_arrival(steps: np.ndarray, axes: Axes | None = None) -> Figure:
     owner = "draw_arrival"
     valid = isinstance(steps, np.ndarray) and steps.ndim in (1, 2) and steps.size > 0
     valid = valid and np.issubdtype(steps.dtype, np.integer) and bool((steps >= 0).all())
-    shape = getattr(steps, "shape", steps)
-    require(valid, owner, "steps", "a NumPy array of steps, of one or two axes,", shape)
+    require(valid, owner, "steps", "an array of steps in NumPy, of one or two axes,", steps)
     table = steps[None] if steps.ndim == 1 else steps
     rows, columns = table.shape
     last = max(2, int(table.max()))

@@ -25,9 +25,10 @@ def check_symbols(owner: str, argument: str, symbols: object, length: int) -> No
 
 
 def check_values(owner: str, argument: str, values: np.ndarray, length: int) -> None:
-    """Raise ``ValueError`` unless ``values`` are ``[T]`` or ``[T, R]``."""
+    """Raise ``ValueError`` unless ``values`` are numbers ``[T]`` or ``[T, R]``."""
     valid = values.ndim in (1, 2) and len(values) == length and values.size > 0
-    require(valid, owner, argument, f"of shape [{length}] or [{length}, R]", values.shape)
+    valid = valid and values.dtype.kind in "biuf"
+    require(valid, owner, argument, f"of shape [{length}] or [{length}, R], of numbers,", values)
 
 
 def write_rows(
