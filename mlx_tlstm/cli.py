@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from mlx_tlstm import training
+from mlx_tlstm.commands.base import Group
 from mlx_tlstm.commands.data import data as data_command
 from mlx_tlstm.commands.devices import backend_option, chosen, device_option
 from mlx_tlstm.commands.errors import clean_errors
@@ -36,12 +37,13 @@ class NumberOrLag(click.ParamType):
             self.fail(f"{value!r} is not a number or {BY_LAG!r}", parameter, context)
 
 
-@click.group()
+@click.group(cls=Group)
 def main() -> None:
     """Tensorized LSTMs for MLX."""
 
 
 @main.command(
+    keeps_results=True,
     help=f"Train a network on TASK and save the run in a folder. TASK is one of "
     f"{', '.join(TASKS)}; the first if left out.",
     epilog="Options left out take the task's quick setting, or the paper's with --paper.",

@@ -14,15 +14,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import click
 
+from mlx_tlstm.streams import forgiving, safe_streams
 from mlx_tlstm.training.signals import STOP_SIGNALS
 
 #: What mlx.launch says of a process that failed; colours may stand around it.
-_FAILURE = re.compile(r"Node with rank (\d+) exited with code (-?\d+)")
+_FAILURE = re.compile(rb"Node with rank (\d+) exited with code (-?\d+)")
 
 
 def launcher() -> str:
@@ -48,21 +51,39 @@ def run(options: Sequence[str], training: Sequence[str]) -> int:
     python = ["--python", sys.executable]
     # Without the dashes mlx.launch would take what it knows, such as --backend, from training's.
     arguments = [launcher(), *python, *options, "--", "-m", "mlx_tlstm.train", *training]
-    code = 0
+    failures: list[int] = []
+
+    def watch(line: bytes) -> None:
+        if failure := _FAILURE.search(line):
+            failures.append(int(failure[2]))
+
     with _signals() as (passed, follow):
+        # Both pass through here: mlx.launch ends where nobody reads its output.
         process = subprocess.Popen(
-            arguments, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
         follow(process.pid)
         with process:
-            for line in process.stderr:
-                sys.stderr.write(line)
-                sys.stderr.flush()
-                failure = _FAILURE.search(line)
-                if failure and code == 0:
-                    code = int(failure[2])
-    code = (-passed[0] if passed else 0) or code or process.returncode
+            output = threading.Thread(target=_pass_on, args=(process.stdout, sys.stdout))
+            output.start()
+            _pass_on(process.stderr, sys.stderr, watch)
+            output.join()
+    code = next((code for code in failures if code), 0) or process.returncode
+    code = -passed[0] if passed else code
     return 128 - code if code < 0 else code
+
+
+def _pass_on(
+    source: Iterable[bytes], target: TextIO, watch: Callable[[bytes], None] = lambda line: None
+) -> None:
+    """Write lines on as they come, where that is possible, and show each to ``watch``."""
+    target = forgiving(target)
+    for line in source:
+        target.write_bytes(line)
+        watch(line)
 
 
 @contextlib.contextmanager
@@ -92,6 +113,7 @@ def _signals() -> Iterator[tuple[list[int], Callable[[int], None]]]:
             signal.signal(number, handler)
 
 
+@safe_streams(keeps_results=True)
 def main() -> None:
     """The command; see the module."""
     arguments = sys.argv[1:]

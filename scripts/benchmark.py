@@ -30,6 +30,7 @@ from benchmarking.tables import depth_table, linear_table, sizes_table
 
 from mlx_tlstm import blas
 from mlx_tlstm.cache import larger_cpu_cache
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.timing import machine
 
@@ -50,7 +51,7 @@ def _compile_text(no_compile: bool) -> str:
     return "on"
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, help=__doc__)
 @click.option(
     "--size", "sizes", type=SizeType(), multiple=True, help="Like 4x4,M=100,B=15,T=42; repeatable."
 )

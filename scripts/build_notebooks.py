@@ -13,6 +13,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from mlx_tlstm.commands.base import Command
+
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 SIZES = ("full", "small")
 #: Read by the notebooks.
@@ -65,7 +67,7 @@ def private_words(notebook: nbformat.NotebookNode) -> list[str]:
     return [name for name in names if any(name in text for text in texts(notebook))]
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, keeps_results=True, help=__doc__)
 @click.argument("notebook", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--size", type=click.Choice(SIZES), default=SIZES[0], show_default=True)
 def main(notebook: tuple[Path, ...], size: str) -> None:

@@ -27,6 +27,7 @@ from benchmarking.baselines import INPUT_SIZE, Size
 from benchmarking.launches import Launch, of_a_pass
 from benchmarking.report import Table
 
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.config import DTYPES
 from mlx_tlstm.kernels import cuda, library
 
@@ -163,7 +164,7 @@ def report(
     return Table("The most that a variant of a kernel needs", header, cells, {})
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, help=__doc__)
 @click.option("--size", "sizes", multiple=True, default=SIZES, help=f"Like {SIZES[0]}; repeatable.")
 @click.option("--dtype", "dtypes", multiple=True, default=DTYPES, type=click.Choice(DTYPES))
 @click.option("--arch", default="sm_90", show_default=True, help="The GPU to compile for.")

@@ -24,6 +24,7 @@ from experiments.results import RunResult, read_result
 from matplotlib.figure import Figure
 
 from mlx_tlstm.checks import require
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.visualize import draw_learning_curves, save_figure
@@ -79,7 +80,7 @@ def _note(what: str, names: Sequence[str]) -> None:
         click.echo(f"{count} {what}: {', '.join(names)}", err=True)
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, help=__doc__)
 @click.argument(
     "figure", type=click.Choice([*(n for n in FIGURES if not FIGURES[n].changes), CURVES])
 )

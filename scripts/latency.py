@@ -24,6 +24,7 @@ from benchmarking.baselines import INPUT_SIZE
 from benchmarking.report import Table
 
 from mlx_tlstm import VARIANTS, SequenceModel, StreamingSession, make_layer
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.timing import Timing, machine, measure
 
@@ -106,7 +107,7 @@ def latency_table(
     return Table(title, header, rows, {"streaming": timings})
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, help=__doc__)
 @click.option(
     "--variant",
     type=click.Choice([name for name in VARIANTS if name != STACKED]),

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from mlx_tlstm import SequenceModel, hub
 from mlx_tlstm.checks import require
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.runs import WEIGHTS
 from mlx_tlstm.tasks import Task, Wikipedia
@@ -78,7 +79,7 @@ def draw(model: SequenceModel, task: Task, number: int, location: str) -> tuple[
     return figure, ["".join(row) for row in (read if inputs.ndim == 1 else [], *answered)]
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, help=__doc__)
 @click.argument("model")
 @click.option(
     "--example",

@@ -21,6 +21,7 @@ from experiments.paper import EXPERIMENTS
 from mlx.utils import tree_flatten
 
 from mlx_tlstm import SequenceModel, make_layer
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.tasks import TASKS
 
 MILLION, MEBI = 10**6, 2**20
@@ -113,7 +114,7 @@ def render(found: list[Count], style: str) -> str:
     return table(found).text(style == "markdown")
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, help=__doc__)
 @click.option(
     "--format",
     "style",

@@ -46,6 +46,7 @@ from experiments.tables import (
 from matplotlib.figure import Figure
 
 from mlx_tlstm.checks import require
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
 
 
@@ -86,7 +87,7 @@ def report(
     return tables
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, keeps_results=True, help=__doc__)
 @click.argument("target", type=click.Choice([*TARGETS, "all"]), metavar="TARGET")
 @click.option(
     "--scale", type=click.Choice(SCALES), default="laptop", show_default=True, help="See above."

@@ -36,6 +36,7 @@ from benchmarking.task_times import (
 
 from mlx_tlstm import blas
 from mlx_tlstm.cache import larger_cpu_cache
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.tasks import TASKS
@@ -113,7 +114,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
             writer.writerow(line)
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, keeps_results=True, help=__doc__)
 @click.argument("tasks", nargs=-1, type=click.Choice(list(TASKS)), metavar="[TASK]...")
 @click.option("--quick", is_flag=True, help="Smaller M, B and T: minutes on two CPU cores.")
 @click.option(

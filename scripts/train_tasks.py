@@ -26,6 +26,7 @@ from experiments.sweep import sweep
 from experiments.tables import SOLVED_COLUMNS, size_text, solved_cells, value_text
 from tqdm import tqdm
 
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import TASKS
@@ -68,7 +69,7 @@ def tasks_table(results: list[RunResult]) -> Table:
     return Table("Training on the paper's tasks", header, rows, {})
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, keeps_results=True, help=__doc__)
 @click.argument("tasks", nargs=-1, type=click.Choice(list(TASKS)), metavar="[TASK]...")
 @click.option(
     "--scale",

@@ -25,6 +25,7 @@ from benchmarking.options import DTYPES, LAYER_SIZES, SizeType, tf32_text, unit_
 from benchmarking.problems import Problem, problem_of
 from benchmarking.report import Table
 
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.kernels import convolution, dispatch, tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
 from mlx_tlstm.kernels.tuning import Product
@@ -136,7 +137,7 @@ def _run(chain: Chain, choice: Tile | None, launches: int) -> Callable[[], None]
     return run
 
 
-@click.command(help=__doc__)
+@click.command(cls=Command, keeps_results=True, help=__doc__)
 @click.option(
     "--size",
     "sizes",

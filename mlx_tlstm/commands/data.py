@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.files import replace_file
 from mlx_tlstm.tasks import TASKS, Batch, Mnist, Task, make_task
@@ -49,7 +50,7 @@ def _shape(array: Any) -> str:
     return " × ".join(map(str, array.shape))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("task", type=click.Choice(list(TASKS)))
 @click.option(
     "--data",

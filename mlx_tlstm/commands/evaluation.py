@@ -8,6 +8,7 @@ import click
 from mlx.utils import tree_flatten
 
 from mlx_tlstm import hub, training
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import backend_option, device_option, use_backend
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.files import json_text
@@ -16,7 +17,7 @@ from mlx_tlstm.trained import task_of
 from mlx_tlstm.training.progress import causality_note
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", metavar="MODEL")
 @click.option("--split", type=click.Choice(["test", "validation"]), default="test")
 @click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], help="Of a run.")

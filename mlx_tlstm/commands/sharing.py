@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from mlx_tlstm import hub
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("repository")
 @click.option("--public", is_flag=True, help="Let everybody see a new repository.")
@@ -26,7 +27,7 @@ def push(model: Path, repository: str, public: bool, license: str | None) -> Non
     click.echo(address)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("repository")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--revision", help="Branch, tag or commit; else the main branch.")

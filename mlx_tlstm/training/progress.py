@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mlx_tlstm import blas
 from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.streams import forgiving, say
 from mlx_tlstm.tasks import Task
 from mlx_tlstm.training import memory
 from mlx_tlstm.training.loop import Callback, Record
@@ -49,7 +50,8 @@ class Progress(Callback):
     """
 
     def __init__(self, bar: bool | None = None) -> None:
-        self._wants_bar = sys.stderr.isatty() if bar is None else bar
+        self._errors = forgiving(sys.stderr)
+        self._wants_bar = self._errors.isatty() if bar is None else bar
         self._bar: tqdm | None = None
         self._total = 0
         self._metric = ""
@@ -59,26 +61,30 @@ class Progress(Callback):
     def on_start(self, trainer: Trainer) -> None:
         config, task = trainer.config, trainer.task
         device = mx.default_device()
-        print(
+        say(
             f"{config.task} · {config.variant} · L={config.depth} M={config.hidden_size} · "
             f"{trainer.parameter_count:,} parameters · {trainer.total_steps:,} steps of "
-            f"{config.batch_size} samples · {str(device.type).rpartition('.')[2].upper()}",
-            flush=True,
+            f"{config.batch_size} samples · {str(device.type).rpartition('.')[2].upper()}"
         )
         sizes = memory.StepSizes.of(config, task, trainer.model, trainer.workers.size)
-        print(
+        say(
             f"memory: about {memory.describe(memory.predict(sizes))} at the peak of a step; "
-            f"{memory.device_name()} has {memory.describe(memory.limit())}",
-            flush=True,
+            f"{memory.device_name()} has {memory.describe(memory.limit())}"
         )
         slow = device.type == mx.DeviceType.cpu and not blas.is_fast()
         for note in (causality_note(config, task), f"Warning: {blas.hint()}" if slow else None):
             if note:
-                print(note, file=sys.stderr, flush=True)
+                say(note, error=True)
         self._metric = task.metric
         self._total = trainer.total_steps * config.batch_size
         if self._wants_bar:
-            self._bar = tqdm(total=self._total, initial=trainer.samples, unit=" samples")
+            self._bar = tqdm(
+                total=self._total,
+                initial=trainer.samples,
+                unit=" samples",
+                file=self._errors,
+                dynamic_ncols=True,  # else of no width, since the file is not sys.stderr itself
+            )
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
         if self._bar is not None:
@@ -87,7 +93,7 @@ class Progress(Callback):
             self._bar.update(trainer.samples - self._bar.n)  # less than nothing after a rollback
 
     def on_note(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(text, file=self._errors)
 
     def on_evaluation(self, record: Record) -> None:
         if self._bar is not None:
@@ -98,10 +104,9 @@ class Progress(Callback):
         seconds = max(record["seconds"] - previous["seconds"], 1e-3)
         rate = (record["samples"] - previous["samples"]) / seconds
         left = tqdm.format_interval((self._total - record["samples"]) / rate)
-        print(
+        say(
             f"{record['samples']:>9,} samples  loss {record['loss']:.4f}  "
-            f"{format_metrics(record)}  {rate:,.0f} samples/s  {left} left",
-            flush=True,
+            f"{format_metrics(record)}  {rate:,.0f} samples/s  {left} left"
         )
 
     def on_end(self) -> None:

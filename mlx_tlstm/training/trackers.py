@@ -10,12 +10,12 @@ import dataclasses
 import hashlib
 import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
 from mlx_tlstm.checks import is_integer, require_choice
+from mlx_tlstm.streams import say
 from mlx_tlstm.training.loop import Callback
 from mlx_tlstm.training.records import Record
 from mlx_tlstm.training.trainer import Trainer
@@ -87,10 +87,9 @@ class Tracker(Callback, abc.ABC):
         self._run = None
 
     def _warn(self, consequence: str, error: Exception) -> None:
-        print(
+        say(
             f"Warning: {self.package} failed ({type(error).__name__}: {error}); {consequence}",
-            file=sys.stderr,
-            flush=True,
+            error=True,
         )
 
     @abc.abstractmethod

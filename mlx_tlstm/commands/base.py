@@ -1,0 +1,46 @@
+"""What all commands, and the scripts, are made of: click's, with output that cannot end them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.streams import SafeStream, safe_streams
+
+
+class _SafeMain(click.Command):
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        with safe_streams():
+            return super().main(*arguments, **settings)
+
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        with clean_errors(bad_input=False):  # --help is printed here
+            return super().make_context(*arguments, **settings)
+
+
+class Command(_SafeMain):
+    """A command that fails in one line, and that a closed standard error does not end.
+
+    Args:
+        keeps_results: Its results are in files: it goes on where nobody reads its output. Others
+            end, quietly where the reader of a pipe has gone.
+    """
+
+    def __init__(self, *arguments: Any, keeps_results: bool = False, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.keeps_results = keeps_results
+
+    def invoke(self, context: click.Context) -> Any:
+        if isinstance(sys.stdout, SafeStream):
+            sys.stdout.forgiving = self.keeps_results
+        with clean_errors(bad_input=False):
+            return super().invoke(context)
+
+
+class Group(_SafeMain, click.Group):
+    """A command of such commands."""
+
+    command_class = Command
