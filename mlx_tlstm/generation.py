@@ -39,6 +39,17 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self._bytes)
 
+    @property
+    def start(self) -> bytes:
+        """What a text may begin after where nothing was asked for, of any text's bytes.
+
+        A line's end, since a line begins after it; else a space, where a word does; else the
+        first byte that is not the middle of a UTF-8 character, as a text's own first byte.
+        """
+        usual = (value for value in b"\n " if value in self._numbers)
+        first = min(self._bytes, key=lambda value: (0x80 <= value < 0xC0, value))
+        return bytes([next(usual, first)])
+
     def encode(self, text: bytes) -> list[int]:
         """Symbols of a text.
 

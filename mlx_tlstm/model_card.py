@@ -77,7 +77,8 @@ def _use(model: SequenceModel, repo_id: str) -> str:
         "```",
     ]
     if model.metadata.symbols:
-        lines += ["", "```sh", f"python -m mlx_tlstm.generate {repo_id} --prompt Once", "```"]
+        prompt = " --prompt Once" if set(b"Once") <= set(model.metadata.symbols) else ""
+        lines += ["", "```sh", f"python -m mlx_tlstm.generate {repo_id}{prompt}", "```"]
     return "\n".join(lines)
 
 

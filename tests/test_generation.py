@@ -174,6 +174,24 @@ def test_vocabulary():
         vocabulary.encode(b"")
 
 
+@pytest.mark.parametrize(
+    ("symbols", "start"),
+    [
+        (b"\n ab", b"\n"),
+        (b" ab", b" "),
+        (b"ACGT", b"A"),
+        (bytes(sorted(set("漢字中文".encode()))), b"\xe4"),
+        (b"\x80\xa0", b"\x80"),
+        (b"\x00\xff", b"\x00"),
+        (b"ba", b"a"),
+    ],
+)
+def test_a_text_may_begin_after_a_byte_that_every_model_knows(symbols, start):
+    vocabulary = Vocabulary(symbols)
+    assert vocabulary.start == start
+    assert vocabulary.encode(vocabulary.start)
+
+
 TEXT = "Größe: a tensor of cells\n" * 40
 TINY = {"length": 5, "depth": 3, "hidden_size": 8, "batch_size": 4, "eval_every": 40, "samples": 40}
 
@@ -230,6 +248,30 @@ def test_text_comes_as_it_is_drawn(run, monkeypatch):
     result = invoke(run, "--prompt", "a")
     assert seen == ["a", "at", "at", "atö", "atö\n"]
     assert result.stdout == "atö\n\ufffd\n"
+
+
+@pytest.mark.parametrize("text", ["a tensor of cells and ", "ACGTTGCA", "ä", "a"])
+def test_a_text_without_line_ends(text, tmp_path):
+    (tmp_path / "text").write_text(text * 400)
+    config = TASKS["wikipedia"].quick().replace(**TINY, data=str(tmp_path / "text"))
+    training.fit(config, tmp_path / "run")
+    result = invoke(tmp_path / "run", "--length", 9)
+    assert result.exit_code == 0, result.output
+    first = " " if " " in text else text[0].encode()[:1].decode(errors="replace")
+    assert result.stdout.rstrip("\n")[0] in (first, text[0])
+
+
+def test_raw_bytes(tmp_path):
+    text = "Größe für Ärger\n".encode("latin-1") * 60
+    (tmp_path / "text").write_bytes(text)
+    config = TASKS["wikipedia"].quick().replace(**TINY, data=str(tmp_path / "text"))
+    training.fit(config, tmp_path / "run")
+    arguments = (tmp_path / "run", "--length", 40, "--prompt", os.fsdecode(b"\xf6"))
+    raw = invoke(*arguments, "--raw").stdout_bytes
+    assert raw[:1] == b"\xf6"
+    assert len(raw) == 41
+    assert set(raw) <= set(text)
+    assert invoke(*arguments).stdout_bytes == raw.decode(errors="replace").encode() + b"\n"
 
 
 def test_saved_models(run, tmp_path):

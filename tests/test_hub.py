@@ -274,7 +274,7 @@ logits, state = model(x)  # x [batch, time, 3], logits [batch, time, 3]
 ```
 
 ```sh
-python -m mlx_tlstm.generate some/model --prompt Once
+python -m mlx_tlstm.generate some/model
 ```
 
 The model is not causal: its layer normalisation lets later inputs leak into earlier outputs, so \
@@ -293,6 +293,9 @@ def test_model_card():
         b"\nab",
     )
     assert model_card(model, "some/model", "cc-by-4.0") == CARD
+    knows_once = SequenceModel(make_layer("2d-tlstm", 4, 4, 2), 4)
+    knows_once.metadata = ModelMetadata(symbols=b"Once")
+    assert "mlx_tlstm.generate some/model --prompt Once\n" in model_card(knows_once, "some/model")
     model.metadata = ModelMetadata()
     card = model_card(model, "some/model")
     assert "| task | not known |" in card

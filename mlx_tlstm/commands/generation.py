@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import codecs
 import os
+import sys
 import time
 
 import click
 
 from mlx_tlstm import hub
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import backend_option, device_option, use_backend
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.generation import Vocabulary
@@ -16,9 +18,12 @@ from mlx_tlstm.generation import generate as generate_symbols
 from mlx_tlstm.runs import WEIGHTS
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", metavar="MODEL")
-@click.option("--prompt", default="\n", help="Text to go on from; else a line's end.")
+@click.option(
+    "--prompt",
+    help="Text to go on from; else a line's end, or what comes next to it in the model's text.",
+)
 @click.option("--length", default=500, show_default=True, help="Bytes to generate.")
 @click.option(
     "--temperature", default=1.0, show_default=True, help="Below 1 safer; 0 takes the likeliest."
@@ -33,15 +38,21 @@ from mlx_tlstm.runs import WEIGHTS
 @click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], help="Of a run.")
 @device_option
 @backend_option
+@click.option(
+    "--raw",
+    is_flag=True,
+    help="Print the bytes as they are, which a text that is not UTF-8 needs.",
+)
 def generate(
     model: str,
-    prompt: str,
+    prompt: str | None,
     length: int,
     temperature: float,
     top_p: float,
     seed: int,
     weights: str,
     backend: str | None,
+    raw: bool,
 ) -> None:
     """Print a text that goes on from a prompt, as it comes.
 
@@ -58,7 +69,7 @@ def generate(
                 f"(task {network.metadata.task})"
             )
         vocabulary = Vocabulary(symbols)
-        start = os.fsencode(prompt)
+        start = vocabulary.start if prompt is None else os.fsencode(prompt)
         prompt_symbols = vocabulary.encode(start)
         text = generate_symbols(network, prompt_symbols, length, temperature, top_p, seed)
     if not network.causal:
@@ -68,13 +79,20 @@ def generate(
             err=True,
         )
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    click.echo(decoder.decode(start), nl=False)
+
+    def show(data: bytes, final: bool = False) -> None:
+        if raw:
+            sys.stdout.write_bytes(data)
+        else:
+            click.echo(decoder.decode(data, final), nl=final)
+
+    show(start)
     moments = [time.perf_counter()]
     with clean_errors(bad_input=False):
         for symbol in text:
-            click.echo(decoder.decode(vocabulary.decode(symbol)), nl=False)
+            show(vocabulary.decode(symbol))
             moments.append(time.perf_counter())
-    click.echo(decoder.decode(b"", final=True))
+    show(b"", final=True)
     click.echo(_cost(moments, network.layer.delay, len(start)), err=True)
 
 
