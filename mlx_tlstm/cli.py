@@ -120,7 +120,8 @@ def main() -> None:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="A text file for wikipedia, a folder of IDX or parquet files for mnist and pmnist; "
+    help="A text file for wikipedia, also alone in a zip, tar, gz, bz2 or xz; a folder of IDX or "
+    "parquet files for mnist and pmnist; "
     "else the data is downloaded.",
 )
 @click.option(

@@ -55,7 +55,8 @@ def _shape(array: Any) -> str:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="A text file for wikipedia, a folder of IDX or parquet files for mnist and pmnist; "
+    help="A text file for wikipedia, also alone in a zip, tar, gz, bz2 or xz; a folder of IDX or "
+    "parquet files for mnist and pmnist; "
     "else the data is downloaded.",
 )
 @click.option("--length", type=int, help="Size of the task, as in training.")

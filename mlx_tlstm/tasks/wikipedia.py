@@ -11,6 +11,7 @@ from mlx_tlstm.checks import require, require_choice
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks.base import Batch, Task
 from mlx_tlstm.tasks.downloads import fetch_enwik8
+from mlx_tlstm.tasks.texts import read_text
 
 # Below it 90/5/5 leaves the validation or the test split empty.
 SMALLEST_FILE = 20
@@ -30,7 +31,8 @@ class Wikipedia(Task):
     :attr:`eval_streams` bytes that do not divide form one more stream.
 
     Args:
-        config: ``length`` is the chunk in bytes; ``data`` is any file, or ``None`` for enwik8.
+        config: ``length`` is the chunk in bytes; ``data`` is a text file, perhaps packed (see
+            :func:`mlx_tlstm.tasks.texts.read_text`), or ``None`` for enwik8.
 
     Attributes:
         symbols: The byte value of each symbol.
@@ -39,7 +41,8 @@ class Wikipedia(Task):
             ``config.length``. BPC depends on it a little, so it is reported with the figure.
 
     Raises:
-        ValueError: The file is too small for ``batch_size`` streams of ``length`` bytes.
+        ValueError: The file is no text, or too small for ``batch_size`` streams of ``length``
+            bytes.
         FileNotFoundError: There is no such file.
         DataUnavailableError: enwik8 cannot be had.
     """
@@ -151,18 +154,18 @@ class Wikipedia(Task):
 
 
 def _read(config: TrainingConfig) -> bytes:
-    """The bytes of the user's file, its kind and size checked before it is read."""
+    """The text in the user's file, its kind and size checked."""
     path = Path(str(config.data))
     if not path.exists():
         raise FileNotFoundError(f"[Wikipedia] 'data' must be a file but {str(path)!r} is missing")
     require(path.is_file(), "Wikipedia", "data", "a file", str(path))
     # 90 % of the file must hold the bytes that the streams predict and the one before them.
     needed = max(SMALLEST_FILE, -(-10 * (config.batch_size * config.length + 1) // 9))
-    size = path.stat().st_size
-    if size < needed:
+    text = read_text(path, "Wikipedia")
+    if len(text) < needed:
         raise ValueError(
             f"[Wikipedia] 'data' must hold at least {needed:,} bytes for batch_size "
-            f"{config.batch_size} × length {config.length} but {str(path)!r} holds {size:,}; "
+            f"{config.batch_size} × length {config.length} but {str(path)!r} holds {len(text):,}; "
             "use a smaller batch_size or length"
         )
-    return path.read_bytes()
+    return text

@@ -1,0 +1,217 @@
+"""A user's text in archives, and files that are no text."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import itertools
+import lzma
+import pickle
+import shutil
+import sqlite3
+import sys
+import tarfile
+import zipfile
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tiny_tasks import TINY, write_text
+
+from mlx_tlstm import cli, training
+from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.tasks.texts import read_text
+
+TEXT = b"a tensor of cells\n" * 100
+
+
+def zipped(*members, compression=zipfile.ZIP_DEFLATED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def tarred(*members, format=tarfile.PAX_FORMAT):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=format) as archive:
+        for name, data in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            entry.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            archive.addfile(entry, io.BytesIO(data))
+    return file.getvalue()
+
+
+def read(tmp_path, data, name="text"):
+    (tmp_path / name).write_bytes(data)
+    return read_text(tmp_path / name, "Wikipedia")
+
+
+PACKED = {
+    "zip": zipped(("enwik8", TEXT)),
+    "zip, stored": zipped(("enwik8", TEXT), compression=zipfile.ZIP_STORED),
+    "zip, lzma": zipped(("enwik8", TEXT), compression=zipfile.ZIP_LZMA),
+    "zip of a folder": zipped(("texts/", b""), ("texts/enwik8", TEXT)),
+    "zip of a Mac": zipped(("a", TEXT), ("__MACOSX/._a", b"\0"), (".DS_Store", b"\0")),
+    "tar": tarred(("texts/", b""), ("texts/._enwik8", b"\0"), ("texts/enwik8", TEXT)),
+    "old tar": tarred(("enwik8", TEXT), format=tarfile.GNU_FORMAT),
+    "gzip": gzip.compress(TEXT),
+    "gzip in two parts": gzip.compress(TEXT[:70]) + gzip.compress(TEXT[70:]),
+    "bzip2": bz2.compress(TEXT),
+    "xz": lzma.compress(TEXT),
+    "lzma": lzma.compress(TEXT, format=lzma.FORMAT_ALONE),
+    "tar.gz": gzip.compress(tarred(("enwik8", TEXT))),
+    "gz in a zip": zipped(("enwik8.gz", gzip.compress(TEXT))),
+}
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_archives_are_read(kind, tmp_path):
+    assert read(tmp_path, PACKED[kind]) == TEXT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT,
+        b"",
+        b"\n",
+        "Größe, 漢字\n".encode() * 9,
+        "\ufeffBOM\n".encode(),
+        "Größe\n".encode("latin-1") * 9,
+        "Текст\n".encode("koi8-r") * 9,
+        b'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.3/" version="0.3">\n',
+        bytes(range(256)) * 9,
+        bytes(range(255, -1, -1)) * 9,
+        bytes(99),
+        b"\xff" * 99,
+        *(start + b" is how such files begin.\n" for start in (b"PK", b"BZh9", b"PAR1", b"ORC")),
+        *(start + b" is how such files begin.\n" for start in (b"GIF89a", b"%PDF-1.4", b"BM")),
+        *(start + b" is how such files begin.\n" for start in (b"RIFF", b"MZ", b"ID3", b"GGUF")),
+        b"!<arch>\nis how such files begin.\n",
+        b"SQLite format 3 and others\n",
+        b"x" * 257 + b"ustar" + b" is in a tar there\n" * 40,
+        b'12345678{"json": "without safetensors"}',
+        b"PAR1" + b"text" * 2 + b"PAR2",
+    ],
+)
+def test_other_bytes_are_taken_as_they_are(text, tmp_path):
+    assert read(tmp_path, text) == text
+
+
+def files_of_other_programs(folder):
+    """Files as other programs write them, by what they are."""
+    import pyarrow as pa
+    import pyarrow.feather
+    import pyarrow.orc
+    import pyarrow.parquet
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    table = pa.table({"text": ["a", "b"]})
+    pa.parquet.write_table(table, folder / "Parquet")
+    pa.feather.write_feather(table, folder / "Arrow")
+    with pa.ipc.new_stream(folder / "Arrow file", table.schema) as stream:
+        stream.write_table(table)
+    pa.orc.write_table(table, folder / "ORC")
+    mx.save_safetensors(str(folder / "safetensors"), {"a": mx.zeros(3)})
+    (folder / "safetensors").with_suffix(".safetensors").rename(folder / "safetensors")
+    mx.save_gguf(str(folder / "GGUF"), {"a": mx.zeros(3)})
+    (folder / "GGUF").with_suffix(".gguf").rename(folder / "GGUF")
+    for name in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WebP"):
+        Image.new("L", (8, 8)).save(folder / name, format=name)
+    with (folder / "PDF").open("wb") as file:
+        Figure().savefig(file, format="pdf")
+    with (folder / "NumPy array").open("wb") as file:
+        np.save(file, np.zeros(3))
+    sqlite3.connect(folder / "SQLite").execute("create table a (b)").connection.close()
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        (folder / f"pickle {protocol}").write_bytes(pickle.dumps({"a": 1}, protocol))
+    for encoding in ("utf-16", "utf-32"):
+        (folder / encoding.upper()).write_bytes(TEXT.decode().encode(encoding))
+    (folder / "UTF-16 text").write_bytes(b"\xfe\xff" + TEXT.decode().encode("utf-16-be"))
+    shutil.copyfile(sys.executable, folder / "ELF")
+
+
+def test_files_that_are_no_text(tmp_path):
+    files_of_other_programs(tmp_path)
+    paths = sorted(tmp_path.iterdir())
+    assert len(paths) >= 20
+    for path in paths:
+        with pytest.raises(ValueError, match=r"'data' must be a text, .* but .* is an? |UTF-") as e:
+            read_text(path, "Wikipedia")
+        assert path.name.rstrip(" 2345") in str(e.value).rpartition(" is ")[2]
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"\x28\xb5\x2f\xfd\x04", "a Zstandard archive"),
+        (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive"),
+        (b"Rar!\x1a\x07\x01\0", "a RAR archive"),
+        (b"\xcf\xfa\xed\xfe\x0c\0\0\1", "a Mach-O program"),
+        (b"\0\0\x08\x03\0\0\xea\x60", "an IDX file"),
+        (b"\xca\xfe\xba\xbe\0\0\0\2", "a Mach-O program"),
+        (b"!<arch>\n" + b"a" * 58 + b"`\n", "an ar archive"),
+        (b"MZ\x90\0" + bytes(60) + b"PE\0\0", "a Windows program"),
+    ],
+)
+def test_signatures(start, kind, tmp_path):
+    with pytest.raises(ValueError, match=rf"'data' must be a text, .*text' is {kind}"):
+        read(tmp_path, start + TEXT)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (zipped(("a", TEXT), ("b/c", TEXT)), r"is a zip archive of 2 files, 'a', 'b/c'; unpack it"),
+        (tarred(*((str(n), b"") for n in range(9))), r"is a tar archive of 9 files, .*'7', …; unp"),
+        (zipped(), "is a zip archive of no file"),
+        (zipped(("a/", b"")), "is a zip archive of no file"),
+        (zipped(("arr_0.npy", b"\x93NUMPY\1\0")), "holds a NumPy array"),
+        (gzip.compress(zipped(("a", b""), ("b", b""))), "holds a zip archive of 2 files"),
+        (PACKED["gzip"][:-9], "is a gzip file that cannot be read: Compressed file ended"),
+        (PACKED["gzip"][:-8] + bytes(8), "is a gzip file that cannot be read: CRC check failed"),
+        (PACKED["bzip2"][:-3], "is a bzip2 file that cannot be read: "),
+        (PACKED["xz"][:-3], "is an xz file that cannot be read: "),
+        (PACKED["zip"][:-3], "is a zip archive that cannot be read: "),
+        (PACKED["zip"][:50] + b"x" + PACKED["zip"][51:], "is a zip archive that cannot be read: "),
+        (PACKED["tar"][:-9000], "is a tar archive that cannot be read: "),
+        (
+            PACKED["zip"].replace(b"\x14\0\0\0", b"\x14\0\1\0"),
+            "is a zip archive that cannot be read: .* encrypted",
+        ),
+        (PACKED["zip"].replace(b"\0\x08\0", b"\0\x5d\0"), "cannot be read: .*compression"),
+        (gzip.compress(gzip.compress(gzip.compress(gzip.compress(TEXT)))), "archives in archives"),
+    ],
+)
+def test_archives_that_are_refused(data, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"'data' must be a text, .*text' {message}|{message}"):
+        read(tmp_path, data)
+
+
+def test_a_run_on_an_archive(tmp_path):
+    """It trains on the text, goes on when that was unpacked, and is evaluated on either."""
+    plain = write_text(tmp_path / "plain")
+    (tmp_path / "packed").write_bytes(gzip.compress(plain.read_bytes()))
+    config = TASKS["wikipedia"].quick().replace(**TINY, length=10)
+    records = [
+        training.fit(config.replace(data=str(tmp_path / name)), tmp_path / f"run-{name}").test
+        for name in ("plain", "packed")
+    ]
+    assert records[0] == records[1]
+    (tmp_path / "packed").write_bytes(plain.read_bytes())
+    (tmp_path / "run-packed" / "test.json").unlink()
+    assert training.resume(tmp_path / "run-packed").test == records[0]
+    for data in ([], ["--data", str(plain)]):
+        done = CliRunner().invoke(cli.main, ["evaluate", str(tmp_path / "run-packed"), *data])
+        assert done.exit_code == 0, done.output
+    (tmp_path / "packed").write_bytes(zipped(("a", TEXT), ("b", TEXT)))
+    done = CliRunner().invoke(cli.main, ["train", "wikipedia", "--data", str(tmp_path / "packed")])
+    assert done.exit_code == 2
+    assert "is a zip archive of 2 files, 'a', 'b'; unpack it and name one" in done.output
+    assert not list(itertools.chain(tmp_path.glob("runs"), tmp_path.glob("packed-*")))
