@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 
 import datasets
 import numpy as np
 import pytest
 from data_sources import image_dataset
+from PIL import Image
 
 from mlx_tlstm.tasks import DataUnavailableError, Mnist, PermutedMnist, downloads, make_task
 
@@ -32,6 +34,7 @@ def _idx(array):
 
 
 def _write_idx(folder, arrays, mark="-", end=""):
+    folder.mkdir(parents=True, exist_ok=True)
     for stem, array in arrays.items():
         content = _idx(array)
         path = folder / f"{stem}{mark}idx{array.ndim}-ubyte{end}"
@@ -169,11 +172,74 @@ def test_no_images(tmp_path, arrays):
         _task(_write_idx(tmp_path, empty))
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b"no gzip", lambda b: b[:30] * 3])
+@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b[:7], lambda b: b[:30] * 3])
 def test_damaged_gzip(tmp_path, arrays, damage):
     path = _write_idx(tmp_path, arrays, end=".gz") / f"{IMAGES}.gz"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=rf"{IMAGES}\.gz' must be a whole gzip file but"):
+        _task(tmp_path)
+
+
+def test_first_bytes_say_what_is_packed(tmp_path, arrays):
+    """Browsers unpack a download and keep its name."""
+    plain = _write_idx(tmp_path / "plain", arrays)
+    packed = _write_idx(tmp_path / "packed", arrays, end=".gz")
+    for path in packed.iterdir():
+        path.write_bytes((plain / path.stem).read_bytes())
+    expected = _split(_task(plain), "test")[0]
+    np.testing.assert_array_equal(_split(_task(packed), "test")[0], expected)
+    for path in plain.iterdir():
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    np.testing.assert_array_equal(_split(_task(plain), "test")[0], expected)
+
+
+@pytest.mark.parametrize("place", ["mnist", "MNIST/raw", "{name}", "archive/{name}", "{half}"])
+def test_archives_unpack_into_folders(folder, tmp_path, arrays, place):
+    """All four one or two folders below, each in one of its own, or two and two."""
+    other = tmp_path / "other"
+    for number, (stem, array) in enumerate(arrays.items()):
+        name = f"{stem}-idx{array.ndim}-ubyte"
+        path = other / place.format(name=name, half=number % 2) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_idx(array))
+    expected = _split(_task(folder), "test")[0]
+    np.testing.assert_array_equal(_split(_task(other), "test")[0], expected)
+    # The nearer whole set counts.
+    np.testing.assert_array_equal(_split(_task(tmp_path), "test")[0], expected)
+
+
+def test_more_than_one_mnist(tmp_path, arrays):
+    for name in ("fashion", "mnist"):
+        _write_idx(tmp_path / name, arrays)
+    with pytest.raises(ValueError, match=r"holds MNIST once but got \['.*/fashion', '.*/mnist'\]"):
+        _task(tmp_path)
+    (tmp_path / "fashion" / IMAGES).unlink()
+    assert _task(tmp_path).split_sizes()["test"] == TEST
+    (tmp_path / "mnist" / LABELS).unlink()
+    message = r"holds train-labels|holds t10k-images once but got \['.*/fashion/.*', '.*/mnist/"
+    with pytest.raises(ValueError, match=message):
+        _task(tmp_path)
+
+
+def test_stray_parquet(tmp_path, arrays, hub_cache):
+    _write_idx(tmp_path, arrays)
+    for name in ("notes.parquet", "train.parquet", "._test.parquet"):
+        (tmp_path / name).write_bytes(b"PAR1")
+    assert _task(tmp_path).split_sizes()["test"] == TEST
+    (tmp_path / IMAGES).unlink()
+    with pytest.raises(ValueError, match=f"with one of {IMAGES}, .* holds .*notes.parquet"):
+        _task(tmp_path)
+    _write_idx(tmp_path, arrays)
+    (tmp_path / "test.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"holds MNIST once but got \['.*', '.*/train\.parquet'\]"):
+        _task(tmp_path)
+
+
+def test_a_folder_is_no_file(tmp_path, arrays):
+    _write_idx(tmp_path, arrays)
+    (tmp_path / LABELS).unlink()
+    (tmp_path / LABELS).mkdir()
+    with pytest.raises(ValueError, match=rf"with one of {LABELS}, .* {LABELS}/$"):
         _task(tmp_path)
 
 
@@ -230,7 +296,7 @@ def test_wrong_parquet(tmp_path, arrays, hub_cache):
     written = _write_parquet(tmp_path / "hub", arrays)
     test = written / "test-00000-of-00001.parquet"
     image_dataset(np.zeros((3, 28, 27), np.uint8), np.zeros(3, int)).to_parquet(test)
-    with pytest.raises(ValueError, match=r"of grey images of 28 × 28 but got \{\(28, 27\)\}"):
+    with pytest.raises(ValueError, match=r"of grey images of 28 × 28 but got \('L', 27, 28\)"):
         _task(written)
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(test)
     with pytest.raises(ValueError, match=r"readable parquet files but .* gave CastError: Couldn't"):
@@ -249,6 +315,39 @@ def test_wrong_parquet(tmp_path, arrays, hub_cache):
     test.unlink()
     with pytest.raises(ValueError, match=r"split into 'train' and 'test' but got \['train'\]"):
         _task(written)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("label", ["1", "2", "3"], r"of whole numbers as labels but got \['1', '2', '3'\]"),
+        ("label", [1.0, 2.5, 3.0], r"of whole numbers as labels but got \[1.0, 2.5, 3.0\]"),
+        ("label", [1, None, 3], r"of whole numbers as labels but got"),
+        ("label", [[1], [2], [3]], r"of whole numbers as labels but got"),
+        ("label", [1, 2, 10], "of labels from 0 to 9"),
+        ("image", [1, 2, 3], "of images that can be decoded but"),
+        ("image", [{"bytes": b"no", "path": None}] * 3, "of images that can be decoded but"),
+        ("image", [None] * 3, "of grey images of 28 × 28 but got None"),
+        ("image", "I;16", r"of grey images of 28 × 28 but got \('I;16', 28, 28\)"),
+        ("image", "RGB", r"of grey images of 28 × 28 but got \('RGB', 28, 28\)"),
+        ("image", "P", r"of grey images of 28 × 28 but got \('P', 28, 28\)"),
+    ],
+)
+def test_other_parquet(tmp_path, hub_cache, column, values, message):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def pictures(mode):
+        file = io.BytesIO()
+        Image.new(mode, (28, 28)).save(file, format="png")
+        return [{"bytes": file.getvalue(), "path": None}] * 3
+
+    columns = {"image": pictures("L"), "label": [1, 2, 3]}
+    columns[column] = pictures(values) if isinstance(values, str) else values
+    for name in ("train", "test"):
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    with pytest.raises(ValueError, match=message):
+        _task(tmp_path, batch_size=1)
 
 
 def test_hub_is_asked_by_default(arrays, folder, hub_cache, monkeypatch):

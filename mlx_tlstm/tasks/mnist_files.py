@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import struct
 import zlib
 from pathlib import Path
@@ -20,6 +21,10 @@ SIDE = 28
 CLASSES = 10
 IMAGE_MAGIC, LABEL_MAGIC = 2051, 2049  # unsigned bytes in three dimensions, and in one
 OWNER = "Mnist"
+_PARTS = ("train-images", "train-labels", "t10k-images", "t10k-labels")
+#: Where files may be below the folder that is named: archives unpack into MNIST/raw, or put each
+#: file in a folder of its own.
+_LEVELS = ("", "*/", "*/*/")
 
 
 class LabelledImages(NamedTuple):
@@ -34,10 +39,12 @@ def load_mnist(data: str | None) -> tuple[LabelledImages, LabelledImages]:
 
     Args:
         data: A folder of the four IDX files (``train-images-idx3-ubyte`` and so on; ``.idx3`` and
-            ``.gz`` too) or of parquet files in the hub's schema; ``None`` loads from the hub.
+            ``.gz`` too), perhaps one or two folders below, or of parquet files in the hub's schema;
+            ``None`` loads from the hub.
 
     Raises:
-        ValueError: A file is missing, damaged, or not MNIST.
+        ValueError: A file is missing, damaged, or not MNIST, or the folder holds MNIST more than
+            once.
         FileNotFoundError: There is no such folder.
         DataUnavailableError: ``data`` is ``None`` and the hub cannot be reached.
     """
@@ -47,14 +54,16 @@ def load_mnist(data: str | None) -> tuple[LabelledImages, LabelledImages]:
     if not folder.exists():
         raise FileNotFoundError(f"[{OWNER}] 'data' must be a folder but {data!r} is missing")
     require(folder.is_dir(), OWNER, "data", "a folder of MNIST files", data)
-    if next(folder.rglob("*.parquet"), None) is not None:
+    files = _choose(folder)
+    if files is None:
         return _from_parquet(folder)
-    return _from_idx(folder, "train"), _from_idx(folder, "t10k")
+    return (
+        _from_idx(files["train-images"], files["train-labels"]),
+        _from_idx(files["t10k-images"], files["t10k-labels"]),
+    )
 
 
-def _from_idx(folder: Path, prefix: str) -> LabelledImages:
-    image_path = _find_idx(folder, f"{prefix}-images", "idx3")
-    label_path = _find_idx(folder, f"{prefix}-labels", "idx1")
+def _from_idx(image_path: Path, label_path: Path) -> LabelledImages:
     images = read_idx(image_path, IMAGE_MAGIC)
     labels = read_idx(label_path, LABEL_MAGIC)
     require(
@@ -67,16 +76,62 @@ def _from_idx(folder: Path, prefix: str) -> LabelledImages:
     return _checked(images, labels, str(image_path), str(label_path))
 
 
-def _find_idx(folder: Path, stem: str, kind: str) -> Path:
-    names = [f"{stem}{mark}{kind}-ubyte{end}" for mark in "-." for end in ("", ".gz")]
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    present = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-    raise ValueError(
-        f"[{OWNER}] 'data' must be a folder with one of {', '.join(names)}, or with parquet "
-        f"files, but {str(folder)!r} holds {present}"
-    )
+def _idx_names(part: str) -> list[str]:
+    kind = "idx3" if part.endswith("images") else "idx1"
+    return [f"{part}{mark}{kind}-ubyte{end}" for mark in "-." for end in ("", ".gz")]
+
+
+def _find_idx(folder: Path) -> dict[str, dict[Path, Path]]:
+    """By part and by the folder that holds it, nearest first, the IDX files below ``folder``."""
+    found: dict[str, dict[Path, Path]] = {part: {} for part in _PARTS}
+    for part, level in itertools.product(_PARTS, _LEVELS):
+        for name in _idx_names(part):
+            for path in sorted(folder.glob(level + name)):
+                if path.is_file():
+                    found[part].setdefault(path.parent, path)
+    return found
+
+
+def _choose(folder: Path) -> dict[str, Path] | None:
+    """The IDX files to read, by part; ``None`` to read the parquet files.
+
+    The nearest whole set counts. Where there is none, parts may be in any folder.
+
+    Raises:
+        ValueError: There is nothing whole to read, or more than one nearest.
+    """
+    found = _find_idx(folder)
+    places = set.intersection(*(set(files) for files in found.values()))
+    parquet = [
+        path.relative_to(folder)
+        for path in sorted(folder.rglob("*.parquet"))
+        if not path.name.startswith(".")  # a Mac's archives have such
+    ]
+    splits = [[p for p in parquet if word in p.as_posix()] for word in ("train", "test")]
+    whole = [(len(place.relative_to(folder).parts), place) for place in places]
+    if all(splits):
+        paths = [min(split, key=lambda path: len(path.parts)) for split in splits]
+        whole.append((max(len(path.parts) for path in paths) - 1, folder / paths[0]))
+    nearest = [place for depth, place in whole if depth == min(whole)[0]]
+    expected = "a folder that holds MNIST once"
+    require(len(nearest) <= 1, OWNER, "data", expected, sorted(map(str, nearest)))
+    if nearest:
+        place = nearest[0]
+        return {part: found[part][place] for part in _PARTS} if place in places else None
+    missing = next((part for part in _PARTS if not found[part]), None)
+    if parquet and not any(found.values()):
+        return None
+    if missing is not None:
+        names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+        present = ", ".join(names[:8]) or "nothing"
+        raise ValueError(
+            f"[{OWNER}] 'data' must be a folder with one of {', '.join(_idx_names(missing))}, or "
+            f"with parquet files, but {str(folder)!r} holds {present}"
+        )
+    for part, files in found.items():
+        expected = f"a folder that holds {part} once"
+        require(len(files) == 1, OWNER, "data", expected, [str(path) for path in files.values()])
+    return {part: next(iter(files.values())) for part, files in found.items()}
 
 
 def read_idx(path: Path, magic: int) -> np.ndarray:
@@ -87,7 +142,7 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
             sizes say.
     """
     raw = path.read_bytes()
-    if path.suffix == ".gz":
+    if raw[:2] == b"\x1f\x8b":  # whatever its name: browsers unpack and keep it
         try:
             raw = gzip.decompress(raw)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -132,17 +187,24 @@ def _decode(split: Dataset, source: str) -> LabelledImages:
 
     columns = sorted(split.column_names)
     require({"image", "label"} <= set(columns), OWNER, source, "of columns image, label", columns)
-    if not isinstance(split.features["image"], Image):  # parquet that no `datasets` wrote
-        split = split.cast_column("image", Image())
-    shapes, images = set(), np.empty((len(split), SIDE, SIDE), dtype=np.uint8)
-    for index, image in enumerate(split["image"]):
-        pixels = np.asarray(image)
-        if pixels.shape != (SIDE, SIDE):
-            shapes.add(pixels.shape)
-            break
-        images[index] = pixels
-    require(not shapes, OWNER, source, "of grey images of 28 × 28", shapes)
-    return _checked(images, np.asarray(split["label"][:]), source, source)
+    images = np.empty((len(split), SIDE, SIDE), dtype=np.uint8)
+    try:
+        if not isinstance(split.features["image"], Image):  # parquet that no `datasets` wrote
+            split = split.cast_column("image", Image())
+        for index, image in enumerate(split["image"]):
+            found = (image.mode, *image.size) if image is not None else None
+            grey = found == ("L", SIDE, SIDE)
+            require(grey, OWNER, source, "of grey images of 28 × 28", found)
+            images[index] = np.asarray(image)
+    except (OSError, SyntaxError, TypeError, NotImplementedError) as error:  # Arrow's and Pillow's
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"[{OWNER}] '{source}' must be of images that can be decoded but {reason}"
+        ) from error
+    labels = np.asarray(split["label"][:])
+    whole = labels.ndim == 1 and labels.dtype.kind in "iuf" and bool((labels % 1 == 0).all())
+    require(whole, OWNER, source, "of whole numbers as labels", labels[:3].tolist())
+    return _checked(images, labels, source, source)
 
 
 def _checked(
