@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,19 @@ from mlx_tlstm.checks import (
     require_integer,
     require_keys,
 )
-from mlx_tlstm.files import json_text
+from mlx_tlstm.files import json_text, read_json
 
 DTYPES = ("float32", "float16", "bfloat16")
 MEMORY_INITS = ("uniform", "shift", "hold")
 ON_DIVERGENCE = ("stop", "rollback")
 #: In place of a number for ``forget_bias``.
 BY_LAG = "lag"
+#: What can be counted: sizes of MLX's arrays, samples and steps, the seeds of its random keys.
+_BITS = {
+    31: ("depth", "hidden_size", "kernel_size", "length", "batch_size", "accumulate"),
+    63: ("samples", "epochs", "eval_every", "checkpoint_every", "keep_checkpoints"),
+    64: ("seed",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +65,7 @@ class TrainingConfig:
         eval_every: Training sequences between two evaluations.
         dtype: Type of weights and hidden state; the memory cell is always float32.
         recompute: Compute activations anew in the backward pass, which saves memory.
-        seed: Seeds weights, data and order.
+        seed: Seeds weights, data and order, 0 … 2^64 - 1.
         data: The user's own data (a text file, or a folder of MNIST files); ``None`` downloads.
 
     Scalars of NumPy and MLX are kept as Python's numbers of the same value: a learning rate of
@@ -113,6 +118,10 @@ class TrainingConfig:
         if self.kernel_size is not None:
             require_integer(owner, "kernel_size", self.kernel_size, minimum=2)
         require_integer(owner, "seed", self.seed, minimum=0)
+        for bits, names in _BITS.items():
+            for name in names:
+                value = getattr(self, name)
+                require(value is None or value < 1 << bits, owner, name, f"below 2^{bits}", value)
         require(
             self.samples is not None or self.epochs is not None,
             owner,
@@ -153,12 +162,7 @@ class TrainingConfig:
     @classmethod
     def load(cls, path: str | Path) -> TrainingConfig:
         """Read a record that :meth:`save` wrote; unknown and missing keys are a ``ValueError``."""
-        path = Path(path)
-        try:
-            values = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"[TrainingConfig] '{path}' must hold JSON but {error}") from error
-        return cls.from_json(values, str(path))
+        return cls.from_json(read_json(Path(path), cls.__name__), str(path))
 
     @classmethod
     def from_json(cls, values: object, source: str) -> TrainingConfig:

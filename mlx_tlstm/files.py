@@ -79,6 +79,49 @@ def _for_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_json(path: Path, owner: str) -> Any:
+    """What a JSON file holds; ``owner`` opens the message of the error.
+
+    Raises:
+        ValueError: The file is damaged.
+        OSError: It cannot be read.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"[{owner}] '{path}' must hold JSON but {error}") from error
+
+
+def read_json_lines(path: Path, owner: str) -> list[dict[str, Any]]:
+    """The JSON objects of a file that grows by a line at a time, such as a log.
+
+    A last line that breaks off is left out: it is being written, or the process that wrote it was
+    killed. Damage elsewhere is an error, which names the line.
+
+    Raises:
+        ValueError: A line is no JSON object.
+        OSError: The file cannot be read.
+    """
+    *lines, unfinished = path.read_bytes().split(b"\n")
+    records = [_record(line, f"{path}, line {n}", owner) for n, line in enumerate(lines, start=1)]
+    try:
+        records.append(_record(unfinished, f"{path}, line {len(lines) + 1}", owner))
+    except ValueError:
+        if unfinished.strip(b"\0")[:1] not in (b"", b"{"):  # zeros: of a machine that went down
+            raise
+    return records
+
+
+def _record(line: bytes, source: str, owner: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", error)  # of JSON's own without its place, which is in a line
+        raise ValueError(f"[{owner}] '{source}' must hold JSON but {reason}") from error
+    require(isinstance(record, dict), owner, source, "a JSON object", record)
+    return record
+
+
 def save_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:
     """Write arrays by name as safetensors.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,18 +13,21 @@ from typing import Any
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mlx_tlstm.checks import require, require_choice
+from mlx_tlstm.checks import is_integer, require, require_choice
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import (
     TEMPORARY,
     json_text,
     load_arrays,
     naming,
+    read_json,
+    read_json_lines,
     replace_file,
     require_like,
     save_arrays,
 )
 from mlx_tlstm.metadata import metrics_from_json, symbols_from_json
+from mlx_tlstm.tasks import TASKS
 
 WEIGHTS = ("best", "last")
 WEIGHTS_FILES = tuple(f"{name}.safetensors" for name in WEIGHTS)
@@ -116,7 +118,9 @@ class RunFolder:
         """
         present = (Path(path) / CONFIG_FILE).is_file()
         require(present, "RunFolder", "run", f"a folder that holds {CONFIG_FILE}", str(path))
-        return cls(Path(path), TrainingConfig.load(Path(path) / CONFIG_FILE))
+        config = TrainingConfig.load(Path(path) / CONFIG_FILE)
+        require_choice("RunFolder", "task", config.task, TASKS)
+        return cls(Path(path), config)
 
     @property
     def ended(self) -> bool:
@@ -157,25 +161,33 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return symbols_from_json(json.loads(path.read_text()))
-        except (ValueError, RecursionError) as error:
+            return symbols_from_json(read_json(path, "RunFolder"))
+        except ValueError as error:
             raise ValueError(f"[RunFolder] '{path}' must hold symbols but {error}") from error
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; it is on its way to the disk on return."""
         self._append(METRICS_FILE, record)
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """The records of ``metrics.jsonl``, oldest first; none where there is no file."""
-        return [metrics_from_json(record) for record in self._read(METRICS_FILE)]
+    def read_metrics(self, *needed: str) -> list[dict[str, Any]]:
+        """The records of ``metrics.jsonl``, oldest first; none where there is no file.
+
+        Args:
+            needed: Numbers that each record must have, beside ``samples``.
+
+        Raises:
+            ValueError: The file is damaged, but for a last line that was not written to its end.
+        """
+        records = self._read(METRICS_FILE, {"samples": float, **dict.fromkeys(needed, float)})
+        return [metrics_from_json(record) for record in records]
 
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Add one line to ``events.jsonl``."""
         self._append(EVENTS_FILE, event)
 
     def read_events(self) -> list[dict[str, Any]]:
-        """The records of ``events.jsonl``, oldest first; none where there is no file."""
-        return self._read(EVENTS_FILE)
+        """The records of ``events.jsonl``, oldest first; errors as of :meth:`read_metrics`."""
+        return self._read(EVENTS_FILE, {"event": str})
 
     def save_test_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write ``test.json``."""
@@ -223,7 +235,15 @@ class RunFolder:
         with naming(path), path.open("a") as file:
             file.write(json_text(record))
 
-    def _read(self, name: str) -> list[dict[str, Any]]:
-        path = self.path / name
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+    def _read(self, name: str, needed: Mapping[str, type]) -> list[dict[str, Any]]:
+        path, owner = self.path / name, type(self).__name__
+        records = read_json_lines(path, owner) if path.exists() else []
+        for line, record in enumerate(records, start=1):
+            for key, kind in needed.items():
+                value = record.get(key)
+                # JSON has null for a number that is not finite.
+                number = is_integer(value) or (value is None and key in record)
+                valid = isinstance(value, kind) or (kind is float and number)
+                expected = "a number" if kind is float else "a word"
+                require(valid, owner, f"{path}, line {line}: {key}", expected, value)
+        return records

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from mlx_tlstm.files import (
     json_text,
     load_arrays,
     naming,
+    read_json,
     require_like,
     save_arrays,
     sync,
@@ -184,14 +184,6 @@ def write_folder(path: str | Path, config: ModelConfig, parameters: Mapping[str,
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; a damaged one is a ``ValueError``."""
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"[load] '{path}' must hold JSON but {error}") from error
-
-
 def read_folder(path: str | Path) -> tuple[ModelConfig, dict[str, mx.array]]:
     """What :func:`write_folder` saved.
 
@@ -201,7 +193,7 @@ def read_folder(path: str | Path) -> tuple[ModelConfig, dict[str, mx.array]]:
     path = Path(path)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         require((path / name).is_file(), "load", "path", f"a folder that holds {name}", str(path))
-    values = read_json(path / CONFIG_FILE)
+    values = read_json(path / CONFIG_FILE, "load")
     try:
         config = ModelConfig.from_json(values)
     except ValueError as error:

@@ -13,11 +13,10 @@ from mlx.utils import tree_flatten
 
 from mlx_tlstm.checks import require, require_choice
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.files import load_arrays, require_like
+from mlx_tlstm.files import load_arrays, read_json, require_like
 from mlx_tlstm.metadata import ModelMetadata, metrics_from_json
 from mlx_tlstm.model import SequenceModel, class_count
 from mlx_tlstm.runs import CONFIG_FILE, SYMBOLS_FILE, TEST_FILE, WEIGHTS, RunFolder
-from mlx_tlstm.saving import read_json
 from mlx_tlstm.tasks import TASKS, Task, make_task
 from mlx_tlstm.variants import make_layer
 
@@ -126,14 +125,14 @@ def _metrics(run: RunFolder, weights: str) -> dict[str, Any]:
     """The best weights' figures on the test split; else what the weights' evaluation found."""
     test = run.path / TEST_FILE
     if weights == "best" and test.is_file():
-        values = read_json(test)
+        values = read_json(test, "load")
         require(isinstance(values, dict), "load", str(test), "a JSON object", values)
         values = {name: value for name, value in values.items() if name != "weights"}
         return {"split": "test"} | metrics_from_json(values)
-    records = run.read_metrics()
+    metric = TASKS[run.config.task].metric
+    records = run.read_metrics("evaluation_loss", metric)
     if not records:
         return {}
-    metric = TASKS[run.config.task].metric
     pick = {"accuracy": max, "bpc": min}[metric]
     record = records[-1] if weights == "last" else pick(records, key=lambda r: r[metric])
     names = ("split", "samples", metric, "sequence_accuracy")

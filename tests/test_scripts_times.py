@@ -457,7 +457,7 @@ def test_panels_are_read_back(passes, tmp_path):
     panels.write_times(tmp_path / "times.json", rows, {})
     assert panels.read_times(tmp_path / "times.json") == {"addition": rows}
     for content, message in (
-        ("[", "'times' must be JSON"),
+        ("[", "must hold JSON"),
         ("[]", "'times' must be a times.json of time_tasks.py"),
         ('{"rows": [1]}', "must be rows with"),
     ):

@@ -88,6 +88,7 @@ def test_archives_are_read(kind, tmp_path):
         bytes(range(256)) * 9,
         bytes(range(255, -1, -1)) * 9,
         bytes(99),
+        b"\xff\xfeletters of latin-1",
         b"\xff" * 99,
         *(start + b" is how such files begin.\n" for start in (b"PK", b"BZh9", b"PAR1", b"ORC")),
         *(start + b" is how such files begin.\n" for start in (b"GIF89a", b"%PDF-1.4", b"BM")),

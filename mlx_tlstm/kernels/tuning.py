@@ -18,6 +18,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_tlstm.checks import require
+from mlx_tlstm.files import read_json
 from mlx_tlstm.kernels.tiles import Tile, choose
 
 #: Names another file than the one in the user's cache folder.
@@ -62,7 +64,10 @@ def device() -> str:
 
 def _read(file: Path) -> dict[str, dict[str, dict | None]]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        stored = read_json(file, "tuning")
+        valid = isinstance(stored, dict) and all(isinstance(v, dict) for v in stored.values())
+        require(valid, "tuning", str(file), "an object of objects", stored)
+        return stored
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -91,7 +91,7 @@ class Task(ABC):
         return None
 
     @classmethod
-    def shorter_lengths(cls, length: int) -> Iterable[int]:
+    def shorter_lengths(cls, length: int) -> Sequence[int]:
         """What ``config.length`` may be below ``length``, the longest first."""
         return range(length - 1, 0, -1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -101,8 +101,8 @@ class Mnist(Task):
         )
 
     @classmethod
-    def shorter_lengths(cls, length: int) -> Iterable[int]:
-        return (shorter for shorter in super().shorter_lengths(length) if PIXELS % shorter == 0)
+    def shorter_lengths(cls, length: int) -> Sequence[int]:
+        return [shorter for shorter in super().shorter_lengths(length) if PIXELS % shorter == 0]
 
     def train_batch(self, step: int) -> Batch:
         epoch, index = divmod(step, self._epoch_steps)

@@ -214,8 +214,9 @@ def _foreign(data: bytes) -> str | None:
     if kind is not None:
         return kind
     head = data[:_HEAD]
+    binary = b"\0" in head  # as half of a line's end in UTF-16 is
     for encoding, marks in _WIDE.items():
-        if data.startswith(marks) and _decodes(head, encoding):
+        if data.startswith(marks) and binary and _decodes(head, encoding):
             return f"{encoding.upper()} text; save it as UTF-8"
     # What begins with letters, as a text about it may, has more to tell it by.
     if data[:4] in (b"PAR1", b"PARE", b"FEA1") and len(data) >= 12 and data.endswith(data[:4]):
@@ -228,7 +229,6 @@ def _foreign(data: bytes) -> str | None:
         return "an MP3 sound"
     if data[4:8] == b"ftyp" and data[0] == 0:
         return "an MP4 film or a HEIF image"
-    binary = b"\0" in head
     if data.startswith(b"%PDF-") and (binary or b"%%EOF" in data[-1024:]):
         return "a PDF document"
     if data.startswith(b"BM") and data[6:10] == bytes(4):

@@ -9,9 +9,11 @@ so that short-lived arrays of about a time step count as well.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 import os
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -165,23 +167,34 @@ def _fitting_changes(
 
     changes = []
     unit = config.accumulate * workers
-    rows = next((rows for rows in range(sizes.rows - 1, 0, -1) if fits(rows=rows)), None)
+
+    def of_length(length: int) -> dict[str, int]:
+        steps = task.sequence_steps(length)
+        return {"steps": steps, "loss_steps": len(range(*task.loss_positions.indices(steps)))}
+
+    rows = _first(range(sizes.rows - 1, 0, -1), lambda rows: fits(rows=rows))
     if rows is not None:
         changes.append(f"batch_size {rows * unit}")
-    for length in task.shorter_lengths(config.length):
-        steps = task.sequence_steps(length)
-        loss_steps = len(range(*task.loss_positions.indices(steps)))
-        if fits(steps=steps, loss_steps=loss_steps):
-            changes.append(f"length {length}")
-            break
-    for parts in range(config.accumulate + 1, config.batch_size // workers + 1):
-        rows, rest = divmod(config.batch_size, parts * workers)
-        if rest == 0 and fits(rows=rows, parts=parts):
-            changes.append(f"accumulate {parts}")
-            break
+    shorter = task.shorter_lengths(config.length)
+    length = _first(shorter, lambda length: fits(**of_length(length)))
+    if length is not None:
+        changes.append(f"length {length}")
+    share = config.batch_size // workers
+    low = [parts for parts in range(1, math.isqrt(share) + 1) if share % parts == 0]
+    divisors = [*low, *(share // parts for parts in reversed(low))]
+    more = [parts for parts in divisors if parts > config.accumulate]
+    parts = _first(more, lambda parts: fits(rows=share // parts, parts=parts))
+    if parts is not None:
+        changes.append(f"accumulate {parts}")
     if not config.recompute and fits(recompute=True):
         changes.append("recompute")
     return changes
+
+
+def _first(values: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """The first of the values that fits, where all behind one that fits do too."""
+    index = bisect.bisect_left(values, True, key=fits)
+    return values[index] if index < len(values) else None
 
 
 def describe(size: int) -> str:

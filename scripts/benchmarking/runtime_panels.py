@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from benchmarking.task_passes import points_of
 from benchmarking.task_times import Row, by_task, check_rows, size_text
 from mlx_tlstm.checks import require
+from mlx_tlstm.files import read_json
 from mlx_tlstm.timing import Timing
 from mlx_tlstm.visualize import draw_runtime
 
@@ -65,10 +66,7 @@ def read_times(path: Path) -> dict[str, list[Row]]:
     Raises:
         ValueError: The file holds something else.
     """
-    try:
-        times = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"[figures] 'times' must be JSON but {path}: {error}") from error
+    times = read_json(path, "figures")
     valid = isinstance(times, dict) and isinstance(times.get("rows"), list)
     require(valid, "figures", "times", "a times.json of time_tasks.py", str(path))
     check_rows("figures", str(path), times["rows"])

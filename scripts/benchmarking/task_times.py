@@ -14,7 +14,7 @@ from benchmarking.products import bare_products
 from benchmarking.report import Table
 from benchmarking.task_passes import Point, TaskPass, products_of
 from mlx_tlstm.checks import require
-from mlx_tlstm.files import replace_file
+from mlx_tlstm.files import read_json_lines, replace_file
 from mlx_tlstm.timing import Timing, measure, per_timestep_example
 
 #: A row: a point's sizes, and what :func:`measure_depths` found.
@@ -129,10 +129,7 @@ class KeptRows:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise ValueError(f"[time_tasks] '{path}' must hold JSON but {error}") from error
+    lines = read_json_lines(path, "time_tasks")
     require(len(lines) > 0, "time_tasks", str(path), "a file of settings and rows", "none")
     check_rows("time_tasks", str(path), lines[1:])
     return lines

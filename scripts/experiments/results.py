@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.files import replace_file
+from mlx_tlstm.files import read_json, replace_file
 from mlx_tlstm.runs import CONFIG_FILE, TEST_FILE, RunFolder
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.records import better
@@ -81,20 +82,21 @@ def read_result(path: Path) -> RunResult | None:
     if not (path / CONFIG_FILE).is_file():
         return None
     run = RunFolder.open(path)
-    records, events, origin = run.read_metrics(), run.read_events(), read_origin(path)
     metric = TASKS[run.config.task].metric
+    records = run.read_metrics("seconds", metric)
+    events, origin = run.read_events(), read_origin(path)
     best = None
     for record in records:
         if best is None or better(metric, record[metric], best):
             best = record[metric]
     diverged = bool(events) and events[-1]["event"] == "stop"
-    test = json.loads((path / TEST_FILE).read_text())[metric] if run.ended else None
+    test = _read(path / TEST_FILE, metric)[metric] if run.ended else None
     accuracies = [(r["samples"], r[metric]) for r in records if metric == "accuracy"]
     return RunResult(
         name=path.name,
         config=run.config,
         state="ended" if run.ended else "diverged" if diverged else "unfinished",
-        split=records[-1]["split"] if records else "",
+        split=records[-1].get("split", "") if records else "",
         best=best,
         test=test,
         samples=records[-1]["samples"] if records else 0,
@@ -109,7 +111,14 @@ def read_result(path: Path) -> RunResult | None:
 def read_origin(path: Path) -> dict[str, Any]:
     """What :func:`record_origin` wrote into a run's folder; nothing where it did not."""
     file = path / ORIGIN_FILE
-    return json.loads(file.read_text()) if file.exists() else {"note": "", "machines": []}
+    return _read(file, "note", "machines") if file.exists() else {"note": "", "machines": []}
+
+
+def _read(file: Path, *names: str) -> dict[str, Any]:
+    values = read_json(file, "read_result")
+    valid = isinstance(values, dict) and values.keys() >= set(names)
+    require(valid, "read_result", str(file), f"an object with {', '.join(names)}", values)
+    return values
 
 
 def record_origin(path: Path, machine: Mapping[str, Any], note: str) -> None:
