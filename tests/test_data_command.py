@@ -159,3 +159,17 @@ def test_every_task_is_described(folder, text):
         facts, samples = _facts(task, *own.get(task, []), "--batch-size", 5)
         assert {"task", "data", "inputs", "targets"} < set(facts)
         assert samples
+
+
+def test_more_than_the_memory_holds(monkeypatch):
+    result = _data("addition", "--length", 2**31 - 1, "--batch-size", 2**31 - 1)
+    assert result.exit_code == 2
+    assert "Error: array is too big" in result.output
+
+    def fail(*_):
+        raise MemoryError("Unable to allocate 240 GiB")
+
+    monkeypatch.setattr(Memorization, "train_batch", fail)
+    result = _data("memorization")
+    assert result.exit_code == 1
+    assert result.output == "Error: There is too little memory. Unable to allocate 240 GiB\n"

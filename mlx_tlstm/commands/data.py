@@ -87,7 +87,8 @@ def data(
             require_picture_format(picture)
         changes = {name: value for name, value in given.items() if value is not None}
         made = make_task(TASKS[task].quick().replace(**changes))
-    for line in describe(made):
+        lines = describe(made)
+    for line in lines:
         click.echo(line)
     if picture is not None:
         with clean_errors(bad_input=False):

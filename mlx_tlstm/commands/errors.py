@@ -44,6 +44,8 @@ def clean_errors(bad_input: bool, go_on: str = "") -> Iterator[None]:
         OSError,
     ) as error:
         raise click.ClickException(shortened(str(error), LONGEST)) from error
+    except MemoryError as error:
+        raise click.ClickException(f"There is too little memory. {error}".strip()) from error
     except training.TrainingInterrupted as error:
         click.echo(f"{error}{go_on}", err=True)
         sys.exit(SIGNALLED + error.signal_number)
