@@ -2,18 +2,21 @@
 
 MLX's own gradient of ``x[:, t]`` writes a full-size array per step, so that a plain loop costs
 O(T²). Here the steps are unrolled inside one function whose backward pass walks them in reverse,
-reads what the forward pass kept, and forms the weight gradient from many steps at once.
+reads what the forward pass kept, and forms the weight gradient from many steps at once. Where
+nothing is kept, as in evaluation mode, plain operations are unrolled as they are, which MLX can
+export, and their gradient is MLX's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_tlstm.transition import State, Step, Transition
+from mlx_tlstm import ops
+from mlx_tlstm.transition import PlainTransition, State, Step, Transition
 
 #: What the forward pass keeps for the gradient: every step's residuals and states, its states and
 #: what is dear to compute anew, or nothing, so that the gradient runs the forward pass again.
@@ -21,20 +24,44 @@ Keep = Literal["residuals", "states", "nothing"]
 
 
 def unroll(
-    transition: Transition, prepared: Any, projected: mx.array, state: State
+    transition: Transition,
+    prepared: Any,
+    projected: mx.array,
+    state: State,
+    own_gradient: bool = True,
 ) -> Iterator[tuple[Step, mx.array]]:
-    """The steps over ``projected`` ``[T, B, M]`` one by one, each with its output."""
+    """The steps over ``projected`` ``[T, B, M]`` one by one, each with its output.
+
+    Without ``own_gradient`` that of the steps is MLX's, which sums up over the steps in the
+    weights' type: half precision is then widened to float32 and rounded back for each step.
+    """
+    if not own_gradient:
+        wide = _map_arrays(lambda array: array.astype(mx.float32), prepared)
     for x in _time_steps(projected):
+        if not own_gradient:
+            prepared = _map_arrays(lambda a, like: a.astype(like.dtype), wide, prepared)
         after, residuals, output = transition.forward(prepared, x, state)
         yield Step(x, state, after, residuals), output
         state = after
 
 
 def _time_steps(arrays: mx.array) -> list[mx.array]:
-    """The time steps ``[B, M]`` of ``[T, B, M]``, each one node of the graph."""
+    """The time steps ``[B, M]`` of ``[T, B, M]``.
+
+    Cut in halves again and again: MLX's own gradient of a slice is as large as what it is cut from,
+    so that it costs O(T log T) in place of O(T²).
+    """
     T, B, M = arrays.shape
-    rows = arrays.reshape(T * B, M)
-    return [rows[t * B : (t + 1) * B] for t in range(T)]
+    parts = [(T, arrays.reshape(T * B, M))]
+    steps: list[mx.array] = []
+    while parts:
+        length, rows = parts.pop()
+        if length == 1:
+            steps.append(rows)
+        else:
+            half = length // 2
+            parts += [(length - half, rows[half * B :]), (half, rows[: half * B])]
+    return steps
 
 
 def _restored(transition: Transition, prepared: Any, step: Step, handed: Any) -> Step:
@@ -42,16 +69,20 @@ def _restored(transition: Transition, prepared: Any, step: Step, handed: Any) ->
     if handed is not None:
         # Nothing else in the graph holds it back, and early it would be kept for long.
         computed = [array for _, array in tree_flatten(handed) if array is not None]
-        arrays = mx.depends([step.projected, *step.before], computed)
+        arrays = ops.after([step.projected, *step.before], computed)
         step = step._replace(projected=arrays[0], before=tuple(arrays[1:]))
     return step._replace(residuals=transition.restore(prepared, step))
+
+
+def _map_arrays(function: Callable[..., mx.array], *trees: Any) -> Any:
+    return tree_map(lambda *a: None if a[0] is None else function(*a), *trees)
 
 
 def _after(tree: Any, computed: Sequence[mx.array]) -> Any:
     """The arrays of ``tree``, once those of ``computed`` are there."""
     arrays = [array for _, array in tree_flatten(tree) if array is not None]
-    held = iter(mx.depends(arrays, list(computed)))
-    return tree_map(lambda array: None if array is None else next(held), tree)
+    held = iter(ops.after(arrays, computed))
+    return _map_arrays(lambda _: next(held), tree)
 
 
 def _backward(
@@ -121,16 +152,18 @@ def run(
     """
     kept: list[Step] = []
     width = len(state)
+    own_gradient = keep != "nothing" or not isinstance(transition, PlainTransition)
 
     def split(arrays: Sequence[mx.array]) -> tuple[mx.array, State, Sequence[mx.array]]:
         return arrays[0], tuple(arrays[1 : 1 + width]), arrays[1 + width :]
 
-    @mx.custom_function
-    def sequence(*arrays: mx.array) -> tuple[mx.array, ...]:
-        projected, state, parameters = split(arrays)
+    def forward(
+        projected: mx.array, state: State, parameters: Sequence[mx.array]
+    ) -> tuple[mx.array, State]:
         prepared = transition.prepare(parameters)
         outputs, final = [], state
-        for t, (step, output) in enumerate(unroll(transition, prepared, projected, state)):
+        steps = unroll(transition, prepared, projected, state, own_gradient)
+        for t, (step, output) in enumerate(steps):
             if keep == "states":
                 step = step._replace(residuals=transition.reduce(step.residuals))
             if keep != "nothing":
@@ -139,7 +172,15 @@ def run(
                 outputs.append(output)
             if t + 1 == final_step:
                 final = step.after
-        return (transition.stack(outputs), *final)
+        return transition.stack(outputs), final
+
+    if not own_gradient:
+        return forward(projected, state, parameters)
+
+    @mx.custom_function
+    def sequence(*arrays: mx.array) -> tuple[mx.array, ...]:
+        outputs, final = forward(*split(arrays))
+        return (outputs, *final)
 
     @sequence.vjp
     def sequence_vjp(primals, cotangents, _):

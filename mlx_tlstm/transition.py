@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import abc
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
+import numpy as np
 
 #: A cell's state: one array or two, batch first.
 State = tuple[mx.array, ...]
@@ -106,6 +109,21 @@ class GradientSoFar(NamedTuple):
 
     state: State
     parameters: tuple[mx.array, ...]
+
+
+@functools.lru_cache(maxsize=64)
+def _last_rows(count: int, locations: int) -> mx.array:
+    return mx.array(np.arange(1, count + 1, dtype=np.uint32) * locations - 1)
+
+
+def last_location(H: mx.array) -> mx.array:
+    """The hidden state ``[B, M]`` at the last location of ``[B, *P, M]``.
+
+    A copy, since a view would keep the whole state of every step alive. Gathered, since MLX exports
+    no ``mx.contiguous``.
+    """
+    B, *P, M = H.shape
+    return mx.take(H.reshape(-1, M), _last_rows(B, math.prod(P)), axis=0)
 
 
 #: Largest number of elements of the matrix from which a weight gradient is formed (64 MiB).

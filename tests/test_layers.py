@@ -179,6 +179,42 @@ def test_compiled_training_step(variant):
         assert relative_error(compiled[name], np.array(array, dtype=np.float64)) < 1e-5
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_vmap(variant, recompute, training):
+    """Of a layer, of its gradient, and the gradient through it: what a loop gives."""
+    layer = make_layer(variant, 4, 5, depth=3, recompute=recompute).train(training)
+    x = mx.random.normal((3, 2, 6, 4), key=mx.random.key(0))
+    parameters = layer.parameters()
+
+    def loss(parameters, x):
+        layer.update(parameters)
+        return mx.square(layer(x)[0]).sum()
+
+    def assert_same(found, expected):
+        layer.update(parameters)
+        for name, array in tree_flatten(found):
+            other = np.array(dict(tree_flatten(expected))[name], np.float64)
+            assert relative_error(array, other) < 1e-5, name
+
+    one = mx.grad(loss, argnums=(0, 1))
+    each = [one(parameters, example) for example in x]
+    layer.update(parameters)
+    outputs = [layer(example) for example in x]
+    assert_same(mx.vmap(layer)(x), tree_map(lambda *a: mx.stack(a), *outputs))
+    per_example = mx.vmap(one, in_axes=(None, 0))(parameters, x)
+    assert_same(per_example, tree_map(lambda *a: mx.stack(a), *each))
+
+    def total(parameters, x):
+        layer.update(parameters)
+        return mx.square(mx.vmap(layer)(x)[0]).sum()
+
+    d_parameters, d_x = mx.grad(total, argnums=(0, 1))(parameters, x)
+    assert_same(d_parameters, tree_map(lambda *a: sum(a), *(d for d, _ in each)))
+    assert_same({"x": d_x}, {"x": mx.stack([d for _, d in each])})
+
+
 def test_one_sequence_without_a_batch_axis():
     layer = make_layer("3d-tlstm+cn", 5, 6, 3)
     x = mx.random.normal((7, 5))

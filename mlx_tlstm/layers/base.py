@@ -215,7 +215,9 @@ class RecurrentLayer(nn.Module):
     """Base of the layers: a cell run over a sequence.
 
     In evaluation mode (``layer.eval()``) the steps keep nothing for the gradient, which saves
-    memory; a gradient is still right there, and runs the forward pass a second time.
+    memory. Where they are plain operations ``mx.export_function`` takes them, and a gradient there
+    is MLX's own: the same, for some times the memory and time. Kernels cannot be exported; a
+    gradient runs them a second time.
     """
 
     cell: RecurrentCell
@@ -269,7 +271,7 @@ class RecurrentLayer(nn.Module):
         projected, state, _ = self._prepare(x, state, self.delay if flush else 0)
         cell = self.cell
         prepared = cell.transition.prepare(cell.transition_parameters())
-        walk = list(unroll(cell.transition, prepared, projected, tuple(state)))
+        walk = list(unroll(cell.transition, prepared, projected, tuple(state), own_gradient=False))
         steps = [step for step, _ in walk]
         outputs = [output for _, output in walk[self.delay if flush else 0 :]]
         states = [cell.state_type(*step.after) for step in steps]

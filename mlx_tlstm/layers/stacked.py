@@ -18,7 +18,7 @@ from mlx_tlstm.layers.base import (
     require_countable,
     require_forget_bias,
 )
-from mlx_tlstm.transition import PlainTransition, State, Step
+from mlx_tlstm.transition import PlainTransition, State, Step, last_location
 
 
 class StackedLSTMState(NamedTuple):
@@ -110,8 +110,7 @@ class StackedLSTMTransition(PlainTransition):
         return d_weight.reshape(d_A.shape[-1], 2, -1), mx.sum(d_A, axis=0)
 
     def output(self, state: State) -> mx.array:
-        # A copy, since a view would keep the whole state of every step alive.
-        return mx.contiguous(state[0][:, -1])
+        return last_location(state[0])
 
     def add_output_gradient(self, d_state: State, d_output: mx.array) -> State:
         d_H, d_C = d_state

@@ -11,7 +11,7 @@ from mlx_tlstm import kernels, ops
 from mlx_tlstm.checks import require_choice
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import RecurrentCell, normal, require_countable
-from mlx_tlstm.transition import PlainTransition, State, Step, Transition
+from mlx_tlstm.transition import PlainTransition, State, Step, Transition, last_location
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,7 @@ class TensorTransition(PlainTransition):
         )
 
     def output(self, state: State) -> mx.array:
-        # A copy, since a view would keep the whole state of every step alive.
-        return mx.contiguous(state[0][self._corner])
+        return last_location(state[0])
 
     def add_output_gradient(self, d_state: State, d_output: mx.array) -> State:
         d_H, *rest = d_state

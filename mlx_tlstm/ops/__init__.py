@@ -15,10 +15,12 @@ from mlx_tlstm.ops.memory import (
     memory_update,
     memory_update_backward,
 )
+from mlx_tlstm.ops.ordering import after
 
 __all__ = [
     "MemoryUpdate",
     "Residuals",
+    "after",
     "cross_layer_convolution",
     "cross_layer_convolution_input_gradient",
     "cross_layer_convolution_weight_gradient",

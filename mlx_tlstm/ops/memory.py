@@ -15,6 +15,7 @@ import numpy as np
 
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.ops.activations import tanh
+from mlx_tlstm.ops.ordering import after
 
 #: Inside the root of both normalisations (the paper gives none).
 EPSILON = 1e-5
@@ -226,9 +227,9 @@ def memory_update_backward(
     # Without it mx.compile would share the gates and the mixing matrices with the forward pass,
     # which would keep them.
     if Q is None:
-        (T,) = mx.depends([T], [d_H])
+        (T,) = after([T], [d_H])
     else:
-        T, Q, C_before = mx.depends([T, Q, C_before], [d_H])
+        T, Q, C_before = after([T, Q, C_before], [d_H])
     residuals = residuals._replace(T=T)
     G, I, F, O = residuals.G, residuals.I, residuals.F, residuals.O
     d_N = d_H * O * (1 - Z * Z)

@@ -23,13 +23,14 @@ _ROUNDINGS = 16  # the same for products of rounded factors
 _VIEWS = {
     "AsStrided",
     "Broadcast",
-    "Depends",
+    "CustomTransforms",
     "ExpandDims",
     "Flatten",
     "Reshape",
     "Slice",
     "Split",
     "Squeeze",
+    "StopGradient",
     "Transpose",
     "Unflatten",
 }
