@@ -8,66 +8,110 @@ compiler, MLX runs the plain function.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_map
 
+from mlx_tlstm.snapshot import parts, rebuilt, snapshot
+
+#: Time steps up to which a graph pays. Tracing 1,000 of them takes some five seconds and 5,000 ten
+#: times as long, while the plain function's cost grows with the number of steps alone.
+GRAPH_STEPS = 1000
+
+#: Takes a model's arrays and the other arguments.
+_Function = Callable[..., Any]
+
+
+class _Graph(NamedTuple):
+    plain: _Function
+    compiled: _Function
+
 
 class CompiledFunction:
-    """A function that uses a model's parameters, through ``mx.compile``.
+    """A function of a model and other arguments, through ``mx.compile``.
 
-    The parameters are inputs of the graph, so that new weights count from the next call on.
+    The model's arrays are inputs of the graph, so that new weights count from the next call on.
+    All else that the model is made of is constant there: another mode, module or setting, or a
+    change of what is frozen, makes a new graph. What is traced is a copy, so that the model never
+    holds MLX's placeholders, and several threads may call this function at once. MLX traces it
+    once for each of them.
 
     On a CPU the first call with arguments of new shapes evaluates its results, since the compiler
     runs then. Where it fails, the plain function takes over for good, with a warning.
 
     Args:
         model: The model.
-        function: Takes and returns trees of arrays. What else it takes is a constant: each new
-            value makes a new graph.
+        function: Takes a model, which is a copy, and trees of arrays; returns a tree of arrays.
+            What else it takes is a constant: each new value makes a new graph.
     """
 
     def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
         self._model = model
         self._function = function
-        self._graph: Callable[..., Any] | None = mx.compile(self._with_parameters)
-        self._compiled: set[str] = set()
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._compiled: set[Hashable] = set()
+        self._compiles = True
+
+    def plain(self, *arguments: Any) -> Any:
+        """What a call gives, but without a graph."""
+        graph, arrays = self._graph()
+        return graph.plain(arrays, *arguments)
 
     def __call__(self, *arguments: Any) -> Any:
-        if self._graph is None:
-            return self._function(*arguments)
-        parameters = self._model.parameters()
-        try:
+        graph, arrays = self._graph()
+        if not self._compiles:
+            return graph.plain(arrays, *arguments)
+        if mx.default_device().type == mx.cpu:
             shapes = str(tree_map(_shape, arguments))
-            if mx.default_device().type == mx.cpu and shapes not in self._compiled:
-                return self._first_on_cpu(parameters, arguments, shapes)
-            return self._graph(parameters, *arguments)
-        finally:
-            self._model.update(parameters)  # a trace leaves its own arrays there
+            if shapes not in self._compiled:
+                return self._first_on_cpu(graph, arrays, arguments, shapes)
+        return graph.compiled(arrays, *arguments)
 
-    def _first_on_cpu(self, parameters: Any, arguments: tuple[Any, ...], shapes: str) -> Any:
+    def _graph(self) -> tuple[_Graph, list[mx.array]]:
+        """The graph for what the model is made of now, and its arrays."""
+        arrays, rest = parts(self._model)
+        graph = self._graphs.get(rest)
+        if graph is None:
+            # Another thread may change the model meanwhile, but not the copy.
+            model = snapshot(self._model)
+            arrays, rest = parts(model)
+            graph = self._graphs.setdefault(rest, _graph(model, self._function))
+        return graph, arrays
+
+    def _first_on_cpu(
+        self, graph: _Graph, arrays: list[mx.array], arguments: tuple[Any, ...], shapes: Hashable
+    ) -> Any:
         try:
-            results = self._graph(parameters, *arguments)
+            results = graph.compiled(arrays, *arguments)
             mx.eval(results)
         except RuntimeError as error:
+            results = graph.plain(arrays, *arguments)
+            mx.eval(results)  # fails too where the compiler is not to blame
             warnings.warn(
                 f"MLX cannot compile for this CPU and goes on without, more slowly ({error}); "
                 "MLX_DISABLE_COMPILE=1 turns compilation off",
                 RuntimeWarning,
                 stacklevel=3,
             )
-            self._graph = None
-            self._model.update(parameters)
-            return self._function(*arguments)
+            self._compiles = False
+            return results
         self._compiled.add(shapes)
         return results
 
-    def _with_parameters(self, parameters: Any, *arguments: Any) -> Any:
-        self._model.update(parameters)
-        return self._function(*arguments)
+
+def _graph(model: nn.Module, function: Callable[..., Any]) -> _Graph:
+    # Keeps alive what the graph is known by, but no weights.
+    none = mx.array(0.0)
+    template = rebuilt(model, lambda _: none)
+
+    def plain(arrays: list[mx.array], *arguments: Any) -> Any:
+        remaining = iter(arrays)
+        return function(rebuilt(template, lambda _: next(remaining)), *arguments)
+
+    return _Graph(plain, mx.compile(plain))
 
 
 def _shape(leaf: Any) -> Any:

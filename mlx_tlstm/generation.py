@@ -18,6 +18,7 @@ from mlx_tlstm.checks import (
 )
 from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.model import SequenceModel, class_count
+from mlx_tlstm.snapshot import require_evaluated, snapshot
 
 #: Symbols of the prompt that are read at a time, which bounds the graph of a long one.
 _PROMPT_CHUNK = 128
@@ -85,6 +86,9 @@ def generate(
     costs 1 + ``delay`` = L steps, and equals what a run over the prompt and all symbols so far
     would give.
 
+    Each symbol may be asked for in another thread. The weights are those of the call, whatever
+    becomes of the model's.
+
     Args:
         model: A model whose inputs are one-hot symbols and whose classes are the same symbols.
         prompt: Symbols to begin with, one or more.
@@ -94,7 +98,8 @@ def generate(
         seed: Seeds the draws, 0 … 2^64 - 1; they take no numbers from ``mx.random``'s global state.
 
     Raises:
-        ValueError: An argument is out of range; raised by the call, before any symbol.
+        ValueError: An argument is out of range, or another thread built the model's weights and
+            has not evaluated them; raised by the call, before any symbol.
     """
     owner = "generate"
     cell = model.layer.cell
@@ -111,7 +116,12 @@ def generate(
     valid = is_number(top_p) and 0 < top_p <= 1
     require(valid, owner, "top_p", "above 0 and at most 1", top_p)
     require(is_integer(seed) and 0 <= seed < 1 << 64, owner, "seed", "an integer of 64 bits", seed)
-    return _generate(model, list(symbols), length, temperature, top_p, mx.random.key(seed))
+    model = snapshot(model)
+    require_evaluated(owner, model)
+    # Evaluated here too: the first symbol may be asked for in another thread.
+    rows, key = mx.eye(cell.input_size), mx.random.key(seed)
+    mx.eval(rows, key)
+    return _generate(model, list(symbols), length, temperature, top_p, rows, key)
 
 
 def _generate(
@@ -120,23 +130,22 @@ def _generate(
     length: int,
     temperature: float,
     top_p: float,
+    rows: mx.array,
     key: mx.array,
 ) -> Iterator[int]:
-    layer = model.layer
-    rows = mx.eye(layer.cell.input_size)
     state = None
     *before, last = symbols
     for start in range(0, len(before), _PROMPT_CHUNK):
-        _, state = layer.stream(rows[mx.array(before[start : start + _PROMPT_CHUNK])], state)
+        _, state = model.layer.stream(rows[mx.array(before[start : start + _PROMPT_CHUNK])], state)
         mx.eval(state)
     # One input, then the flush; the state is the one before the flush.
-    step = CompiledFunction(model, model)
+    step = CompiledFunction(model, SequenceModel.__call__)
     for _ in range(length):
         logits, state = step(rows[last][None], state)
         logits = logits[-1].astype(mx.float32)
         key, draw = mx.random.split(key)
         symbol = sample(logits, temperature, top_p, draw)
-        mx.eval(symbol, state)
+        mx.eval(symbol, key, state)
         last = symbol.item()
         yield last
 

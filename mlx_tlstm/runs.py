@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx import nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_tlstm.checks import is_integer, require, require_choice
 from mlx_tlstm.config import TrainingConfig
@@ -27,6 +27,7 @@ from mlx_tlstm.files import (
     save_arrays,
 )
 from mlx_tlstm.metadata import metrics_from_json, symbols_from_json
+from mlx_tlstm.snapshot import replace_weights
 from mlx_tlstm.tasks import TASKS
 
 WEIGHTS = ("best", "last")
@@ -228,7 +229,7 @@ class RunFolder:
         require_like(
             "RunFolder", str(path), weights, dict(tree_flatten(model.parameters())), CONFIG_FILE
         )
-        model.load_weights(list(weights.items()))
+        replace_weights(model, tree_unflatten(list(weights.items())))
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         path = self.path / name

@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx_tlstm.checks import require
 from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.model import SequenceModel
+from mlx_tlstm.snapshot import require_evaluated
 
 
 class StreamingSession:
@@ -23,19 +24,24 @@ class StreamingSession:
     An output is put to work but not waited for: reading it waits. Weights that change in between
     are used from the next input on.
 
+    Many sessions of one model may run at once, each in any thread, and from push to push in
+    another, while the model trains in one more.
+
     Args:
         model: The model, best in evaluation mode (``model.eval()``), where no step keeps anything
             for a gradient.
 
     Raises:
-        ValueError: ``model`` is no :class:`SequenceModel`.
+        ValueError: ``model`` is no :class:`SequenceModel`, or another thread built its weights and
+            has not evaluated them.
     """
 
     def __init__(self, model: SequenceModel) -> None:
         owner = type(self).__name__
         require(isinstance(model, SequenceModel), owner, "model", "a SequenceModel", model)
+        require_evaluated(owner, model)
         self._model = model
-        self._step = CompiledFunction(model, self._plain_step)
+        self._step = CompiledFunction(model, _step)
         self.reset()
 
     @property
@@ -99,10 +105,11 @@ class StreamingSession:
         mx.async_eval(logits, self._state)
         return logits
 
-    def _plain_step(self, x: mx.array, state: Any) -> tuple[mx.array, Any]:
-        y, state = self._model.layer.stream(mx.expand_dims(x, -2), state)  # one time step
-        return self._model.readout(y)[..., 0, :], state
-
     def _require_running(self) -> None:
         owner = type(self).__name__
         require(not self._ended, owner, "session", "reset after flush", "an ended sequence")
+
+
+def _step(model: SequenceModel, x: mx.array, state: Any) -> tuple[mx.array, Any]:
+    y, state = model.layer.stream(mx.expand_dims(x, -2), state)  # one time step
+    return model.readout(y)[..., 0, :], state

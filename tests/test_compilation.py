@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from functools import partial
 
 import mlx.core as mx
@@ -33,12 +34,12 @@ def _inputs(batch=BATCH, steps=STEPS, seed=0):
     return mx.random.normal((batch, steps, INPUT), key=mx.random.key(seed))
 
 
-def _gradient(model):
+def _gradient(model, x, state, scale):
     def loss(x, state, scale):
         y, state = model(x, state)
         return (scale * y.square()).sum(), state
 
-    return nn.value_and_grad(model, loss)
+    return nn.value_and_grad(model, loss)(x, state, scale)
 
 
 def _assert_same(found, expected):
@@ -57,7 +58,7 @@ def test_values_and_gradients(variant, recompute):
     """Without and with a state, at two shapes, and with weights that change in between."""
     model = _model(variant)
     model.layer.cell.recompute = recompute
-    plain, compiled = _gradient(model), CompiledFunction(model, _gradient(model))
+    plain, compiled = partial(_gradient, model), CompiledFunction(model, _gradient)
     for seed, (batch, steps) in enumerate([(BATCH, STEPS), (BATCH, STEPS), (3, 2)]):
         x, state = _inputs(batch, steps, seed), None
         for scale in (1.0, 2.0):
@@ -74,7 +75,7 @@ def test_one_trace_a_shape():
     model = _model()
     traces = []
 
-    def forward(x):
+    def forward(model, x):
         traces.append(x.shape)
         return model(x)[0]
 
@@ -88,13 +89,96 @@ def test_the_model_keeps_its_own_arrays():
     """A trace's would be refused: they hold nothing."""
     model = _model()
     before = dict(tree_flatten(model.parameters()))
-    CompiledFunction(model, _gradient(model))(_inputs(), None, 1.0)
+    CompiledFunction(model, _gradient)(_inputs(), None, 1.0)
     after = dict(tree_flatten(model.parameters()))
     assert all(after[name] is array for name, array in before.items())
-    failing = CompiledFunction(model, lambda x: model(x)[0].reshape(1, 1))
+    failing = CompiledFunction(model, lambda model, x: model(x)[0].reshape(1, 1))
     with pytest.raises(ValueError, match="reshape"):
         failing(_inputs())
     mx.eval(model.parameters())
+
+
+def _added_dropout(model):
+    model.readout = nn.Sequential(nn.Dropout(0.999), model.readout)
+
+
+class _Scaled(nn.Linear):
+    def __call__(self, x):
+        return 3 * super().__call__(x)
+
+
+def _replaced(model):
+    """By a module of another type with the same arrays."""
+    old, new = model.readout, _Scaled(HIDDEN, CLASSES)
+    new.update(old.parameters())
+    model.readout = new
+
+
+CHANGES = {
+    "update": lambda model: model.update({"readout": {"bias": mx.full((CLASSES,), 4.0)}}),
+    "load_weights": lambda model: model.load_weights(
+        list(tree_flatten(tree_map(lambda a: 0.5 * a, model.parameters())))
+    ),
+    "freeze": lambda model: model.layer.freeze(),
+    "freeze a part": lambda model: model.readout.freeze(keys=["weight"]),
+    "unfreeze": lambda model: model.freeze().unfreeze(keys=["bias"]),
+    "set_dtype": lambda model: model.set_dtype(mx.bfloat16),
+    "mode": lambda model: (_added_dropout(model), model.eval()),
+    "module": _replaced,
+    "array": lambda model: setattr(model.layer.cell, "bias", 2 * model.layer.cell.bias),
+    "added module": lambda model: setattr(
+        model, "readout", nn.Sequential(model.readout, nn.Tanh())
+    ),
+    "setting": lambda model: setattr(model.layer.cell, "recompute", True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_of_the_model_are_seen(change):
+    """What a user does to a model between two calls counts in the second."""
+    model = _model()
+    compiled = CompiledFunction(model, _gradient)
+    before = compiled(_inputs(), None, 1.0)
+    mx.eval(before)
+    CHANGES[change](model)
+    (loss, state), gradients = compiled(_inputs(), None, 1.0)
+    (plain_loss, plain_state), plain_gradients = _gradient(model, _inputs(), None, 1.0)
+    tolerance = 1e-2 if change == "set_dtype" else TOLERANCE
+    found = dict(tree_flatten((loss, state, gradients)))
+    expected = dict(tree_flatten((plain_loss, plain_state, plain_gradients)))
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        a, b = (np.array(v.astype(mx.float32)) for v in (found[name], array))
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b), name
+
+
+def test_a_mode_that_changes_to_and_fro():
+    model = _model()
+    _added_dropout(model)
+    compiled = CompiledFunction(model, lambda model, x: model(x)[0])
+    for _ in range(2):
+        model.eval()
+        assert mx.allclose(compiled(_inputs()), model(_inputs())[0], rtol=1e-5, atol=1e-5)
+        model.train()
+        assert not mx.allclose(compiled(_inputs()), model.eval()(_inputs())[0], atol=1e-3)
+
+
+def test_tied_modules_stay_tied():
+    model = _model()
+    twice = nn.Linear(CLASSES, CLASSES)
+    model.readout = nn.Sequential(model.readout, twice, nn.Tanh(), twice)
+    compiled = CompiledFunction(model, _gradient)
+    _assert_same(compiled(_inputs(), None, 1.0), _gradient(model, _inputs(), None, 1.0))
+
+
+def test_what_fails_for_another_reason_is_no_failed_compilation():
+    model = _model()
+    failing = CompiledFunction(model, lambda model, x: mx.linalg.inv(mx.zeros((2, 2)) + x.sum()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeError, match="factorization failed"):
+            mx.eval(failing(mx.zeros((2,))))
 
 
 def test_a_users_own_compiled_step():
@@ -102,11 +186,10 @@ def test_a_users_own_compiled_step():
 
     def train(compile_step):
         model, adam = _model(), optimizers.Adam(1e-2)
-        gradient = _gradient(model)
         state = [model.state, adam.state]
 
         def step(x):
-            (loss, _), gradients = gradient(x, None, 1.0)
+            (loss, _), gradients = _gradient(model, x, None, 1.0)
             adam.update(model, gradients)
             return loss
 
@@ -125,10 +208,10 @@ def test_kernels_are_traced():
     """Their launches look at no value, and happen in the graph; nothing is computed here."""
     with recorded() as launches:
         model = _model()
-        _gradient(model)(_inputs(), None, 1.0)
+        _gradient(model, _inputs(), None, 1.0)
         plain = launches.copy()
         launches.clear()
-        compiled = CompiledFunction(model, _gradient(model))
+        compiled = CompiledFunction(model, _gradient)
         compiled(_inputs(), None, 1.0)
         assert [launch.name for launch in launches] == [launch.name for launch in plain]
         compiled(_inputs(seed=1), None, 1.0)
@@ -143,7 +226,7 @@ from mlx_tlstm.compilation import CompiledFunction
 
 model = SequenceModel(make_layer("2d-tlstm+cn", 3, 5, 2), 2)
 x = mx.ones((2, 4, 3))
-compiled = CompiledFunction(model, lambda x: model(x)[0])
+compiled = CompiledFunction(model, lambda model, x: model(x)[0])
 for _ in range(2):
     print(mx.abs(compiled(x) - model(x)[0]).max().item() < 1e-5)
 """

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_map
 from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm import VARIANTS, SequenceModel, make_layer, training
+from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import TASKS, Memorization, make_task
@@ -406,20 +407,22 @@ def test_sequence_accuracy_of_a_known_model(settings):
 
 
 @pytest.mark.parametrize("mode", [True, False])
-def test_evaluation_restores_the_mode(mode, settings):
+def test_evaluation_leaves_the_mode(mode, settings, monkeypatch):
+    """What runs is a copy in evaluation mode."""
     trainer = training.Trainer(settings("mnist"))
     modules = trainer.model.modules()
     trainer.model.train(mode)
-    seen = []
-    training.evaluate(trainer.model, trainer.task, "test", lambda: seen.append(modules[0].training))
-    assert seen == [False]
-    assert all(module.training is mode for module in modules)
+    layer = type(trainer.model.layer)
+    seen, call = [], layer.__call__
 
-    def fail():
-        raise RuntimeError("stop")
+    def recorded(layer, x, state=None):
+        assert all(module.training is mode for module in modules)
+        seen.append({module.training for module in layer.modules()})
+        return call(layer, x, state)
 
-    with pytest.raises(RuntimeError, match="stop"):
-        training.evaluate(trainer.model, trainer.task, "test", fail)
+    monkeypatch.setattr(layer, "__call__", recorded)
+    training.evaluate(trainer.model, trainer.task, "test")
+    assert seen == [{False}]
     assert all(module.training is mode for module in modules)
 
 
@@ -729,3 +732,35 @@ def test_slow_blas_is_noted_once(fast, settings, tmp_path, capsys, monkeypatch):
     config = settings("memorization")
     training.fit(config, tmp_path / "run", [training.Progress(bar=False)])
     assert capsys.readouterr().err.count("libopenblas0-pthread") == (0 if fast else 1)
+
+
+@pytest.mark.parametrize("variant", ["2d-tlstm+cn", "2d-tlstm+ln", "slstm"])
+@pytest.mark.parametrize("task", ["wikipedia", "memorization"])
+def test_long_sequences_are_evaluated_in_parts(task, variant, settings, monkeypatch):
+    """With the same result, also where an output depends on later inputs."""
+    config = settings(task, variant=variant, depth=3, length=13)
+    trainer = training.Trainer(config)
+    expected = training.evaluate_all(trainer.model, trainer.task, "test")
+    steps, layer = [], type(trainer.model.layer)
+    run = layer._run
+
+    def recorded(layer, x, state, flush):
+        steps.append(x.shape[1] + flush)
+        return run(layer, x, state, flush)
+
+    monkeypatch.setattr(layer, "_run", recorded)
+    monkeypatch.setattr(training.evaluation, "GRAPH_STEPS", 5)
+    found = training.evaluate_all(trainer.model, trainer.task, "test")
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert 0 < max(steps) <= 5
+
+
+def test_long_sequences_are_trained_without_a_graph(settings, monkeypatch):
+    """Tracing them takes longer than it saves; the steps are the same."""
+    config = settings("wikipedia", length=13)
+    expected, found = training.Trainer(config), training.Trainer(config)
+    reports = [expected.train_step() for _ in range(3)]
+    monkeypatch.setattr(training.trainer, "GRAPH_STEPS", 12)
+    monkeypatch.setattr(CompiledFunction, "__call__", None)
+    for report in reports:
+        assert found.train_step() == pytest.approx(report, rel=1e-5)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_tlstm.checks import require_integer
-from mlx_tlstm.compilation import CompiledFunction
+from mlx_tlstm.compilation import GRAPH_STEPS, CompiledFunction
 from mlx_tlstm.model import SequenceModel
 from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.snapshot import require_evaluated, snapshot
 from mlx_tlstm.tasks import Batch, Task, make_task
 from mlx_tlstm.training.objective import (
     build_model,
@@ -43,7 +45,8 @@ def evaluate(
     """The task's own metrics of a model over the whole of a split, as training takes them.
 
     Args:
-        model: Its training mode is off meanwhile, which saves memory, and then as it was.
+        model: It is left as it is: a copy in evaluation mode, with the weights that the model has
+            now, is what runs.
         task: The task that the model was built for.
         split: ``"validation"`` or ``"test"``.
         on_batch: Called before each batch; what it raises ends the evaluation.
@@ -115,51 +118,77 @@ def _totals(
     """Sums over ``batches``, in evaluation mode; those of the answers where ``answers`` is True."""
     totals = Totals()
     state = None
-    batch_sums = CompiledFunction(model, _BatchSums(model, task, answers))
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in batches:
-            if on_batch is not None:
-                on_batch()
-            x = encode(batch.inputs, task.input_size, model.layer.cell.weight.dtype)
-            before = None if batch.fresh else state
-            sums, state = batch_sums(x, mx.array(batch.targets), before)
-            mx.eval(sums, state)
-            totals.loss += sums["loss"].item()
-            totals.predictions += batch.targets[:, task.loss_positions].size
-            if answers:
-                totals.right_answers += sums["answers"].item()
-                totals.answers += batch.targets[:, task.answer_positions].size
-                totals.right_sequences += sums["sequences"].item()
-                totals.sequences += len(batch.targets)
-    finally:
-        model.train(was_training)
+    model = snapshot(model).eval()
+    require_evaluated("evaluate", model)
+    run = _Run(model, task, answers)
+    for batch in batches:
+        if on_batch is not None:
+            on_batch()
+        sums, state = run(batch, None if batch.fresh else state)
+        totals.loss += sums["loss"].item()
+        totals.predictions += batch.targets[:, task.loss_positions].size
+        if answers:
+            totals.right_answers += sums["answers"].item()
+            totals.answers += batch.targets[:, task.answer_positions].size
+            totals.right_sequences += sums["sequences"].item()
+            totals.sequences += len(batch.targets)
     return totals
 
 
-@dataclasses.dataclass(frozen=True)
-class _BatchSums:
-    """Sums over a batch of inputs ``[B, T, R]`` and targets ``[B, T]``, and the state after it."""
+class _Run:
+    """Sums over a batch and the state after it, by compiled functions of a model.
 
-    model: SequenceModel
-    task: Task
-    answers: bool
+    Long sequences are read in parts, as a stream with its flush at the end: the same time steps.
+    """
 
-    def __call__(
-        self, x: mx.array, targets: mx.array, state: Any
+    def __init__(self, model: SequenceModel, task: Task, answers: bool) -> None:
+        self._model = model
+        self._task = task
+        self._answers = answers
+        self._whole = CompiledFunction(model, self._layer_and_sums)
+        self._part = CompiledFunction(model, lambda model, x, state: model.layer.stream(x, state))
+        self._end = CompiledFunction(model, self._sums)
+
+    def __call__(self, batch: Batch, state: Any) -> tuple[dict[str, mx.array], Any]:
+        targets = mx.array(batch.targets)
+        steps = batch.targets.shape[1]
+        if steps <= GRAPH_STEPS:
+            sums, state = self._whole(self._encoded(batch.inputs), targets, state)
+        else:
+            outputs = []
+            for start in range(0, steps, GRAPH_STEPS):
+                x = self._encoded(batch.inputs[:, start : start + GRAPH_STEPS])
+                y, state = self._part(x, state)
+                mx.eval(y, state)
+                outputs.append(y)
+            delay = self._model.layer.delay
+            if delay:
+                end = mx.zeros((len(x), delay, x.shape[-1]), x.dtype)
+                outputs.append(self._part(end, state)[0])
+            sums = self._end(mx.concatenate(outputs, axis=1)[:, delay:], targets)
+        mx.eval(sums, state)
+        return sums, state
+
+    def _encoded(self, inputs: np.ndarray) -> mx.array:
+        return encode(inputs, self._task.input_size, self._model.layer.cell.weight.dtype)
+
+    def _layer_and_sums(
+        self, model: SequenceModel, x: mx.array, targets: mx.array, state: Any
     ) -> tuple[dict[str, mx.array], Any]:
-        task = self.task
-        y, state = self.model.layer(x, state)
-        logits = logits_at(self.model, y, task.loss_positions)
+        y, state = model.layer(x, state)
+        return self._sums(model, y, targets), state
+
+    def _sums(self, model: SequenceModel, y: mx.array, targets: mx.array) -> dict[str, mx.array]:
+        task = self._task
+        logits = logits_at(model, y, task.loss_positions)
         sums = {"loss": cross_entropy(logits, targets[:, task.loss_positions]).sum()}
-        if self.answers:
+        if self._answers:
             if task.answer_positions != task.loss_positions:
-                logits = logits_at(self.model, y, task.answer_positions)
+                logits = logits_at(model, y, task.answer_positions)
             right = mx.argmax(logits, axis=-1) == targets[:, task.answer_positions]
             sums["answers"] = right.sum()
             sums["sequences"] = right.all(axis=1).sum()
-        return sums, state
+        return sums
 
 
 def load_run(path: str | Path, weights: str = "best") -> tuple[RunFolder, Task, SequenceModel]:

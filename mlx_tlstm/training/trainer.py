@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -11,9 +12,11 @@ from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_tlstm.checks import require
-from mlx_tlstm.compilation import CompiledFunction
+from mlx_tlstm.compilation import GRAPH_STEPS, CompiledFunction
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import require_like
+from mlx_tlstm.model import SequenceModel
+from mlx_tlstm.snapshot import replace_weights
 from mlx_tlstm.tasks import Batch, make_task
 from mlx_tlstm.training import memory
 from mlx_tlstm.training.divergence import NonFiniteError
@@ -69,7 +72,7 @@ class Trainer:
         config: As given.
         workers: As given.
         task: The task it names.
-        model: The model, in ``config.dtype``.
+        model: The model, in ``config.dtype``. Other threads may sample from it at any time.
         weights: The trained weights, in float32.
         optimizer: Adam with bias correction.
         step: Number of steps done.
@@ -119,12 +122,11 @@ class Trainer:
         self.carried: Any = None
         self._dtype = getattr(mx, config.dtype)
         self._loss_scales = FLOAT16_LOSS_SCALES if self._dtype == mx.float16 else (1.0,)
-        self._value_and_grad = CompiledFunction(
-            self.model, nn.value_and_grad(self.model, self._scaled_loss)
-        )
-        self._update_model()
+        self._value_and_grad = CompiledFunction(self.model, self._scaled_loss_and_gradients)
         with self.workers.watched():
-            mx.eval(self.model.parameters(), self.weights, self.optimizer.state)
+            rounded = self._rounded(self.weights)
+            mx.eval(rounded, self.model.parameters(), self.weights, self.optimizer.state)
+        replace_weights(self.model, rounded)
 
     @property
     def samples(self) -> int:
@@ -157,10 +159,11 @@ class Trainer:
             self.optimizer.learning_rate = rate
             loss, norm, clipped, gradients, state = self._gradients()
             self.weights = self.optimizer.apply_gradients(gradients, self.weights)
-            self._update_model()
             self.carried = state
-            changed = (self.weights, self.model.parameters(), self.optimizer.state, state)
+            rounded = self._rounded(self.weights)
+            changed = (self.weights, rounded, self.optimizer.state, state)
             mx.eval(loss, norm, clipped, changed)
+        replace_weights(self.model, rounded)  # evaluated, since other threads may read them
         report = StepReport(loss.item(), norm.item(), clipped.item())
         self.step += 1
         for name in ("loss", "gradient_norm"):
@@ -243,8 +246,9 @@ class Trainer:
         self.optimizer.state = tree_unflatten(list(taken["arrays"]["optimizer"].items()))
         share = {name: array[self._share] for name, array in taken["state"].items()}
         self.carried = self.model.layer.cell.state_type(**share) if carried else None
-        self._update_model()
-        mx.eval(self.model.parameters(), self.carried)
+        rounded = self._rounded(self.weights)
+        mx.eval(self.weights, rounded, self.optimizer.state, self.carried)
+        replace_weights(self.model, rounded)
 
     @property
     def finite(self) -> bool:
@@ -272,8 +276,8 @@ class Trainer:
         )
         raise NonFiniteError(message, name, value, self.step, batch)
 
-    def _update_model(self) -> None:
-        self.model.update(tree_map(lambda weight: weight.astype(self._dtype), self.weights))
+    def _rounded(self, weights: Any) -> Any:
+        return tree_map(lambda weight: weight.astype(self._dtype), weights)
 
     def _gradients(self) -> tuple[mx.array, mx.array, mx.array, Any, Any]:
         """Loss, gradient norm, whether it was clipped, the clipped float32 gradients, layer state.
@@ -299,7 +303,10 @@ class Trainer:
             x = encode(batch.inputs[whole], self.task.input_size, self._dtype)
             targets = mx.array(batch.targets[whole])[:, self.task.loss_positions]
             before = None if batch.fresh else tree_map(lambda a, rows=rows: a[rows], self.carried)
-            (_, loss, state), scaled = self._value_and_grad(x, targets, before, scale)
+            function = self._value_and_grad
+            if x.shape[1] > GRAPH_STEPS:
+                function = function.plain
+            (_, loss, state), scaled = function(x, targets, before, scale)
             gradients = tree_map(lambda g: g.astype(mx.float32) / (scale * parts), scaled)
             sums = gradients if sums is None else tree_map(mx.add, sums, gradients)
             losses.append(loss)
@@ -311,11 +318,16 @@ class Trainer:
             state = tree_map(lambda *arrays: mx.concatenate(arrays), *states)
         return self.workers.mean(loss), self.workers.mean(sums), state
 
+    def _scaled_loss_and_gradients(
+        self, model: SequenceModel, *arguments: Any
+    ) -> tuple[tuple[mx.array, mx.array, Any], Any]:
+        return nn.value_and_grad(model, partial(self._scaled_loss, model))(*arguments)
+
     def _scaled_loss(
-        self, x: mx.array, targets: mx.array, state: Any, scale: float
+        self, model: SequenceModel, x: mx.array, targets: mx.array, state: Any, scale: float
     ) -> tuple[mx.array, mx.array, Any]:
-        y, state = self.model.layer(x, state)
-        logits = logits_at(self.model, y, self.task.loss_positions)
+        y, state = model.layer(x, state)
+        logits = logits_at(model, y, self.task.loss_positions)
         loss = cross_entropy(logits, targets).mean()
         return loss * scale, loss, state
 

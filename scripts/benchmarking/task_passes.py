@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -109,14 +110,15 @@ class TaskPass:
         B, T = point.batch_size, point.length
         self.x = mx.random.uniform(shape=(B, T, point.input_size))
         self.targets = mx.random.randint(0, point.output_size, (B, point.loss_steps))
-        self._value_and_grad = CompiledFunction(
-            self.model, nn.value_and_grad(self.model, self._loss)
-        )
+        self._value_and_grad = CompiledFunction(self.model, self._loss_and_gradients)
         mx.eval(self.model.parameters(), self.x, self.targets)
 
-    def _loss(self) -> mx.array:
-        y, _ = self.model.layer(self.x)
-        logits = logits_at(self.model, y, self.point.loss_positions)
+    def _loss_and_gradients(self, model: SequenceModel) -> tuple[mx.array, Any]:
+        return nn.value_and_grad(model, partial(self._loss, model))()
+
+    def _loss(self, model: SequenceModel) -> mx.array:
+        y, _ = model.layer(self.x)
+        logits = logits_at(model, y, self.point.loss_positions)
         return cross_entropy(logits, self.targets).mean()
 
     def run(self) -> tuple[mx.array, Any]:

@@ -1,0 +1,138 @@
+"""A module tree as its arrays and all else that it is made of, and private copies of it.
+
+MLX's transformations put placeholders into the modules that they trace, and training puts new
+weights there. What works on a copy leaves the model to other threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
+
+import mlx.core as mx
+from mlx import nn
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+#: Held for the microseconds in which weights are read or replaced: whoever reads them in another
+#: thread gets those of one training step.
+_WEIGHTS = threading.Lock()
+
+#: Follows the parts of a module or container.
+_END = object()
+
+
+class Parts(NamedTuple):
+    """What a model is made of.
+
+    Attributes:
+        arrays: Its arrays, parameters and others, in the order of the tree.
+        rest: All else: types, names, modes, what is frozen, and settings; other objects by their
+            identity, so that a change within one goes unseen. Equal while none of it changes.
+    """
+
+    arrays: list[mx.array]
+    rest: tuple[Hashable, ...]
+
+
+def parts(model: nn.Module) -> Parts:
+    """What a model is made of now."""
+    arrays: list[mx.array] = []
+    rest: list[Hashable] = []
+    with _WEIGHTS:
+        _collect(model, arrays, rest, {})
+    return Parts(arrays, tuple(rest))
+
+
+def snapshot(model: AnyModule) -> AnyModule:
+    """A copy of the module tree with the same arrays: what is put into one is not in the other."""
+    with _WEIGHTS:
+        return rebuilt(model, lambda array: array)
+
+
+def require_evaluated(owner: str, model: nn.Module) -> None:
+    """Evaluate a model's arrays, so that any thread can read them.
+
+    Raises:
+        ValueError: Another thread built some and has not evaluated them, which it alone can;
+            ``owner`` opens the message.
+    """
+    try:
+        mx.eval(parts(model).arrays)
+    except RuntimeError as error:
+        if "in current thread" not in str(error):
+            raise
+        expected = "evaluated (mx.eval(model.parameters())) by the thread that built it"
+        raise ValueError(f"[{owner}] 'model' must be {expected} but MLX says: {error}") from error
+
+
+def replace_weights(model: nn.Module, weights: Any) -> None:
+    """Put evaluated weights, a tree as of ``model.parameters()``, into a model that is in use."""
+    with _WEIGHTS:
+        model.update(weights)
+
+
+def rebuilt(model: AnyModule, array_for: Callable[[mx.array], mx.array]) -> AnyModule:
+    """A copy of the module tree that holds what ``array_for`` gives for each array, in order."""
+    return _rebuilt(model, array_for, {})
+
+
+def _collect(
+    node: Any, arrays: list[mx.array], rest: list[Hashable], modules: dict[int, int]
+) -> None:
+    if isinstance(node, mx.array):
+        arrays.append(node)
+        rest.append(mx.array)
+    elif isinstance(node, nn.Module):
+        if id(node) in modules:  # in two places of the tree
+            rest.append(modules[id(node)])
+            return
+        modules[id(node)] = len(modules)
+        rest.append(type(node))
+        for name, value in list(node.__dict__.items()):
+            rest += (name, _constant(value))
+        for name, value in list(node.items()):
+            rest.append(name)
+            _collect(value, arrays, rest, modules)
+        rest.append(_END)
+    elif isinstance(node, dict):
+        rest.append(type(node))
+        for name, value in list(node.items()):
+            rest.append(name)
+            _collect(value, arrays, rest, modules)
+        rest.append(_END)
+    elif isinstance(node, (list, tuple)):
+        rest.append(type(node))
+        for value in list(node):
+            _collect(value, arrays, rest, modules)
+        rest.append(_END)
+    else:
+        rest.append(_constant(node))
+
+
+def _constant(value: Any) -> Hashable:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return frozenset(value) if isinstance(value, set) else id(value)
+
+
+def _rebuilt(
+    node: Any, array_for: Callable[[mx.array], mx.array], copies: dict[int, nn.Module]
+) -> Any:
+    if isinstance(node, mx.array):
+        return array_for(node)
+    if isinstance(node, nn.Module):
+        if id(node) not in copies:
+            copy = copies[id(node)] = type(node).__new__(type(node))
+            for name, value in list(node.__dict__.items()):
+                copy.__dict__[name] = set(value) if isinstance(value, set) else value
+            for name, value in list(node.items()):
+                dict.__setitem__(copy, name, _rebuilt(value, array_for, copies))
+        return copies[id(node)]
+    if isinstance(node, dict):
+        return {name: _rebuilt(value, array_for, copies) for name, value in list(node.items())}
+    if isinstance(node, (list, tuple)):
+        values = [_rebuilt(value, array_for, copies) for value in list(node)]
+        return type(node)._make(values) if hasattr(node, "_make") else type(node)(values)
+    return node
