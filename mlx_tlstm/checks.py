@@ -35,8 +35,10 @@ class _Representation(reprlib.Repr):
         return super().repr1(x, level)
 
     def repr_int(self, x: int, level: int) -> str:
-        # Python itself refuses to write out more than some thousand digits.
-        return repr(x) if x.bit_length() <= _SHOWN else f"an integer of {x.bit_length()} bits"
+        try:
+            return repr(x)
+        except ValueError:  # Python refuses to write out more than some thousand digits
+            return f"an integer of {x.bit_length()} bits"
 
 
 _representation = _Representation()
