@@ -119,20 +119,20 @@ def main() -> None:
 @click.option("--keep-checkpoints", type=int, help="Checkpoints that are kept, the last ones.")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="A text file for wikipedia, also alone in a zip, tar, gz, bz2 or xz; a folder of IDX or "
     "parquet files for mnist and pmnist; "
     "else the data is downloaded.",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Folder for the run, without one in it; else runs/TASK-VARIANT-TIME.",
 )
 @click.option("--paper", is_flag=True, help="Start from the paper's settings.")
 @click.option(
     "--resume",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="RUN",
     help="Go on with a run that was stopped or killed, with its own settings.",
 )

@@ -17,6 +17,7 @@ from mlx_tlstm.checks import (
     require_keys,
 )
 from mlx_tlstm.files import json_text, read_json
+from mlx_tlstm.paths import to_path
 
 DTYPES = ("float32", "float16", "bfloat16")
 MEMORY_INITS = ("uniform", "shift", "hold")
@@ -157,12 +158,15 @@ class TrainingConfig:
 
     def save(self, path: str | Path) -> None:
         """Write the record as JSON."""
-        Path(path).write_text(json_text(dataclasses.asdict(self), indent=2))
+        to_path("TrainingConfig", "path", path).write_text(
+            json_text(dataclasses.asdict(self), indent=2)
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> TrainingConfig:
         """Read a record that :meth:`save` wrote; unknown and missing keys are a ``ValueError``."""
-        return cls.from_json(read_json(Path(path), cls.__name__), str(path))
+        path = to_path("TrainingConfig", "path", path)
+        return cls.from_json(read_json(path, cls.__name__), str(path))
 
     @classmethod
     def from_json(cls, values: object, source: str) -> TrainingConfig:

@@ -13,6 +13,7 @@ from mlx_tlstm.checks import require, require_integer
 from mlx_tlstm.files import require_like
 from mlx_tlstm.layers.base import RecurrentLayer
 from mlx_tlstm.metadata import ModelMetadata
+from mlx_tlstm.paths import to_path
 from mlx_tlstm.saving import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -89,10 +90,11 @@ class SequenceModel(nn.Module):
         Raises:
             ValueError: A file is missing or damaged, or does not fit the other.
         """
+        path = to_path("load", "path", path)
         config, arrays = read_folder(path)
         model = _built(cls, config)
         expected = dict(tree_flatten(model.parameters()))
-        require_like("load", str(Path(path) / WEIGHTS_FILE), arrays, expected, CONFIG_FILE)
+        require_like("load", str(path / WEIGHTS_FILE), arrays, expected, CONFIG_FILE)
         model.load_weights(list(arrays.items()))
         model.metadata = config.metadata
         return model.eval()

@@ -32,6 +32,7 @@ from mlx_tlstm.files import (
 from mlx_tlstm.layers import TLSTM, TRNN, StackedLSTM, StackedLSTMCell, TLSTMCell
 from mlx_tlstm.layers.base import RecurrentLayer
 from mlx_tlstm.metadata import ModelMetadata
+from mlx_tlstm.paths import to_path
 
 #: Version of the format; a reader refuses those it does not know.
 FORMAT = 1
@@ -127,7 +128,7 @@ class ModelConfig:
 
 def is_saved_model(path: str | Path) -> bool:
     """Whether a folder holds the weights file of a saved model."""
-    return (Path(path) / WEIGHTS_FILE).is_file()
+    return (to_path("load", "path", path) / WEIGHTS_FILE).is_file()
 
 
 def require_same_parts(model: nn.Module, built: nn.Module) -> None:
@@ -167,7 +168,7 @@ def write_folder(path: str | Path, config: ModelConfig, parameters: Mapping[str,
         ValueError: ``path`` is there and is no empty folder.
         OSError: It cannot be written.
     """
-    path = Path(path).absolute()
+    path = to_path("save", "path", path).absolute()
     unused = not path.exists() or (path.is_dir() and not any(path.iterdir()))
     require(unused, "save", "path", "a new folder, or an empty one,", str(path))
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
@@ -190,7 +191,7 @@ def read_folder(path: str | Path) -> tuple[ModelConfig, dict[str, mx.array]]:
     Raises:
         ValueError: A file is missing or damaged, or of another format.
     """
-    path = Path(path)
+    path = to_path("load", "path", path)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         require((path / name).is_file(), "load", "path", f"a folder that holds {name}", str(path))
     values = read_json(path / CONFIG_FILE, "load")

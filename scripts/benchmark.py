@@ -32,6 +32,7 @@ from mlx_tlstm import blas
 from mlx_tlstm.cache import larger_cpu_cache
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
+from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.timing import machine
 
 DEFAULT_SIZES = (
@@ -69,7 +70,7 @@ def _compile_text(no_compile: bool) -> str:
 @click.option("--no-compile", is_flag=True, help="Run MLX's graphs as Python builds them.")
 @click.option("--skip-torch", is_flag=True, help="Leave PyTorch out, and with it the check.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True))
+@click.option("--json", "json_path", type=UserPath(dir_okay=False, writable=True))
 def main(
     sizes: tuple[Size, ...],
     linear: bool,
@@ -83,7 +84,7 @@ def main(
     no_compile: bool,
     skip_torch: bool,
     markdown: bool,
-    json_path: str | None,
+    json_path: Path | None,
 ) -> None:
     if no_compile:
         mx.disable_compile()
@@ -149,7 +150,7 @@ def main(
             for table in tables
             for title, group in table.timings.items()
         }
-        Path(json_path).write_text(json.dumps({"facts": facts, "timings": timings}, indent=2))
+        json_path.write_text(json.dumps({"facts": facts, "timings": timings}, indent=2))
 
 
 if __name__ == "__main__":

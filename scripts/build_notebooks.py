@@ -14,6 +14,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from mlx_tlstm.commands.base import Command
+from mlx_tlstm.commands.paths import UserPath
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 SIZES = ("full", "small")
@@ -68,7 +69,7 @@ def private_words(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 @click.command(cls=Command, keeps_results=True, help=__doc__)
-@click.argument("notebook", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("notebook", nargs=-1, type=UserPath(exists=True, dir_okay=False))
 @click.option("--size", type=click.Choice(SIZES), default=SIZES[0], show_default=True)
 def main(notebook: tuple[Path, ...], size: str) -> None:
     for source in notebook or sorted(FOLDER.glob("*.py")):

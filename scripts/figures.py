@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from mlx_tlstm.checks import require
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.visualize import draw_learning_curves, save_figure
 
@@ -84,17 +85,17 @@ def _note(what: str, names: Sequence[str]) -> None:
 @click.argument(
     "figure", type=click.Choice([*(n for n in FIGURES if not FIGURES[n].changes), CURVES])
 )
-@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=UserPath(exists=True))
 @click.option(
     "--times",
     "times_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=UserPath(exists=True, dir_okay=False),
     help="times.json of time_tasks.py.",
 )
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="The pictures' path without ending.",
 )
 def main(figure: str, paths: tuple[Path, ...], times_path: Path | None, out: Path) -> None:

@@ -26,6 +26,7 @@ from benchmarking.report import Table
 from mlx_tlstm import VARIANTS, SequenceModel, StreamingSession, make_layer
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
+from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.timing import Timing, machine, measure
 
 STACKED = "slstm"
@@ -130,7 +131,7 @@ def latency_table(
 @click.option("--warmup", default=2, show_default=True, type=click.IntRange(0))
 @device_option
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True))
+@click.option("--json", "json_path", type=UserPath(dir_okay=False, writable=True))
 def main(
     variant: str,
     hidden_size: int,
@@ -140,7 +141,7 @@ def main(
     rounds: int,
     warmup: int,
     markdown: bool,
-    json_path: str | None,
+    json_path: Path | None,
 ) -> None:
     mx.random.seed(0)
     command = shlex.join(["python", "scripts/latency.py", *sys.argv[1:]])
@@ -151,7 +152,7 @@ def main(
     click.echo("\n" + table.text(markdown))
     if json_path is not None:
         timings = {name: timing.as_dict() for name, timing in table.timings["streaming"].items()}
-        Path(json_path).write_text(json.dumps({"facts": facts, "timings": timings}, indent=2))
+        json_path.write_text(json.dumps({"facts": facts, "timings": timings}, indent=2))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from mlx_tlstm import SequenceModel, hub
 from mlx_tlstm.checks import require
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.commands.paths import UserPath
+from mlx_tlstm.paths import to_path
 from mlx_tlstm.runs import WEIGHTS
 from mlx_tlstm.tasks import Task, Wikipedia
 from mlx_tlstm.tasks.generated import GeneratedTask
@@ -98,12 +100,12 @@ def draw(model: SequenceModel, task: Task, number: int, location: str) -> tuple[
 @click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], help="Of a run.")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Where the task's data is, if not where it was in training.",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="The pictures' path without ending; else memory-cells-LOCATION-EXAMPLE in MODEL's folder.",
 )
 def main(
@@ -125,7 +127,8 @@ def main(
         fontsize="medium",
     )
     name = f"memory-cells-{location}-{example}"
-    stem = out or (Path(model, name) if Path(model).is_dir() else Path(name))
+    folder = to_path("memory_cells", "model", model)
+    stem = out or (folder / name if folder.is_dir() else Path(name))
     with clean_errors(bad_input=False):
         for path in save_figure(figure, stem):
             click.echo(path)

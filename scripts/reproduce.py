@@ -48,6 +48,7 @@ from matplotlib.figure import Figure
 from mlx_tlstm.checks import require
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.commands.paths import UserPath
 
 
 def selected(runs: Sequence[PlannedRun], patterns: Sequence[str]) -> list[PlannedRun]:
@@ -94,7 +95,7 @@ def report(
 )
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     help="Folder of the runs and the tables.  [default: results/SCALE]",
 )
 @click.option(
@@ -115,7 +116,7 @@ def report(
 @click.option("--report", "report_only", is_flag=True, help="Train nothing; write what is there.")
 @click.option(
     "--into",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=UserPath(dir_okay=False),
     help="A Markdown file to put the tables into, between <!-- begin TARGET SCALE --> and "
     "<!-- end TARGET SCALE -->.",
 )

@@ -39,6 +39,7 @@ from mlx_tlstm.cache import larger_cpu_cache
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.timing import machine
 from mlx_tlstm.training import memory
@@ -126,7 +127,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     default=Path("runs/times"),
     show_default=True,
     help="Folder of times.jsonl, times.csv, times.json, times.png and times.svg.",

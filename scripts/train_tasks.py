@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import TASKS
 
@@ -80,7 +81,7 @@ def tasks_table(results: list[RunResult]) -> Table:
 )
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     help="Folder of the runs and the table.  [default: runs/tasks-SCALE]",
 )
 @data_options

@@ -26,6 +26,7 @@ from benchmarking.problems import Problem, problem_of
 from benchmarking.report import Table
 
 from mlx_tlstm.commands.base import Command
+from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.kernels import convolution, dispatch, tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
 from mlx_tlstm.kernels.tuning import Product
@@ -157,9 +158,9 @@ def _run(chain: Chain, choice: Tile | None, launches: int) -> Callable[[], None]
 )
 @click.option("--seconds", type=float, help="Start no further round of a product after so long.")
 @click.option("--dry-run", is_flag=True, help="Measure and store nothing.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Store here.")
+@click.option("--output", type=UserPath(dir_okay=False), help="Store here.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--json", "json_path", type=UserPath(dir_okay=False))
 def main(
     sizes: tuple[Size, ...],
     dtypes: tuple[str, ...],

@@ -9,6 +9,7 @@ import click
 
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.files import replace_file
 from mlx_tlstm.tasks import TASKS, Batch, Mnist, Task, make_task
 from mlx_tlstm.tasks.pictures import draw_images, require_picture_format
@@ -54,7 +55,7 @@ def _shape(array: Any) -> str:
 @click.argument("task", type=click.Choice(list(TASKS)))
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="A text file for wikipedia, also alone in a zip, tar, gz, bz2 or xz; a folder of IDX or "
     "parquet files for mnist and pmnist; "
     "else the data is downloaded.",
@@ -63,7 +64,7 @@ def _shape(array: Any) -> str:
 @click.option("--batch-size", type=int, help="Sequences in a training step.")
 @click.option(
     "--picture",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="FILE",
     help="Draw test digits of mnist or pmnist to a .png, .pdf or .svg file.",
 )

@@ -11,6 +11,7 @@ from mlx_tlstm import hub, training
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import backend_option, device_option, use_backend
 from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.files import json_text
 from mlx_tlstm.runs import WEIGHTS
 from mlx_tlstm.trained import task_of
@@ -23,7 +24,7 @@ from mlx_tlstm.training.progress import causality_note
 @click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], help="Of a run.")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     help="Where the task's data is, if not where it was in training.",
 )
 @click.option(

@@ -12,7 +12,7 @@ from mlx_tlstm.commands.errors import clean_errors
 
 
 @click.command(cls=Command)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=UserPath())
 @click.argument("repository")
 @click.option("--public", is_flag=True, help="Let everybody see a new repository.")
 @click.option("--license", help="The licence that you give the model, such as mit.")
@@ -29,7 +29,7 @@ def push(model: Path, repository: str, public: bool, license: str | None) -> Non
 
 @click.command(cls=Command)
 @click.argument("repository")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=UserPath())
 @click.option("--revision", help="Branch, tag or commit; else the main branch.")
 def pull(repository: str, folder: Path, revision: str | None) -> None:
     """Download the model in REPOSITORY, user/name, on the Hugging Face hub to a new FOLDER."""

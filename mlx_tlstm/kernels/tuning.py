@@ -21,6 +21,7 @@ import mlx.core as mx
 from mlx_tlstm.checks import require
 from mlx_tlstm.files import read_json
 from mlx_tlstm.kernels.tiles import Tile, choose
+from mlx_tlstm.paths import to_path
 
 #: Names another file than the one in the user's cache folder.
 ENVIRONMENT_VARIABLE = "MLX_TLSTM_TUNING"
@@ -51,7 +52,7 @@ def path() -> Path:
     """Where the winners are stored."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     if named:
-        return Path(named)
+        return to_path("tuning", ENVIRONMENT_VARIABLE, named)
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "mlx_tlstm" / "tuning.json"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mlx_tlstm.checks import require
+from mlx_tlstm.paths import to_path
 from mlx_tlstm.tasks.downloads import load_mnist_from_hub
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def load_mnist(data: str | None) -> tuple[LabelledImages, LabelledImages]:
     """
     if data is None:
         return _from_datasets(load_mnist_from_hub(), "the hub's data set")
-    folder = Path(data)
+    folder = to_path(OWNER, "data", data)
     if not folder.exists():
         raise FileNotFoundError(f"[{OWNER}] 'data' must be a folder but {data!r} is missing")
     require(folder.is_dir(), OWNER, "data", "a folder of MNIST files", data)

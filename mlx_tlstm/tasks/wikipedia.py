@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from mlx_tlstm.checks import require, require_choice
 from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.paths import to_path
 from mlx_tlstm.tasks.base import Batch, Task
 from mlx_tlstm.tasks.downloads import fetch_enwik8
 from mlx_tlstm.tasks.texts import read_text
@@ -155,7 +155,7 @@ class Wikipedia(Task):
 
 def _read(config: TrainingConfig) -> bytes:
     """The text in the user's file, its kind and size checked."""
-    path = Path(str(config.data))
+    path = to_path("Wikipedia", "data", config.data)
     if not path.exists():
         raise FileNotFoundError(f"[Wikipedia] 'data' must be a file but {str(path)!r} is missing")
     require(path.is_file(), "Wikipedia", "data", "a file", str(path))

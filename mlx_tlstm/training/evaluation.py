@@ -14,6 +14,7 @@ import numpy as np
 from mlx_tlstm.checks import require_integer
 from mlx_tlstm.compilation import GRAPH_STEPS, CompiledFunction
 from mlx_tlstm.model import SequenceModel
+from mlx_tlstm.paths import to_path
 from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.snapshot import require_evaluated, snapshot
 from mlx_tlstm.tasks import Batch, Task, make_task
@@ -191,12 +192,15 @@ class _Run:
         return sums
 
 
-def load_run(path: str | Path, weights: str = "best") -> tuple[RunFolder, Task, SequenceModel]:
+def load_run(
+    path: str | Path, weights: str = "best", data: str | Path | None = None
+) -> tuple[RunFolder, Task, SequenceModel]:
     """A saved run with its task and its model, in training mode, holding the saved weights.
 
     Args:
         path: The run's folder.
         weights: ``"best"`` or ``"last"``.
+        data: Where the task's data is, if not where it was in training.
 
     Raises:
         ValueError: The folder holds no run, or one of its files is missing, damaged, or does not
@@ -206,7 +210,10 @@ def load_run(path: str | Path, weights: str = "best") -> tuple[RunFolder, Task, 
     """
     run = RunFolder.open(path)
     check_layer(run.config)
-    task = make_task(run.config)
-    model = build_model(run.config, task)
+    config = run.config
+    if data is not None:
+        config = config.replace(data=str(to_path("load_run", "data", data)))
+    task = make_task(config)
+    model = build_model(config, task)
     run.load_weights(model, weights)
     return run, task, model

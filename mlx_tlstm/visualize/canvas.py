@@ -14,6 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 
 from mlx_tlstm.checks import require
+from mlx_tlstm.paths import to_path
 
 #: Endings of the pictures that :func:`save_figure` writes.
 FORMATS = ("png", "svg")
@@ -56,9 +57,12 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     """Write ``stem`` with ``.png`` and ``.svg`` added, in folders that are made; both paths.
 
     Raises:
+        ValueError: ``stem`` does not end in a name.
         OSError: A file cannot be written.
     """
-    stem = Path(stem)
+    stem = to_path("save_figure", "stem", stem)
+    named = stem.name not in ("", "..")
+    require(named, "save_figure", "stem", "a path that ends in a file's name", str(stem))
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in FORMATS]
     for path in paths:

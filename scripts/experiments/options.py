@@ -11,12 +11,13 @@ import click
 
 from experiments.report import shown_command
 from mlx_tlstm import blas
+from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.timing import machine
 
 
 def data_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--wikipedia-data`` and ``--mnist-data`` to a click command."""
-    existing = click.Path(exists=True, path_type=Path)
+    existing = UserPath(exists=True)
     wikipedia = click.option(
         "--wikipedia-data", type=existing, help="A text file; else enwik8 is downloaded."
     )

@@ -1,0 +1,173 @@
+"""Paths that users give: home folders, empty ones, and names that are nearly right."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from tiny_tasks import tiny_settings, write_images, write_text
+
+import mlx_tlstm
+from mlx_tlstm import cli, training
+from mlx_tlstm.commands.paths import UserPath
+from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.paths import absence, to_path
+from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.tasks import make_task
+from mlx_tlstm.trained import task_of
+from mlx_tlstm.visualize import save_figure
+
+SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder beside the current one, which is empty."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    return home
+
+
+class TestToPath:
+    def test_home(self, home):
+        assert to_path("x", "y", "~") == to_path("x", "y", Path("~")) == home
+        assert to_path("x", "y", "~/a b") == home / "a b"
+        assert to_path("x", "y", "a/~/b") == Path("a/~/b")
+        assert to_path("x", "y", "a~") == Path("a~")
+
+    @pytest.mark.parametrize("text", ["./~", "./~/x", "./~nobody", ".//~x"])
+    def test_a_folder_here_that_is_named_so(self, text, home):
+        path = to_path("x", "y", text)
+        assert path == Path.cwd() / text
+        assert to_path("x", "y", path) == path
+
+    @pytest.mark.parametrize("value", ["", None, 3, b"bytes", "a\0b", ["a"]])
+    def test_no_path(self, value):
+        with pytest.raises(ValueError, match=r"^\[x\] 'y' must be a path but got"):
+            to_path("x", "y", value)
+
+    def test_unknown_home(self):
+        with pytest.raises(ValueError, match="from a home folder that is known, or one that"):
+            to_path("x", "y", "~nobody-of-this-name/x")
+
+
+class TestAbsence:
+    def test_near_names(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for name in ("runs/addition-2d", "runs/memory", "ran"):
+            Path(name).mkdir(parents=True)
+        Path("runs/adition-2d.txt").write_text("")
+        assert absence(Path("runs/adition-2d")) == (
+            "there is no folder 'runs/adition-2d' (did you mean 'runs/addition-2d'?)"
+        )
+        assert absence(Path("rums/memory")).endswith("(did you mean 'runs/memory'?)")
+        assert absence(Path("run")).endswith("(did you mean 'runs' or 'ran'?)")
+        assert absence(Path("/nowhere/at/all")) == "there is no folder '/nowhere/at/all'"
+        assert absence(Path("runs/xyz")) == "there is no folder 'runs/xyz'"
+        assert absence(Path("runs/adition-2d.txt/x")).startswith("there is no folder")
+
+    def test_unreadable(self, tmp_path, monkeypatch):
+        def refuse(path):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "iterdir", refuse)
+        assert absence(tmp_path / "x") == f"there is no folder {str(tmp_path / 'x')!r}"
+
+
+@pytest.mark.parametrize("name", [*cli.main.commands, *(script.stem for script in SCRIPTS)])
+def test_every_path_of_a_command_line(name, home):
+    """An empty one is refused by name, and none is read in another way than the others."""
+    if name in cli.main.commands:
+        command = cli.main.commands[name]
+    else:
+        command = importlib.import_module(name).main
+    paths = [p for p in command.params if isinstance(p.type, click.Path)]
+    assert all(isinstance(parameter.type, UserPath) for parameter in paths)
+    looking = ("data", "out", "resume", "json", "path", "file", "folder", "into", "times")
+    named = [p for p in command.params if any(word in p.name for word in looking)]
+    assert [p for p in named if p not in paths and not p.is_flag] == []
+    for parameter in paths:
+        if isinstance(parameter, click.Option):
+            done = CliRunner().invoke(command, [f"{parameter.opts[0]}="])
+            assert done.exit_code == 2, done.output
+            assert f"'{parameter.name}' must be a path but got ''" in done.output
+    assert not list(Path.cwd().iterdir())
+
+
+def test_types_of_paths(home):
+    (home / "file").write_text("")
+    assert UserPath().convert("~/gone", None, None) == home / "gone"
+    assert UserPath(exists=True, dir_okay=False).convert("~/file", None, None) == home / "file"
+    with pytest.raises(click.BadParameter, match=r"home' is a directory"):
+        UserPath(dir_okay=False).convert("~", None, None)
+    with pytest.raises(click.BadParameter, match=r"home/gone' does not exist"):
+        UserPath(exists=True).convert("~/gone", None, None)
+
+
+@pytest.fixture
+def settings(tmp_path, home):
+    return tiny_settings(write_text(home / "text"), write_images(home))
+
+
+def test_python(settings, home):
+    """Every function that takes a path."""
+    result = training.fit(settings("wikipedia", data="~/text"), "~/run")
+    assert result.folder == home / "run"
+    assert (home / "run" / "test.json").exists()
+    (home / "run" / "test.json").unlink()
+    training.resume("~/run", data="~/text")
+    assert RunFolder.open("~/run").config.data == str(home / "text")
+    assert training.load_run("~/run", data="~/text")[0].path == home / "run"
+    model = mlx_tlstm.load("~/run")
+    model.save("~/model")
+    assert task_of(mlx_tlstm.load("~/model"), "~/text").config.data == str(home / "text")
+    assert mlx_tlstm.SequenceModel.load("~/model").metadata.command == model.metadata.command
+    assert make_task(settings("mnist", data="~")).split_sizes()["test"] == 10
+    model.metadata.training.save("~/config")
+    assert TrainingConfig.load("~/config") == model.metadata.training
+    assert not list(Path.cwd().iterdir())
+
+
+def test_python_refuses_empty_paths(settings, home):
+    training.fit(settings("addition"), home / "run")
+    model = mlx_tlstm.load(home / "run")
+    for call in (
+        lambda: training.fit(settings("addition"), ""),
+        lambda: training.fit(settings("wikipedia", data=""), "run"),
+        lambda: training.fit(settings("mnist", data=""), "run"),
+        lambda: training.resume(""),
+        lambda: training.load_run(""),
+        lambda: mlx_tlstm.load(""),
+        lambda: mlx_tlstm.load(None),
+        lambda: mlx_tlstm.push("", "some/model"),
+        lambda: mlx_tlstm.SequenceModel.load(""),
+        lambda: model.save(""),
+        lambda: task_of(model, ""),
+        lambda: TrainingConfig.load(""),
+        lambda: save_figure(None, ""),
+    ):
+        with pytest.raises(ValueError, match="must be a path but got"):
+            call()
+    assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize("stem", [".", "..", "/", "a/.."])
+def test_pictures_need_a_name(stem, home):
+    with pytest.raises(ValueError, match="'stem' must be a path that ends in a file's name"):
+        save_figure(None, stem)
+    assert not list(Path.cwd().iterdir())
+
+
+def test_train_into_the_home_folder(home):
+    sizes = ["--length", "2", "--depth", "2", "--hidden-size", "8", "--batch-size", "4"]
+    done = CliRunner().invoke(cli.main, ["train", *sizes, "--samples", "8", "--out=~/x"])
+    assert done.exit_code == 0, done.output
+    assert f"run: {home / 'x'}" in done.output
+    assert CliRunner().invoke(cli.main, ["evaluate", "~/x"]).exit_code == 0
+    assert not list(Path.cwd().iterdir())
