@@ -1,12 +1,13 @@
 """Loading a model from a folder, a run or the Hugging Face hub, and pushing one there.
 
 ``huggingface_hub`` is imported where it is used. Nothing is sent but by :func:`push`, and nothing
-is asked of the hub but by :func:`load` with a repository's name.
+is asked of the hub but by :func:`pull`, and by :func:`load` with a repository's name.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from mlx_tlstm.checks import require, require_choice, require_flag
 from mlx_tlstm.model import SequenceModel
 from mlx_tlstm.model_card import model_card
+from mlx_tlstm.paths import absence, to_path
 from mlx_tlstm.runs import WEIGHTS
 from mlx_tlstm.saving import CONFIG_FILE, WEIGHTS_FILE, is_saved_model
 from mlx_tlstm.trained import load_run_model
@@ -36,26 +38,47 @@ def load(
 
     Args:
         path_or_repo: A folder that :meth:`SequenceModel.save` wrote, the folder of a training run,
-            or, where there is no such folder, a repository of the Hugging Face hub, ``user/name``.
+            or, where there is no such folder, a string that names a repository of the Hugging Face
+            hub, ``user/name``. Where ``user`` is a folder here, a name that is not in it counts as
+            mistyped, and the hub is asked only with a ``revision``.
         weights: Of a run: ``"best"`` or ``"last"``.
         revision: Of a repository: branch, tag or commit; ``None`` is the main branch.
 
     Raises:
         ValueError: There is no such folder or repository, it holds no model, or a file is damaged.
-        HubError: The repository can neither be downloaded nor found in the cache.
+        HubError: There is no such folder, and the repository can neither be downloaded nor found
+            in the cache.
     """
     require_choice("load", "weights", weights, WEIGHTS)
-    path = Path(path_or_repo)
-    if not path.exists():
-        path = _download(str(path_or_repo), revision)
-    elif is_run(path):
-        return load_run_model(path, weights)
-    return SequenceModel.load(path)
+    path = to_path("load", "path_or_repo", path_or_repo)
+    if os.path.lexists(path):
+        return load_run_model(path, weights) if is_run(path) else SequenceModel.load(path)
+    missing = absence(path)
+    if not isinstance(path_or_repo, str) or not _REPOSITORY.fullmatch(path_or_repo):
+        raise ValueError(f"[load] {missing}, nor is that a repository's name as in 'user/name'")
+    if revision is None and path.parent.exists():
+        raise ValueError(
+            f"[load] {missing}; since {str(path.parent)!r} is here, the hub was not asked for such "
+            "a repository (mlx-tlstm pull asks it, and load does where a revision is given)"
+        )
+    return _pull(path_or_repo, revision, f"[load] {missing}, and ")
+
+
+def pull(repo_id: str, revision: str | None = None) -> SequenceModel:
+    """The model in a repository of the Hugging Face hub, ``user/name``, as :func:`load` gives it.
+
+    Raises:
+        ValueError: There is no such repository, it holds no model, or a file is damaged.
+        HubError: It can neither be downloaded nor found in the cache.
+    """
+    _require_repository("pull", repo_id)
+    return _pull(repo_id, revision, "[hub] ")
 
 
 def is_run(path: str | Path) -> bool:
     """Whether :func:`load` would take the best or last weights of a training run."""
-    return (Path(path) / CONFIG_FILE).is_file() and not is_saved_model(path)
+    path = to_path("load", "path", path)
+    return (path / CONFIG_FILE).is_file() and not is_saved_model(path)
 
 
 def push(
@@ -89,8 +112,10 @@ def push(
     require(bool(named), "push", "license", "an identifier such as 'mit'", license)
     model = model_or_path
     if not isinstance(model, SequenceModel):
-        require(Path(model).is_dir(), "push", "path", "a folder", str(model))
-        model = load(model)
+        path = to_path("push", "model_or_path", model)
+        if not os.path.lexists(path):
+            raise ValueError(f"[push] {absence(path)}")
+        model = load(path)
     from huggingface_hub import CommitOperationAdd, HfApi
 
     with tempfile.TemporaryDirectory() as folder:
@@ -100,38 +125,33 @@ def push(
             CommitOperationAdd(name, Path(folder, name))
             for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
         ]
-        with _hub_errors(f"cannot push to {repo_id!r}"):
+        with _hub_errors(f"[hub] cannot push to {repo_id!r}"):
             hub = HfApi()
             hub.create_repo(repo_id, private=private, exist_ok=True)
             commit = hub.create_commit(repo_id, files, commit_message="Upload a tensorized LSTM")
     return commit.commit_url
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
-    """The folder in the hub's cache that holds a repository's model."""
-    _require_repository("load", repo_id)
+def _pull(repo_id: str, revision: str | None, start: str) -> SequenceModel:
+    """The model in a repository; the message of an error begins with ``start``."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 
-    with _hub_errors(f"cannot load {repo_id!r}"):
+    with _hub_errors(f"{start}cannot load {repo_id!r} from the hub"):
         try:
             files = [CONFIG_FILE, WEIGHTS_FILE]
-            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=files))
+            path = snapshot_download(repo_id, revision=revision, allow_patterns=files)
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             raise ValueError(
-                f"[load] 'path_or_repo' must be a folder or a repository of the hub but there is "
-                f"neither a folder {repo_id!r} nor, that you may read, such a repository"
+                f"{start}the hub has no repository {repo_id!r} that you may read"
                 + (f" with the revision {revision!r}" if revision else "")
             ) from error
+    return SequenceModel.load(path)
 
 
 def _require_repository(owner: str, repo_id: object) -> None:
     valid = isinstance(repo_id, str) and _REPOSITORY.fullmatch(repo_id) is not None
-    expected = "a folder that is there or a repository 'user/name'"
-    argument = "path_or_repo"
-    if owner == "push":
-        argument, expected = "repo_id", "a repository 'user/name'"
-    require(valid, owner, argument, expected, repo_id)
+    require(valid, owner, "repo_id", "a repository 'user/name'", repo_id)
 
 
 @contextlib.contextmanager
@@ -143,4 +163,4 @@ def _hub_errors(failed: str) -> Iterator[None]:
         raise
     except Exception as error:  # of httpx or requests, by the client's version
         reason = " ".join(str(error).split())
-        raise HubError(f"[hub] {failed} ({type(error).__name__}: {reason})") from error
+        raise HubError(f"{failed} ({type(error).__name__}: {reason})") from error

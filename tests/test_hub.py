@@ -198,28 +198,99 @@ def test_absent_repositories(hub, python):
     for line, message in zip(
         done.stdout.splitlines(),
         (
-            "there is neither a folder 'some/other' nor",
-            "such a repository with the revision 'v2'",
-            "'path_or_repo' must be a folder that is there or a repository 'user/name'",
-            "'path_or_repo' must be a folder that is there or a repository 'user/name'",
+            "[load] there is no folder 'some/other', and the hub has no repository 'some/other'",
+            "that you may read with the revision 'v2'",
+            "[load] there is no folder '../model', nor is that a repository's name",
+            "[load] there is no folder 'a/b/c', nor is that a repository's name",
         ),
         strict=True,
     ):
         assert message in line
     done = python("pull", "some/other", "here")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("Error: [load] 'path_or_repo' must be")
+    message = "Error: [hub] the hub has no repository 'some/other' that you may read"
+    assert done.stderr.splitlines()[-1] == message
+
+
+MISTYPED = """
+import sys
+from pathlib import Path
+import mlx_tlstm
+for name in (*sys.argv[1:], Path("nobody/good")):
+    try:
+        mlx_tlstm.load(name)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_mistyped_folders(hub, python, tmp_path):
+    """The hub is not asked for what is a path here, though its name looks like a repository's."""
+    SequenceModel(make_layer("2d-tlstm", 3, 4, 2), 5).save(tmp_path / "runs" / "good")
+    (tmp_path / "a file").write_text("")
+    near = "[load] there is no folder '{}' (did you mean '{}'?)"
+    expected = {
+        "runs/god": near.format("runs/god", "runs/good") + "; since 'runs' is here, the hub",
+        "./runs/god": near.format("runs/god", "runs/good") + ", nor is that a repository's",
+        "run/good": None,
+        "./run/good": near.format("run/good", "runs/good"),
+        f"{tmp_path}/runs/god": near.format(tmp_path / "runs/god", tmp_path / "runs/good"),
+        "~/god": "[load] there is no folder '/nowhere/god', nor",
+        "runs/other": "[load] there is no folder 'runs/other'; since 'runs' is here, the hub",
+        "runs/god/": near.format("runs/god", "runs/good"),
+        "runs//god": near.format("runs/god", "runs/good"),
+        "a/b/c": "[load] there is no folder 'a/b/c', nor",
+        "runs": "[load] 'path' must be a folder that holds config.json but got 'runs'",
+        "a file": "[load] 'path' must be a folder that holds config.json but got 'a file'",
+        "": "[load] 'path_or_repo' must be a path but got ''",
+    }
+    names = [name for name, message in expected.items() if message]
+    done = python(*names, code=MISTYPED, HOME="/nowhere")
+    assert done.returncode == 0, done.stderr
+    *lines, a_path = done.stdout.splitlines()
+    for line, name in zip(lines, names, strict=True):
+        assert line.startswith(expected[name])
+    assert a_path.startswith("[load] there is no folder 'nobody/good', nor")
+    assert not hub.asked
+    for command in ("evaluate", "generate", "push"):
+        arguments = ["somebody/model"] if command == "push" else []
+        done = python(command, "runs/god", *arguments)
+        assert done.returncode == 2
+        last = done.stderr.splitlines()[-1]
+        owner = "push" if command == "push" else "load"
+        assert last.startswith(f"Error: [{owner}] there is no folder 'runs/god' (did you mean")
+    assert not hub.asked
+    done = python("evaluate", "run/good")
+    message = "Error: " + near.format("run/good", "runs/good")
+    assert done.stderr.splitlines()[-1].startswith(f"{message}, and the hub has no repository")
+    assert hub.asked
+
+
+def test_a_repository_named_like_a_folder_here(hub, python, tmp_path):
+    SequenceModel(make_layer("2d-tlstm", 3, 4, 2), 5).save(tmp_path / "some" / "local")
+    repository = hub.repositories["some/model"] = Repository(private=False)
+    for file in (tmp_path / "some" / "local").iterdir():
+        repository.files[file.name] = file.read_bytes()
+    done = python("some/model@main", "some/local", "some/model", code=LOAD)
+    assert done.stdout.splitlines()[:2] == ["loaded", "loaded"], done.stderr
+    assert "'some' is here, the hub was not asked" in done.stdout.splitlines()[2]
+    assert python("pull", "some/model", "here").returncode == 0
+    assert (tmp_path / "here" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}])
 def test_unreachable_hub(python, run, environment):
     for arguments, failed in (
-        (["pull", "some/model", "here"], "cannot load 'some/model'"),
-        (["push", run, "some/model"], "cannot push to 'some/model'"),
+        (["pull", "some/model", "here"], "[hub] cannot load 'some/model' from the hub"),
+        (["push", run, "some/model"], "[hub] cannot push to 'some/model'"),
+        (
+            ["evaluate", "some/model"],
+            "[load] there is no folder 'some/model', and cannot load 'some/model' from the hub",
+        ),
     ):
         done = python(*arguments, endpoint="http://127.0.0.1:9", **environment)
         assert done.returncode == 1
-        assert f"Error: [hub] {failed} (" in done.stderr
+        assert f"Error: {failed} (" in done.stderr
         assert "Traceback" not in done.stderr
 
 
@@ -230,7 +301,7 @@ def test_unreachable_hub(python, run, environment):
         ({"repo_id": 3}, "'repo_id' must be a repository"),
         ({"private": "yes"}, "'private' must be True or False"),
         ({"license": "two words"}, "'license' must be an identifier such as 'mit'"),
-        ({"model_or_path": "gone"}, "'path' must be a folder but got 'gone'"),
+        ({"model_or_path": "gone"}, r"\[push\] there is no folder 'gone'"),
     ],
 )
 def test_refusals_before_anything_is_sent(arguments, message):

@@ -9,6 +9,7 @@ import click
 from mlx_tlstm import hub
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.commands.paths import UserPath
 
 
 @click.command(cls=Command)
@@ -34,5 +35,5 @@ def push(model: Path, repository: str, public: bool, license: str | None) -> Non
 def pull(repository: str, folder: Path, revision: str | None) -> None:
     """Download the model in REPOSITORY, user/name, on the Hugging Face hub to a new FOLDER."""
     with clean_errors(bad_input=True):
-        hub.load(repository, revision=revision).save(folder)
+        hub.pull(repository, revision).save(folder)
     click.echo(f"saved in {folder}")
