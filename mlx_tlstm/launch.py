@@ -22,7 +22,7 @@ from typing import TextIO
 import click
 
 from mlx_tlstm.streams import forgiving, safe_streams
-from mlx_tlstm.training.signals import STOP_SIGNALS
+from mlx_tlstm.training.signals import stop_signals
 
 #: What mlx.launch says of a process that failed; colours may stand around it.
 _FAILURE = re.compile(rb"Node with rank (\d+) exited with code (-?\d+)")
@@ -88,22 +88,25 @@ def _pass_on(
 
 @contextlib.contextmanager
 def _signals() -> Iterator[tuple[list[int], Callable[[int], None]]]:
-    """Pass Ctrl-C and SIGTERM on to a process group.
+    """Pass Ctrl-C and SIGTERM on to a process group, and SIGHUP as a SIGTERM.
 
     What is started inside ignores them until it sets handlers of its own: training does, and
-    mlx.launch lives to pass on what training says. The signals that came, and a function that
-    takes the group.
+    mlx.launch lives to pass on what training says. A SIGHUP that was ignored would stay so in
+    training. The signals that came, and a function that takes the group.
     """
     passed: list[int] = []
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    numbers = stop_signals()
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
 
     def follow(group: int) -> None:
         def forward(number: int, frame: object) -> None:
+            if number == signal.SIGHUP and passed:
+                return  # no second signal: a closed terminal may send several
             passed.append(number)
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, number)
+                os.killpg(group, signal.SIGTERM if number == signal.SIGHUP else number)
 
-        for number in STOP_SIGNALS:
+        for number in numbers:
             signal.signal(number, forward)
 
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pty
 import re
 import shlex
 import signal
@@ -314,7 +315,11 @@ def wait_for_evaluation(process):
 
 @pytest.mark.parametrize(
     ("signal_number", "code", "word"),
-    [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")],
+    [
+        (signal.SIGINT, 130, "Interrupted"),
+        (signal.SIGTERM, 143, "Terminated"),
+        (signal.SIGHUP, 129, "Terminal closed"),
+    ],
 )
 def test_stop_signals(signal_number, code, word, tmp_path, invoke):
     run = tmp_path / "a run"
@@ -339,6 +344,74 @@ def test_stop_signals(signal_number, code, word, tmp_path, invoke):
     process.send_signal(signal_number)
     _, err = process.communicate(timeout=60)
     assert f"Going on after {samples} samples" in err.splitlines()
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_closed_terminal(nohup, tmp_path):
+    """SIGHUP comes, and what is printed from then on fails; nohup keeps both away."""
+    run = tmp_path / "run"
+    sizes = [*TINY[:-4], "--samples", "100000000", "--eval-every", "400"]
+    train = [sys.executable, "-m", "mlx_tlstm.train", *sizes, "--out", str(run)]
+    code = (  # the terminal becomes that of the session that Popen starts
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+        "os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *(["nohup"] if nohup else []), *train],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    os.close(slave)
+    try:
+        records = wait_for_records(process, run, 1)
+        os.close(master)
+        if nohup:
+            wait_for_records(process, run, records + 2)
+            process.terminate()
+        code = process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert code == (128 + signal.SIGTERM if nohup else 128 + signal.SIGHUP)
+    newest = max((run / "checkpoints").iterdir())
+    step = json.loads((newest / "state.json").read_text())["step"]
+    assert step >= json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] > 0
+
+
+def wait_for_records(process, run, count):
+    """Until a run has so many records; how many it has."""
+    metrics = run / "metrics.jsonl"
+    while True:
+        assert process.poll() is None
+        found = metrics.read_text().count("\n") if metrics.exists() else 0
+        if found >= count:
+            return found
+        time.sleep(0.01)
+
+
+def test_resume_with_moved_data(invoke, tmp_path):
+    (tmp_path / "text").write_text("a tensor of cells " * 100)
+    settings = [*TINY, "--checkpoint-every", "2", "--out", "run"]
+    assert invoke("train", "wikipedia", "--data", "text", *settings).exit_code == 0
+    (tmp_path / "run" / "test.json").unlink()
+    (tmp_path / "text").rename(tmp_path / "elsewhere")
+    check_refusal(invoke("train", "--resume", "run"), r"text' is missing; --data, or data=, says")
+    refused = invoke("train", "--resume", "run", "--data", "gone")
+    check_refusal(refused, r"'data' must be a file but '.*gone' is missing$")
+    (tmp_path / "other").write_text("of a tensor's cell " * 100)
+    refused = invoke("train", "--resume", "run", "--data", "other")
+    assert refused.exit_code == 1
+    assert "the data must be what the run was trained on but that in" in refused.stderr
+    done = invoke("train", "--resume", "run", "--data", "elsewhere")
+    assert done.exit_code == 0, done.output
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["data"] == str(tmp_path / "elsewhere")
+    assert invoke("evaluate", "run").exit_code == 0
 
 
 def test_resume(invoke, tmp_path):

@@ -138,13 +138,13 @@ def test_trains_each_once(settings, tmp_path, trained, capsys):
     assert read_result(tmp_path / runs[1].name).note == "N = 4 streams"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_and_going_on(number, settings, tmp_path, trained, monkeypatch):
     runs = runs_of(settings, "addition", "memorization", "mnist")
     handler = signal.getsignal(number)
     with monkeypatch.context() as patch:
         signal_at(patch, number, step=9)  # of six a run
-        words = "Interrupted|Terminated"
+        words = "Interrupted|Terminated|Terminal closed"
         with pytest.raises(SweepInterrupted, match=rf"({words}) with 1 of 3.*on: again") as caught:
             sweep(runs, tmp_path, "again")
     assert caught.value.signal_number == number
@@ -158,8 +158,11 @@ def test_stopped_and_going_on(number, settings, tmp_path, trained, monkeypatch):
         assert outcome(tmp_path / run.name) == outcome(tmp_path / "alone" / run.name)
 
 
-def test_stopped_between_runs(settings, tmp_path, monkeypatch):
-    """SIGTERM would otherwise kill at once where no training holds it back."""
+@pytest.mark.parametrize(
+    ("number", "word"), [(signal.SIGTERM, "Terminated"), (signal.SIGHUP, "Terminal closed")]
+)
+def test_stopped_between_runs(number, word, settings, tmp_path, monkeypatch):
+    """They would otherwise kill at once where no training holds them back."""
     runs = runs_of(settings, "addition", "memorization")
     prepare = training.prepare
 
@@ -169,8 +172,38 @@ def test_stopped_between_runs(settings, tmp_path, monkeypatch):
         return prepare(config, out)
 
     monkeypatch.setattr(training, "prepare", stopped)
-    with pytest.raises(SweepInterrupted, match="Terminated with 1 of 2 runs ended"):
+    handler = signal.getsignal(number)
+    with pytest.raises(SweepInterrupted, match=f"{word} with 1 of 2 runs ended"):
         sweep(runs, tmp_path, "again")
+    assert signal.getsignal(number) is handler
+
+
+def test_nohup(settings, tmp_path, monkeypatch):
+    """SIGHUP stays ignored, between runs and in them."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signal_at(monkeypatch, signal.SIGHUP, step=9)
+        assert sweep(runs_of(settings, "addition", "memorization"), tmp_path, "again")
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_data_that_has_moved(settings, tmp_path, trained, monkeypatch):
+    """The planned run names its new place, and the run that was stopped the old one."""
+    (tmp_path / "here").mkdir()
+    text = write_text(tmp_path / "text")
+    runs = runs_of(settings, "wikipedia", data=str(text))
+    with monkeypatch.context() as patch:
+        signal_at(patch, signal.SIGTERM, step=3)
+        with pytest.raises(SweepInterrupted):
+            sweep(runs, tmp_path / "out", "again")
+    moved = text.rename(tmp_path / "here" / "text")
+    planned = runs_of(settings, "wikipedia", data=str(moved))
+    assert sweep(planned, tmp_path / "out", "again")
+    assert read_result(tmp_path / "out" / planned[0].name).config.data == str(moved)
+    training.fit(planned[0].config, tmp_path / "alone")
+    assert outcome(tmp_path / "out" / planned[0].name) == outcome(tmp_path / "alone")
 
 
 def test_diverged_runs_are_passed(settings, tmp_path, trained, monkeypatch, capsys):

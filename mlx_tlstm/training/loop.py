@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import shlex
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,13 +17,13 @@ from mlx_tlstm.runs import TEST_FILE, RunFolder, check_unused
 from mlx_tlstm.training.evaluation import evaluate
 from mlx_tlstm.training.records import Record
 from mlx_tlstm.training.session import Session
-from mlx_tlstm.training.signals import StopRequested, deferred_stop
+from mlx_tlstm.training.signals import STOP_WORDS, StopRequested, deferred_stop
 from mlx_tlstm.training.trainer import NonFiniteError, StepReport, Trainer
 from mlx_tlstm.training.workers import WorkerLostError, Workers
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, after the step was finished and a checkpoint was written.
+    """Ctrl-C, SIGTERM or SIGHUP, after the step was finished and a checkpoint was written.
 
     Attributes:
         signal_number: The signal that came.
@@ -33,8 +32,8 @@ class TrainingInterrupted(KeyboardInterrupt):
     def __init__(self, path: Path, samples: int, signal_number: int) -> None:
         command = f"python -m mlx_tlstm.train --resume {shlex.quote(str(path))}"
         super().__init__(
-            f"{'Interrupted' if signal_number == signal.SIGINT else 'Terminated'} after "
-            f"{samples:,} samples, which are saved; to go on: {command}"
+            f"{STOP_WORDS[signal_number]} after {samples:,} samples, which are saved; "
+            f"to go on: {command}"
         )
         self.signal_number = signal_number
 
@@ -207,11 +206,11 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
     weights' metrics on the test split go to ``test.json``.
 
     Raises:
-        TrainingInterrupted: Ctrl-C or SIGTERM came; a checkpoint and ``last.safetensors`` hold what
-            was learned. A second signal ends the run at once.
+        TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP came; a checkpoint and ``last.safetensors``
+            hold what was learned. A second signal ends the run at once.
         NonFiniteError: A loss or gradient is not finite and ``config.on_divergence`` says stop, or
             going back did not help; no file but ``events.jsonl`` has it.
-        CheckpointError: No checkpoint of the run can be used.
+        CheckpointError: No checkpoint of the run can be used, or the data is not the run's.
         RunInUseError: Another process trains in the folder.
         ValueError: The run has ended.
         OSError: A file cannot be written; the checkpoints are as they were.
@@ -233,8 +232,7 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
             for callback in callbacks:
                 callback.on_start(trainer)
             try:
-                _run_steps(session, callbacks, check_stop)
-                test = _test(session, check_stop)
+                test = _to_the_end(session, callbacks, check_stop)
             except StopRequested as stop:
                 if not session.finished:  # else the model may hold the best weights by now
                     run.save_weights(trainer.model, "last")
@@ -252,6 +250,26 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
         solved=session.solved,
         seconds=session.seconds,
     )
+
+
+def _remember_data(run: RunFolder) -> None:
+    """Write the place of data that has moved to ``config.json``."""
+    stored = RunFolder.open(run.path)
+    if stored.config.data != run.config.data:
+        moved = stored.config.replace(data=run.config.data)
+        dataclasses.replace(stored, config=moved).save_config()
+
+
+def _to_the_end(
+    session: Session, callbacks: Sequence[Callback], check_stop: Callable[[], None]
+) -> Record:
+    """All that is left of training, and the test."""
+    try:
+        _run_steps(session, callbacks, check_stop)
+        return _test(session, check_stop)
+    except OSError:
+        check_stop()  # a terminal that is closed sends SIGHUP, and takes no more words
+        raise
 
 
 def _run_steps(

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, held back until a run can be left."""
+"""Ctrl-C, SIGTERM and SIGHUP, held back until a run can be left."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-#: What a scheduler or a shell asks a program to end with.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: What a scheduler, a shell or a terminal that is closed asks a program to end with, and how a
+#: message says so.
+STOP_WORDS = {
+    signal.SIGINT: "Interrupted",
+    signal.SIGTERM: "Terminated",
+    signal.SIGHUP: "Terminal closed",
+}
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that end this process: of a terminal that is closed not under ``nohup``."""
+    # The other two are handled even if ignored: shells ignore Ctrl-C for jobs in the background,
+    # and launch.py both for what it starts.
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in STOP_WORDS if number != signal.SIGHUP or not nohup]
 
 
 class StopRequested(KeyboardInterrupt):
@@ -29,7 +42,8 @@ def deferred_stop(
 ) -> Iterator[Callable[[], None]]:
     """Hold the stop signals back until the function that is yielded is called, which then raises.
 
-    A second signal is not held back: it finds the handlers from before. Outside the main thread
+    A second signal is not held back: it finds the handlers from before. A SIGHUP is no second one,
+    as a shell and the system may both send it when a terminal is closed. Outside the main thread
     Python delivers no signals, and nothing changes. Where ``elsewhere`` says that another process
     was asked, it counts as a SIGTERM here.
     """
@@ -44,6 +58,8 @@ def deferred_stop(
     def hold(signal_number: int, frame: object) -> None:
         received.append(signal_number)
         restore()
+        if signal.SIGHUP in previous:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def check() -> None:
         if received:
@@ -55,7 +71,7 @@ def deferred_stop(
         yield check
         return
     try:
-        for number in STOP_SIGNALS:
+        for number in stop_signals():
             previous[number] = signal.signal(number, hold)
         yield check
     finally:

@@ -19,7 +19,7 @@ from experiments.results import RunResult, read_result, record_origin
 from mlx_tlstm import training
 from mlx_tlstm.runs import CONFIG_FILE, RunInUseError
 from mlx_tlstm.timing import machine
-from mlx_tlstm.training.signals import StopRequested
+from mlx_tlstm.training.signals import STOP_WORDS, StopRequested, stop_signals
 from mlx_tlstm.training.trainer import StepReport
 
 #: A file a run, locked by the process that has taken it.
@@ -27,7 +27,7 @@ CLAIMS = ".claims"
 
 
 class SweepInterrupted(training.TrainingInterrupted):
-    """Ctrl-C or SIGTERM; no run has lost more than the work since its last checkpoint.
+    """Ctrl-C, SIGTERM or SIGHUP; no run has lost more than the work since its last checkpoint.
 
     Attributes:
         signal_number: The signal that came.
@@ -56,7 +56,7 @@ def sweep(runs: Sequence[PlannedRun], folder: Path, command: str) -> bool:
     Raises:
         ValueError: See :func:`check_runs`; or a run's settings do not fit its task or the machine.
         FileNotFoundError, DataUnavailableError: The data of a run cannot be had.
-        SweepInterrupted: Ctrl-C or SIGTERM came.
+        SweepInterrupted: Ctrl-C, SIGTERM or SIGHUP came.
         OSError: A file cannot be written.
     """
     check_runs(runs, folder)
@@ -82,11 +82,10 @@ def sweep(runs: Sequence[PlannedRun], folder: Path, command: str) -> bool:
                 left = elsewhere  # a process that had one may have been killed meanwhile
     except KeyboardInterrupt as stop:
         number = getattr(stop, "signal_number", signal.SIGINT)
-        word = "Interrupted" if number == signal.SIGINT else "Terminated"
         done = len(runs) - len(unsettled(runs, folder))
         raise SweepInterrupted(
-            f"{word} with {done} of {len(runs)} runs ended; what was trained is saved; "
-            f"to go on: {command}",
+            f"{STOP_WORDS[number]} with {done} of {len(runs)} runs ended; "
+            f"what was trained is saved; to go on: {command}",
             number,
         ) from None
     return not left
@@ -112,7 +111,9 @@ def _train(run: PlannedRun, folder: Path, here: Mapping[str, Any], label: str) -
             started = (path / CONFIG_FILE).is_file()
             try:
                 trainer, files = (
-                    training.reopen(path) if started else training.prepare(run.config, path)
+                    training.reopen(path, data=run.config.data)  # which may have moved
+                    if started
+                    else training.prepare(run.config, path)
                 )
                 training.train(trainer, files, [_Observer(path, here, f"{label}  {run.name}")])
             except training.NonFiniteError:
@@ -138,16 +139,18 @@ def _claimed(folder: Path, name: str) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let a SIGTERM between two runs end the sweep as Ctrl-C does."""
+    """Let SIGTERM and SIGHUP between two runs end the sweep as Ctrl-C does."""
 
     def stop(signal_number: int, frame: object) -> None:
         raise StopRequested(signal_number)
 
-    previous = signal.signal(signal.SIGTERM, stop)
+    numbers = [number for number in stop_signals() if number != signal.SIGINT]
+    previous = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class _Observer(training.Callback):
