@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from mlx_tlstm.commands.devices import backend_option, chosen, device_option
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.evaluation import evaluate
 from mlx_tlstm.commands.generation import generate
+from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.commands.sharing import pull, push
 from mlx_tlstm.config import BY_LAG, DTYPES, MEMORY_INITS, ON_DIVERGENCE, TrainingConfig
 from mlx_tlstm.tasks import TASKS
@@ -134,7 +134,8 @@ def main() -> None:
     "--resume",
     type=UserPath(),
     metavar="RUN",
-    help="Go on with a run that was stopped or killed, with its own settings.",
+    help="Go on with a run that was stopped or killed, with its own settings; --data beside it "
+    "says where its data has moved to.",
 )
 @click.option(
     "--track",
@@ -168,14 +169,13 @@ def train(
     with clean_errors(bad_input=True):
         if resume is None:
             config = (TASKS[task].paper() if paper else TASKS[task].quick()).replace(**given)
-            if out is None:
-                moment = time.strftime("%Y%m%d-%H%M%S")
-                out = Path("runs", f"{config.task}-{config.variant}-{moment}")
-        trackers = [] if track is None else [training.make_tracker(track, resume or out)]
+        if track is not None:
+            training.require_tracker(track)  # before there is a folder
         if resume is not None:
-            trainer, run = training.reopen(resume, workers, backend)
+            trainer, run = training.reopen(resume, workers, backend, data)
         else:
             trainer, run = training.prepare(config, out, workers, backend)
+        trackers = [] if track is None else [training.make_tracker(track, run.path)]
     with clean_errors(bad_input=False, go_on=chosen(context)):
         result = training.train(trainer, run, [training.Progress(), *trackers])
     for name, record in (("best", result.best), ("final", result.last)):
@@ -192,6 +192,7 @@ def train(
 def _require_alone(context: click.Context) -> None:
     """Refuse ``--resume`` beside what would make it another run."""
     settings = {field.name for field in dataclasses.fields(TrainingConfig)} | {"out", "paper"}
+    settings.remove("data")  # which may have moved
     given = [
         parameter.opts[0] if isinstance(parameter, click.Option) else context.params["task"]
         for parameter in context.command.params

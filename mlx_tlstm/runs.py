@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from mlx_tlstm.files import (
     save_arrays,
 )
 from mlx_tlstm.metadata import metrics_from_json, symbols_from_json
+from mlx_tlstm.paths import absence, to_path
 from mlx_tlstm.snapshot import replace_weights
 from mlx_tlstm.tasks import TASKS
 
@@ -35,20 +38,28 @@ WEIGHTS_FILES = tuple(f"{name}.safetensors" for name in WEIGHTS)
 CONFIG_FILE, METRICS_FILE, TEST_FILE = "config.json", "metrics.jsonl", "test.json"
 SYMBOLS_FILE = "symbols.json"
 EVENTS_FILE, CHECKPOINTS, LOCK_FILE = "events.jsonl", "checkpoints", ".lock"
+#: Where runs go whose user named no folder.
+DEFAULT_PARENT = Path("runs")
 
 
 class RunInUseError(OSError):
     """Another process trains in the folder."""
 
 
-def check_unused(out: str | Path) -> None:
+def check_unused(out: str | Path | None) -> None:
     """Refuse a folder that cannot take a new run, before any work; nothing is created.
+
+    Args:
+        out: The folder; ``None`` is one of its own in :data:`DEFAULT_PARENT`.
 
     Raises:
         ValueError: ``out`` holds a run, is no folder, or could not be written to.
     """
-    path = Path(out)
+    if out is None:
+        _require_writable(DEFAULT_PARENT / "run")
+        return
     owner, argument = "RunFolder", "out"
+    path = to_path(owner, argument, out)
     require(not path.exists() or path.is_dir(), owner, argument, "a folder", str(out))
     names = (CONFIG_FILE, METRICS_FILE, EVENTS_FILE, TEST_FILE, *WEIGHTS_FILES, CHECKPOINTS)
     present = [name for name in names if (path / name).exists()]
@@ -57,11 +68,29 @@ def check_unused(out: str | Path) -> None:
             f"[{owner}] '{argument}' must be a folder without a run but {str(out)!r} already "
             f"holds {', '.join(present)}; nothing was changed there"
         )
+    _require_writable(path)
+
+
+def _require_writable(path: Path) -> None:
     parent = path.absolute()
     while not parent.exists():
         parent = parent.parent
     writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
-    require(writable, owner, argument, f"writable ({str(parent)!r} is not)", str(out))
+    require(writable, "RunFolder", "out", f"writable ({str(parent)!r} is not)", str(path))
+
+
+def _claim_default(config: TrainingConfig) -> Path:
+    """Make a new folder, which no other process gets, also where runs start in one second."""
+    DEFAULT_PARENT.mkdir(exist_ok=True)
+    name = f"{config.task}-{config.variant}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = DEFAULT_PARENT / name
+    for number in itertools.count(2):
+        try:
+            path.mkdir()
+            break
+        except FileExistsError:
+            path = DEFAULT_PARENT / f"{name}-{number}"
+    return path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +119,11 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, out: str | Path, config: TrainingConfig, symbols: bytes | None = None
+        cls, out: str | Path | None, config: TrainingConfig, symbols: bytes | None = None
     ) -> RunFolder:
         """Make the folder of a new run and save its configuration, and the symbols of its text.
+
+        Where ``out`` is ``None`` it is named by task, variant and time in :data:`DEFAULT_PARENT`.
 
         Raises:
             ValueError: See :func:`check_unused`.
@@ -100,14 +131,15 @@ class RunFolder:
             OSError: The folder or the file cannot be written.
         """
         check_unused(out)
-        run = cls(Path(out), config)
-        run.path.mkdir(parents=True, exist_ok=True)
+        path = _claim_default(config) if out is None else to_path("RunFolder", "out", out)
+        run = cls(path, config)
+        path.mkdir(parents=True, exist_ok=True)
         with run.lock():
-            check_unused(out)  # another process may have been quicker
+            check_unused(path)  # another process may have been quicker
             if symbols is not None:
                 text = json_text(list(symbols))
                 replace_file(run.path / SYMBOLS_FILE, lambda path: path.write_text(text))
-            replace_file(run.path / CONFIG_FILE, config.save)  # last: it makes the folder a run
+            run.save_config()  # last: it makes the folder a run
         return run
 
     @classmethod
@@ -117,11 +149,18 @@ class RunFolder:
         Raises:
             ValueError: ``path`` holds no run, or its configuration is damaged.
         """
-        present = (Path(path) / CONFIG_FILE).is_file()
+        path = to_path("RunFolder", "run", path)
+        if not os.path.lexists(path):
+            raise ValueError(f"[RunFolder] {absence(path)}")
+        present = (path / CONFIG_FILE).is_file()
         require(present, "RunFolder", "run", f"a folder that holds {CONFIG_FILE}", str(path))
-        config = TrainingConfig.load(Path(path) / CONFIG_FILE)
+        config = TrainingConfig.load(path / CONFIG_FILE)
         require_choice("RunFolder", "task", config.task, TASKS)
-        return cls(Path(path), config)
+        return cls(path, config)
+
+    def save_config(self) -> None:
+        """Write ``config.json``, which makes the folder a run."""
+        replace_file(self.path / CONFIG_FILE, self.config.save)
 
     @property
     def ended(self) -> bool:

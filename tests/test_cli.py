@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -136,9 +137,53 @@ def test_forget_bias_by_lag(configuration):
     assert configuration("addition", "--forget-bias", "lag")[0].forget_bias == "lag"
 
 
-def test_default_folder(configuration):
-    _, out = configuration("addition", "--variant", "3d-tlstm+cn")
-    assert re.fullmatch(r"runs/addition-3d-tlstm\+cn-\d{8}-\d{6}", out.as_posix())
+def test_default_folder(invoke, tmp_path, monkeypatch):
+    """Its name has the time in it, and runs of one second have numbers besides."""
+    monkeypatch.setattr("mlx_tlstm.runs.time.strftime", lambda form: form.replace("%", ""))
+    printed = [invoke("train", "addition", *TINY).stdout.splitlines()[-1] for _ in range(3)]
+    name = "runs/addition-2d-tlstm+cn-Ymd-HMS"
+    names = [line.partition("run: ")[2] for line in printed]
+    assert names == [name, f"{name}-2", f"{name}-3"]
+    assert all((tmp_path / name / "test.json").exists() for name in names)
+
+
+def test_default_folders_of_many_processes(tmp_path):
+    """Claimed at once; each run is whole and alone in its folder."""
+    code = (
+        "import sys; from mlx_tlstm.config import TrainingConfig\n"
+        "from mlx_tlstm.runs import RunFolder\n"
+        "config = TrainingConfig.load(sys.argv[1])\n"
+        "print(flush=True); sys.stdin.readline()\n"
+        "for _ in range(20): print(RunFolder.create(None, config, b'ab').path)\n"
+    )
+    TASKS["wikipedia"].quick().save(tmp_path / "config")
+    command = [sys.executable, "-c", code, tmp_path / "config"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    names = [name for process in processes for name in process.communicate()[0].split()]
+    assert len(set(names)) == len(names) == 80
+    assert all((tmp_path / name / "config.json").exists() for name in names)
+    assert len(list((tmp_path / "runs").iterdir())) == 80
+
+
+@pytest.mark.parametrize("kind", ["file", "link to nothing"])
+def test_no_default_folder(kind, invoke, tmp_path):
+    place = tmp_path / "runs"
+    if kind == "file":
+        place.write_text("")
+    else:
+        place.symlink_to("nowhere")
+    result = invoke("train", "addition", *TINY)
+    assert result.exit_code in (1, 2)
+    assert re.search(r"^Error: .*'?runs", result.output, re.MULTILINE)
 
 
 def test_data_is_found_from_any_folder(configuration, tmp_path):
@@ -213,6 +258,11 @@ def test_train_and_evaluate(invoke, tmp_path):
         (["mnist", "--data", "gone"], r"'data' must be a folder but '.*gone' is missing"),
         (["wikipedia", "--data", "gone"], r"'data' must be a file but '.*gone' is missing"),
         (["--out", "file"], r"'out' must be a folder but got 'file'"),
+        (["--out", ""], r"\[train\] 'out' must be a path but got ''"),
+        (["--out=~nobody-here/x"], r"\[train\] 'out' must be a path from a home folder that is"),
+        (["wikipedia", "--data", ""], r"\[train\] 'data' must be a path but got ''"),
+        (["--resume", ""], r"\[train\] 'resume' must be a path but got ''"),
+        (["--resume", "file"], r"'run' must be a folder that holds config\.json but got 'file'"),
         (["--out", "file/run"], r"'out' must be writable \('.*file' is not\) but got 'file/run'"),
         (["--unknown", "1"], r"No such option.*--unknown"),
     ],
@@ -249,7 +299,7 @@ def test_unwritable_folder(invoke, monkeypatch):
 
 
 def test_evaluate_refusals(invoke, tmp_path):
-    check_refusal(invoke("evaluate", "gone"), r"must be a folder that is there or a repository")
+    check_refusal(invoke("evaluate", "gone"), r"Error: \[load\] there is no folder 'gone'")
     check_refusal(invoke("evaluate", "."), r"'path' must be a folder that holds config\.json")
     invoke("train", *TINY, "--out", "run")
     check_refusal(invoke("evaluate", "run", "--split", "train"), r"'train' is not one of 'test'")
@@ -433,7 +483,7 @@ def test_resume(invoke, tmp_path):
         (["addition"], "addition"),
         (["--depth", "2"], "--depth"),
         (["--paper", "--out", "x", "--recompute"], "--recompute, --out, --paper"),
-        (["--checkpoint-every", "3"], "--checkpoint-every"),
+        (["--checkpoint-every", "3", "--data", "x"], "--checkpoint-every"),
     ],
 )
 def test_resume_takes_no_settings(arguments, named, invoke):
@@ -442,7 +492,7 @@ def test_resume_takes_no_settings(arguments, named, invoke):
 
 
 def test_resume_refusals(invoke, tmp_path):
-    message = r"'run' must be a folder that holds config\.json but got 'gone'"
+    message = r"Error: \[RunFolder\] there is no folder 'gone'$"
     check_refusal(invoke("train", "--resume", "gone"), message)
     invoke("train", *TINY, "--out", "run")
     (tmp_path / "run" / "test.json").unlink()

@@ -92,20 +92,46 @@ def test_parts_of_shares(tmp_path):
     assert_alike(tmp_path / "one", tmp_path / "two")
 
 
-def test_stopped_and_resumed_with_another_number_of_workers(text, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_stopped_and_resumed_with_another_number_of_workers(number, text, tmp_path):
     settings = SETTINGS.replace("--samples 64", "--samples 600").replace("every 16", "every 100")
     arguments = f"wikipedia --data {text} {settings}"
     train(f"{arguments} --out whole", 1, tmp_path)
     process = start(f"{arguments} --checkpoint-every 1 --out run", 2, tmp_path)
     while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
         time.sleep(0.01)
-    process.terminate()
+    for _ in range(2 if number == signal.SIGHUP else 1):  # a shell and the system may both send it
+        process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
     assert "to go on: python -m mlx_tlstm.train --resume run" in errors
     assert "Traceback" not in errors
-    train("--resume run", 1, tmp_path)
+    moved = text.rename(tmp_path / "moved")
+    workers = 1 if number == signal.SIGTERM else 2
+    train(f"--resume run --data {moved}", workers, tmp_path)
     assert_alike(tmp_path / "whole", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == str(moved)
+
+
+def test_nohup(tmp_path):
+    """A launcher that was told to ignore SIGHUP goes on, and so do its workers."""
+    settings = SETTINGS.replace("--samples 64", "--samples 400")
+    command = [sys.executable, "-m", "mlx_tlstm.launch", "-n", "2", "-p", port(), "--", "addition"]
+    process = subprocess.Popen(
+        ["nohup", *command, *settings.split(), "--out", "run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert (tmp_path / "run" / "test.json").exists()
 
 
 def test_a_failing_worker_ends_all(tmp_path):

@@ -168,7 +168,7 @@ def test_stopped_between_runs(number, word, settings, tmp_path, monkeypatch):
 
     def stopped(config, out):
         if config.task == "memorization":
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         return prepare(config, out)
 
     monkeypatch.setattr(training, "prepare", stopped)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -198,13 +201,16 @@ def test_checkpoints_change_nothing(settings, tmp_path):
     assert outcome(tmp_path / "none") == outcome(tmp_path / "clock") == outcome(tmp_path / "steps")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals(number, settings, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "times"),
+    [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGHUP, 3)],
+)
+def test_signals(number, times, settings, tmp_path):
     config, run = settings("wikipedia", samples=48), tmp_path / "run"
     training.fit(config, tmp_path / "whole")
     handler = signal.getsignal(number)
     with pytest.raises(training.TrainingInterrupted, match=r"after 20 samples.*--resume") as caught:
-        training.fit(config, run, [signalled(number)])
+        training.fit(config, run, [signalled(number, times)])
     assert caught.value.signal_number == number
     assert signal.getsignal(number) is handler
     last = StopAt()
@@ -321,6 +327,125 @@ def test_a_run_in_use_is_refused(settings, tmp_path):
     trainer, folder = training.reopen(run)
     with folder.lock(), pytest.raises(RunInUseError, match="trains in"):
         training.train(trainer, folder)
+
+
+def test_nohup(settings, tmp_path):
+    """A SIGHUP that is ignored at the start stays so, and the other signals still count."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        training.fit(settings("addition", samples=48), tmp_path / "run", [signalled(signal.SIGHUP)])
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        with pytest.raises(training.TrainingInterrupted, match="Terminated after 20 samples"):
+            training.fit(
+                settings("addition", samples=48), tmp_path / "other", [signalled(signal.SIGTERM)]
+            )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_takes_no_more_words(settings, tmp_path):
+    """What a callback prints fails once the terminal is closed; the signal came before."""
+
+    class Print(training.Callback):
+        def on_step(self, trainer, report):
+            if trainer.step == 5:
+                signal.raise_signal(signal.SIGHUP)
+                raise OSError(errno.EIO, "Input/output error")
+
+    config, run = settings("addition", samples=48), tmp_path / "run"
+    with pytest.raises(training.TrainingInterrupted, match="Terminal closed after 20 samples"):
+        training.fit(config, run, [Print()])
+    last = StopAt()
+    training.resume(run, [last])
+    assert last.steps == STEPS - 5
+    training.fit(config, tmp_path / "whole")
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+def _files(run):
+    """What is in a run's folder, but for the number of the process that looked last."""
+    return {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+@pytest.mark.parametrize("task", ["wikipedia", "mnist"])
+def test_data_and_run_that_have_moved(task, settings, tmp_path, monkeypatch):
+    (tmp_path / "before").mkdir()
+    (tmp_path / "mnist").mkdir()
+    text, images = write_text(tmp_path / "before" / "text"), write_images(tmp_path / "mnist")
+    data = images if task == "mnist" else text
+    config = settings(task, data=str(data), **OFTEN)
+    training.fit(config, tmp_path / "whole")
+    with pytest.raises(Stop):
+        training.fit(config, tmp_path / "run", [StopAt(steps=4)])
+    (tmp_path / "after").mkdir()
+    monkeypatch.chdir(tmp_path / "after")
+    data.rename("data")
+    run = (tmp_path / "run").rename(tmp_path / "after" / "moved")
+    before = _files(run)
+    with pytest.raises(FileNotFoundError, match=r"missing; --data, or data=, says where it is now"):
+        training.resume("moved")
+    with pytest.raises(FileNotFoundError, match=r"gone' is missing$"):
+        training.resume("moved", data="gone")
+    assert _files(run) == before
+    with pytest.raises(Stop):
+        training.resume("moved", [StopAt(steps=4)], data="data")
+    assert RunFolder.open("moved").config == config.replace(data=str(tmp_path / "after" / "data"))
+    monkeypatch.chdir(tmp_path)
+    training.resume(run)
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda raw: raw.upper(), r"its symbols are not those of .*symbols\.json"),
+        (lambda raw: raw + b"\xff", r"its symbols are not those of .*symbols\.json"),
+        (lambda raw: raw[:40], r"'data' must hold at least"),
+    ],
+)
+def test_other_data_is_refused(other, message, trained, settings, tmp_path):
+    text = write_text(tmp_path / "text")
+    config, run = settings("wikipedia", data=str(text), **OFTEN), tmp_path / "run"
+    if trained:
+        with pytest.raises(Stop):
+            training.fit(config, run, [StopAt(steps=4)])
+    else:
+        RunFolder.create(run, config, training.Trainer(config).task.symbols)
+    before = _files(run)
+    (tmp_path / "other").write_bytes(other(text.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        training.resume(run, data=tmp_path / "other")
+    assert _files(run) == before
+    training.resume(run, data=text)
+
+
+@pytest.mark.parametrize("task", ["wikipedia", "mnist"])
+def test_other_data_of_the_same_kind_is_refused(task, settings, tmp_path):
+    config, run = settings(task, **OFTEN), tmp_path / "run"
+    with pytest.raises(Stop):
+        training.fit(config, run, [StopAt(steps=4)])
+    before, data = _files(run), Path(config.data)
+    other = tmp_path / "other"
+    if task == "wikipedia":
+        other.write_bytes(data.read_bytes()[::-1])
+    else:
+        shutil.copytree(data, other)
+        file = other / "train-images-idx3-ubyte"
+        file.write_bytes(file.read_bytes()[:16] + bytes(60 * 28 * 28))
+    message = r"that in '.*other' is not: batch 3 differs from the one that checkpoint .* expects"
+    with pytest.raises(training.CheckpointError, match=message):
+        training.resume(run, data=other)
+    assert _files(run) == before
+
+
+def test_data_of_a_task_without(settings, tmp_path):
+    with pytest.raises(Stop):
+        training.fit(settings("addition", **OFTEN), tmp_path / "run", [StopAt(steps=4)])
+    before = _files(tmp_path / "run")
+    with pytest.raises(ValueError, match="'data' must be None"):
+        training.resume(tmp_path / "run", data=tmp_path)
+    assert _files(tmp_path / "run") == before
 
 
 def test_changed_data_is_refused(settings, tmp_path):

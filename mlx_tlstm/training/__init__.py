@@ -16,7 +16,13 @@ from mlx_tlstm.training.loop import (
 )
 from mlx_tlstm.training.objective import build_model, encode
 from mlx_tlstm.training.progress import Progress, format_metrics
-from mlx_tlstm.training.trackers import TRACKERS, Tracker, TrackerError, make_tracker
+from mlx_tlstm.training.trackers import (
+    TRACKERS,
+    Tracker,
+    TrackerError,
+    make_tracker,
+    require_tracker,
+)
 from mlx_tlstm.training.trainer import Trainer
 from mlx_tlstm.training.workers import WorkerLostError, Workers
 
@@ -44,6 +50,7 @@ __all__ = [
     "make_tracker",
     "prepare",
     "reopen",
+    "require_tracker",
     "resume",
     "train",
 ]

@@ -13,6 +13,7 @@ from mlx_tlstm.cache import larger_cpu_cache
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.model import SequenceModel
+from mlx_tlstm.paths import to_path
 from mlx_tlstm.runs import TEST_FILE, RunFolder, check_unused
 from mlx_tlstm.training.evaluation import evaluate
 from mlx_tlstm.training.records import Record
@@ -95,25 +96,35 @@ def fit(
 
 
 def resume(
-    path: str | Path, callbacks: Sequence[Callback] = (), backend: str | None = None
+    path: str | Path,
+    callbacks: Sequence[Callback] = (),
+    backend: str | None = None,
+    data: str | Path | None = None,
 ) -> Result:
     """Go on with a run that was stopped or killed: :func:`reopen`, then :func:`train`.
 
     What comes of it, bit for bit, is what would have come of a run that was never stopped, but for
     the times in it; on another device or ``backend``, up to rounding.
+
+    Args:
+        path: The run's folder.
+        callbacks: See :func:`train`.
+        backend: See :func:`fit`.
+        data: Where the data is now, if it has moved; the run's ``config.json`` then says so too.
     """
-    return train(*reopen(path, backend=backend), callbacks)
+    return train(*reopen(path, backend=backend, data=data), callbacks)
 
 
 def prepare(
     config: TrainingConfig,
-    out: str | Path,
+    out: str | Path | None,
     workers: Workers | None = None,
     backend: str | None = None,
 ) -> tuple[Trainer, RunFolder]:
     """Check everything, load the data, build the model and create the run folder.
 
-    With several workers the first calls it, and the others :func:`follow`; so with
+    Where ``out`` is ``None`` it is ``runs/TASK-VARIANT-TIME``, with a number added where another
+    run has that. With several workers the first calls it, and the others :func:`follow`; so with
     :func:`reopen`.
 
     Raises:
@@ -130,9 +141,18 @@ def prepare(
 
 
 def reopen(
-    path: str | Path, workers: Workers | None = None, backend: str | None = None
+    path: str | Path,
+    workers: Workers | None = None,
+    backend: str | None = None,
+    data: str | Path | None = None,
 ) -> tuple[Trainer, RunFolder]:
     """Check that a run can go on, load its data and build its model, untrained as yet.
+
+    Args:
+        path: The run's folder.
+        workers: See :func:`prepare`.
+        data: Where the data is now, if it has moved. :func:`train` compares it with what the
+            checkpoint expects, and then writes its place to ``config.json``.
 
     Raises:
         ValueError: The folder holds no run, or one that has ended.
@@ -143,7 +163,15 @@ def reopen(
     run = RunFolder.open(path)
     with run.lock():  # refused before the data is loaded
         _require_unfinished(run)
-    return _leading_trainer(run.config, workers, backend), run
+    if data is not None:
+        place = to_path("resume", "data", data).absolute()
+        run = dataclasses.replace(run, config=run.config.replace(data=str(place)))
+    try:
+        trainer = _leading_trainer(run.config, workers, backend)
+    except FileNotFoundError as error:
+        advice = "" if data is not None else "; --data, or data=, says where it is now"
+        raise FileNotFoundError(f"{error}{advice}") from error
+    return trainer, run
 
 
 def _leading_trainer(
@@ -229,6 +257,7 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
         _require_unfinished(run)
         try:
             session = Session(trainer, run, note)
+            _remember_data(run)
             for callback in callbacks:
                 callback.on_start(trainer)
             try:

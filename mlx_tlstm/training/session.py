@@ -15,7 +15,14 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_tlstm.files import json_text, load_arrays, replace_file, save_arrays
-from mlx_tlstm.runs import CHECKPOINTS, EVENTS_FILE, METRICS_FILE, WEIGHTS_FILES, RunFolder
+from mlx_tlstm.runs import (
+    CHECKPOINTS,
+    EVENTS_FILE,
+    METRICS_FILE,
+    SYMBOLS_FILE,
+    WEIGHTS_FILES,
+    RunFolder,
+)
 from mlx_tlstm.tasks import Batch
 from mlx_tlstm.training.checkpoints import Checkpoint, CheckpointError, CheckpointStore
 from mlx_tlstm.training.evaluation import evaluate
@@ -60,6 +67,9 @@ class Session:
         self._started = self._saved_at = time.perf_counter()
         self._saved_step = -1
         self._store = CheckpointStore(run.path / CHECKPOINTS, trainer.config.keep_checkpoints)
+        symbols = run.read_symbols()
+        if symbols not in (None, trainer.task.symbols):
+            raise self._other_data(f"its symbols are not those of {run.path / SYMBOLS_FILE}")
         self._store.remove_leftovers()
         checkpoint, damaged = self._store.newest()
         if checkpoint is not None:
@@ -225,6 +235,13 @@ class Session:
             f"{trainer.step} with learning rate {rate:g}"
         )
 
+    def _other_data(self, how: str) -> CheckpointError:
+        place = self.trainer.config.data
+        found = "" if place is None else f" in {place!r}"
+        return CheckpointError(
+            f"[Session] the data must be what the run was trained on but that{found} is not: {how}"
+        )
+
     def _restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Put trainer and files back to a whole checkpoint's moment; the state it holds."""
         trainer, run, path, names = self.trainer, self.run, checkpoint.path, checkpoint.files()
@@ -235,15 +252,17 @@ class Session:
                 for name in ("weights", "optimizer", "carried")
                 if f"{name}.safetensors" in names
             }
-            trainer.restore(state["step"], arrays)
+            batch = trainer.task.train_batch(state["step"])
+            same_data = state["next_batch"] == _fingerprint(batch)
+            if same_data:  # else other shapes may be in the way
+                trainer.restore(state["step"], arrays)
             self._totals = StepTotals(**state["totals"])
             first, second = state["random_key"]
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"[Session] checkpoint {path} cannot be used: {error}") from error
-        if state["next_batch"] != _fingerprint(trainer.task.train_batch(trainer.step)):
-            raise CheckpointError(
-                f"[Session] the data must be what the run was trained on but batch "
-                f"{trainer.step} differs from the one that checkpoint {path} expects"
+        if not same_data:
+            raise self._other_data(
+                f"batch {state['step']} differs from the one that checkpoint {path} expects"
             )
         mx.random.seed((first << 32) | second)
         for name in RUN_FILES:

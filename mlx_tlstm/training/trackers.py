@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from mlx_tlstm.checks import is_integer, require_choice
+from mlx_tlstm.paths import to_path
 from mlx_tlstm.streams import say
 from mlx_tlstm.training.loop import Callback
 from mlx_tlstm.training.records import Record
@@ -186,15 +187,24 @@ def make_tracker(name: str, folder: str | Path) -> Tracker:
     """The callback of one of :data:`TRACKERS`, for the run in ``folder``.
 
     Raises:
+        ValueError: See :func:`require_tracker`.
+    """
+    module = require_tracker(name)
+    return TRACKERS[name](module, to_path("make_tracker", "folder", folder))
+
+
+def require_tracker(name: str) -> ModuleType:
+    """The package of one of :data:`TRACKERS`.
+
+    Raises:
         ValueError: There is no such tracker, or it is not installed.
     """
     require_choice("make_tracker", "track", name, TRACKERS)
-    kind = TRACKERS[name]
+    package = TRACKERS[name].package
     try:
-        module = importlib.import_module(kind.package)
+        return importlib.import_module(package)
     except ImportError as error:
         raise ValueError(
             f"[make_tracker] 'track' must be a tracker that is installed but {name} is not "
             f"({error}); to install it: pip install 'mlx-tlstm[{name}]'"
         ) from error
-    return kind(module, Path(folder))
