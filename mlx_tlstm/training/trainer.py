@@ -233,10 +233,12 @@ class Trainer:
         The layer state is the whole batch's, of which each process takes its share.
         """
         state = arrays.get("carried")
+        zeros = self._initial_state()._asdict()
+        # In one order everywhere, which a file does not keep: they are sent one after the other.
         given = {
             "step": mx.array([step, int(state is not None)]),
-            "arrays": {name: dict(arrays[name]) for name in ("weights", "optimizer")},
-            "state": self._initial_state()._asdict() if state is None else dict(state),
+            "arrays": {n: dict(sorted(arrays[n].items())) for n in ("weights", "optimizer")},
+            "state": zeros if state is None else {name: state[name] for name in zeros},
         }
         with self.workers.watched():
             taken = self.workers.from_first(given)
