@@ -315,7 +315,7 @@ def test_no_language_model(tmp_path):
     assert "task addition" in result.stderr
     gone = invoke(tmp_path / "gone")
     assert gone.exit_code == 2
-    assert "must be a folder that is there" in gone.stderr
+    assert "there is no folder" in gone.stderr
 
 
 def test_the_data_is_not_needed(tmp_path):
