@@ -191,7 +191,7 @@ NAMES = [name for option in OPTIONS for name in option.opts if name.startswith("
 WORDS = st.one_of(
     st.sampled_from([*NAMES, *TASKS, *VARIANTS, "--help", "--", "-x"]),
     st.integers(-2, 9).map(str),
-    st.sampled_from(["nan", "inf", "1e400", "0x10", "", "run", "."]),
+    st.sampled_from(["nan", "inf", "1e400", "0x10", "", "run", ".", "~", "~x"]),
     st.text(max_size=5),
 )
 
@@ -212,7 +212,7 @@ class AcceptedError(Exception):
     """A command line was understood, and every setting valid."""
 
 
-def _accept(config: TrainingConfig, out: Path, *_: Any, **__: Any) -> None:
+def _accept(config: TrainingConfig, out: Path | None, *_: Any, **__: Any) -> None:
     assert TrainingConfig(**dataclasses.asdict(config)) == config
-    assert out
+    assert out is None or isinstance(out, Path)
     raise AcceptedError
