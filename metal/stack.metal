@@ -4,13 +4,13 @@
 //             there are fewer, the last is repeated
 // Output      stacked [total], T
 // Template    T: any type; PARTS: 1 … 16
-// Grid        ceil(n / 1024) x PARTS threadgroups
-// Threadgroup 256 threads, each of which copies four elements
+// Grid        ceil(n / 512) x PARTS threadgroups
+// Threadgroup 128 threads, each of which copies four elements
 const int part = threadgroup_position_in_grid.y;
 const int length = part < PARTS - 1 ? part_0_shape[0] : part_15_shape[0];
-const int first = threadgroup_position_in_grid.x * 1024 + thread_index_in_threadgroup;
+const int first = threadgroup_position_in_grid.x * 512 + thread_index_in_threadgroup;
 const auto low = pick(part, part_0, part_1, part_2, part_3, part_4, part_5, part_6, part_7);
 const auto high =
     pick(part - 8, part_8, part_9, part_10, part_11, part_12, part_13, part_14, part_15);
-for (int i = first; i < metal::min(length, first + 1024); i += 256)
+for (int i = first; i < metal::min(length, first + 512); i += 128)
   stacked[size_t(part) * part_0_shape[0] + i] = part < 8 ? low[i] : high[i];

@@ -8,6 +8,7 @@ import pytest
 from kernel_devices import on_cpu, on_gpu
 from metal_on_cpu import standin
 
+from mlx_tlstm import proof
 from mlx_tlstm.kernels import dispatch
 
 # Tolerances are those of float32 sums on a CPU; a GPU's matrix products may round to less.
@@ -26,9 +27,11 @@ def kernel_calls(
 ) -> Iterator[list[standin.Call]]:
     """Kernels run: sanitizing on the CPU by default, on a GPU with -m metal or -m cuda.
 
-    The value is the list of launches, which stays empty on a GPU. A test asks for the quick mode
+    The value is the list of launches, which stays empty on a GPU. The kernels run without a proof,
+    which would launch them too, unless a test brings its own. A test asks for the quick mode
     with ``@pytest.mark.standin(mode="fast")``.
     """
+    monkeypatch.setattr(proof, "proven", lambda configuration: configuration.kernels)
     if request.param == "cpu":
         monkeypatch.setattr(dispatch, "kernel_backend", lambda: ("metal", ""))
         marker = request.node.get_closest_marker("standin")

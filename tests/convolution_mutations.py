@@ -185,11 +185,11 @@ MUTATIONS = [
 ]
 STACK_MUTATIONS = [
     Mutation("stack.metal", "part < PARTS - 1 ?", "part < PARTS ?"),
-    Mutation("stack.metal", "threadgroup_position_in_grid.x * 1024", "thread_index_in_threadgroup"),
+    Mutation("stack.metal", "threadgroup_position_in_grid.x * 512", "thread_index_in_threadgroup"),
     Mutation("stack.metal", "pick(part - 8", "pick(part"),
-    Mutation("stack.metal", "i < metal::min(length, first + 1024)", "i < first + 1024"),
-    Mutation("stack.metal", "i < metal::min(length, first + 1024)", "i < length"),
-    Mutation("stack.metal", "i += 256", "i += 255"),
+    Mutation("stack.metal", "i < metal::min(length, first + 512)", "i < first + 512"),
+    Mutation("stack.metal", "i < metal::min(length, first + 512)", "i < length"),
+    Mutation("stack.metal", "i += 128", "i += 127"),
     Mutation("stack.metal", "size_t(part) * part_0_shape[0]", "size_t(part) * length"),
     Mutation("stack.metal", "part < 8 ?", "part < 9 ?"),
 ]

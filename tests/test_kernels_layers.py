@@ -11,12 +11,13 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from benchmarking import launches
-from kernel_devices import counted
+from kernel_devices import counted, on_gpu
 from layer_helpers import relative_error
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_tlstm import TLSTM, TRNN, VARIANTS, SequenceModel, make_layer
+from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.kernels import dispatch
 
 VALUES, GRADIENTS = 1e-5, 4e-5
@@ -199,33 +200,52 @@ def test_the_kernels_can_be_compiled_into_a_larger_graph():
     assert shapes == [(name, array.shape) for name, array in tree_flatten(parameters)]
 
 
+def losses(variant, backend, compiled=False):
+    """Of four training steps."""
+    mx.random.seed(5)
+    model = SequenceModel(make_layer(variant, 6, 10, 3, backend=backend), 6)
+    optimizer = optim.Adam(1e-2, bias_correction=True)
+    symbols = mx.random.randint(0, 6, (3, 9))
+
+    def loss(model, symbols):
+        logits, _ = model(mx.eye(6)[symbols[:, :-1]])
+        return nn.losses.cross_entropy(logits, symbols[:, 1:], reduction="mean")
+
+    def gradient(model, symbols):
+        return nn.value_and_grad(model, loss)(model, symbols)
+
+    compiled_step = CompiledFunction(model, gradient)
+    history = []
+    for _ in range(4):
+        value, gradients = compiled_step(symbols) if compiled else gradient(model, symbols)
+        optimizer.update(model, gradients)
+        mx.eval(model.parameters(), optimizer.state)
+        history.append(value.item())
+    return history
+
+
 @pytest.mark.parametrize("variant", TENSOR_VARIANTS)
 @pytest.mark.standin(mode="fast", check=False)
 def test_training_steps_have_the_losses_of_plain_operations(kernel_calls, variant):
-    def losses(backend):
-        mx.random.seed(5)
-        model = SequenceModel(make_layer(variant, 6, 10, 3, backend=backend), 6)
-        optimizer = optim.Adam(1e-2, bias_correction=True)
-        symbols = mx.random.randint(0, 6, (3, 9))
-
-        def loss(model, symbols):
-            logits = model(mx.eye(6)[symbols[:, :-1]])
-            logits = logits[0] if isinstance(logits, tuple) else logits
-            return nn.losses.cross_entropy(logits, symbols[:, 1:], reduction="mean")
-
-        step = nn.value_and_grad(model, loss)
-        history = []
-        for _ in range(4):
-            value, gradients = step(model, symbols)
-            optimizer.update(model, gradients)
-            mx.eval(model.parameters(), optimizer.state)
-            history.append(value.item())
-        return history
-
-    expected = losses("ops")
+    expected = losses(variant, "ops")
     assert expected[-1] < expected[0]
     # Adam divides by the gradient's size, which makes a rounding of a small gradient a step's.
-    assert losses(None) == pytest.approx(expected, rel=1e-4)
+    assert losses(variant, None) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("metal", marks=pytest.mark.metal),
+        pytest.param("cuda", marks=pytest.mark.cuda),
+    ],
+)
+@pytest.mark.parametrize("variant", TENSOR_VARIANTS)
+def test_compiled_training_steps_have_them_too(backend, variant):
+    """The path that training takes, which the CPU's stand-in cannot."""
+    with on_gpu(backend):
+        expected = losses(variant, "ops")
+        assert losses(variant, backend, compiled=True) == pytest.approx(expected, rel=1e-4)
 
 
 class TestSelection:
@@ -271,9 +291,16 @@ class TestSelection:
 
     @pytest.mark.parametrize(
         ("architecture", "runs"),
-        [("applegpu_g13g", True), ("applegpu_g17p", True), ("applegpu_g5p", False), ("", False)],
+        [
+            ("applegpu_g13g", True),
+            ("applegpu_g17p", True),
+            ("applegpu_g12x", False),
+            ("applegpu_g5p", False),
+            ("air64_v26", True),
+            ("", True),
+        ],
     )
-    def test_old_apple_gpus_run_plain_operations(self, monkeypatch, architecture, runs):
+    def test_apple_gpus_known_to_be_old_run_plain_operations(self, monkeypatch, architecture, runs):
         monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
         monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture})
         monkeypatch.setattr(mx.metal, "is_available", lambda: True)

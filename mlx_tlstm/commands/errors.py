@@ -11,6 +11,7 @@ import click
 
 from mlx_tlstm import training
 from mlx_tlstm.checks import shortened
+from mlx_tlstm.proof import KernelError
 from mlx_tlstm.tasks import DataUnavailableError
 
 #: A shell reports a program that a signal ended by the signal's number above this one.
@@ -37,6 +38,7 @@ def clean_errors(bad_input: bool, go_on: str = "") -> Iterator[None]:
         raise  # click ends quietly where the reader, such as head, has gone
     except (
         DataUnavailableError,
+        KernelError,
         training.CheckpointError,
         training.NonFiniteError,
         training.TrackerError,

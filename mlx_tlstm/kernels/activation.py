@@ -7,7 +7,7 @@ import mlx.core as mx
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels.library import Kernel, geometry_template
 
-_THREADS = 256
+_THREADS = 128
 
 _TANH_BACKWARD = Kernel("tanh_backward", ("d_hidden", "d_output", "hidden"), ("d_activation",))
 

@@ -54,6 +54,18 @@ def _template(
     return {"T": arrays[0].dtype, "M": M, "O": O} | geometry_template(geometry) | tile.template
 
 
+def products(
+    batch_size: int, M: int, O: int, geometry: Geometry, dtype: mx.Dtype, steps: int = STEPS
+) -> tuple[Product, Product, Product]:
+    """The products of forward pass, input gradient, and weight gradient over ``steps`` steps."""
+    rows, columns = batch_size * geometry.locations, geometry.taps * (-(-M // PACK) * PACK) + 1
+    return (
+        Product(FORWARD.name, dtype, rows, O, geometry.taps * M),
+        Product(INPUT_GRADIENT.name, dtype, rows + batch_size, M, geometry.taps * O),
+        Product(WEIGHT_GRADIENT.name, dtype, O, columns, steps * rows),
+    )
+
+
 def cross_layer_convolution(
     hidden: mx.array,
     projected: mx.array,
@@ -83,7 +95,8 @@ def cross_layer_convolution(
     """
     require_choice("cross_layer_convolution", "activation", activation, (None, "tanh"))
     O, M, rows = weight.shape[0], weight.shape[-1], hidden.shape[0] * geometry.locations
-    tile = tile or tuning.select(Product(FORWARD.name, hidden.dtype, rows, O, geometry.taps * M))
+    product, _, _ = products(hidden.shape[0], M, O, geometry, hidden.dtype)
+    tile = tile or tuning.select(product)
     if tile is None:
         A = ops.cross_layer_convolution(hidden, projected, ops.transposed(weight), bias, geometry)
         return mx.tanh(A) if activation == "tanh" else A
@@ -114,10 +127,8 @@ def cross_layer_convolution_input_gradient(
         ValueError: The arrays' types differ or are none of the three.
     """
     O, M, B = weight.shape[0], weight.shape[-1], d_activation.shape[0]
-    rows = B * (geometry.locations + 1)
-    tile = tile or tuning.select(
-        Product(INPUT_GRADIENT.name, weight.dtype, rows, M, geometry.taps * O)
-    )
+    _, product, _ = products(B, M, O, geometry, weight.dtype)
+    tile = tile or tuning.select(product)
     if tile is None:
         gradients = ops.cross_layer_convolution_input_gradient(d_activation, weight, geometry)
         return tuple(gradient.astype(mx.float32) for gradient in gradients)
@@ -125,7 +136,7 @@ def cross_layer_convolution_input_gradient(
     d_hidden, d_projected = INPUT_GRADIENT(
         inputs,
         template=_template(inputs, M, O, geometry, tile),
-        groups=tile.groups(rows, M),
+        groups=tile.groups(product.rows, M),
         threads=tile.threads,
         shapes=[(*d_activation.shape[:-1], M), (B, M)],
         dtypes=[mx.float32, mx.float32],
@@ -163,15 +174,13 @@ def cross_layer_convolution_weight_gradient(
     owner = "cross_layer_convolution_weight_gradient"
     require(valid, owner, "hidden, projected, d_activations", "of one length, 1 or more,", lengths)
     O, M = d_activations[0].shape[-1], hidden[0].shape[-1]
-    rows = hidden[0].shape[0] * geometry.locations
-    columns = geometry.taps * (-(-M // PACK) * PACK) + 1
+    B = hidden[0].shape[0]
     series = (hidden, projected, d_activations)
     dtype = hidden[0].dtype
     for first in range(0, lengths[0], STEPS):
         steps = min(STEPS, lengths[0] - first)
-        chosen = tile or tuning.select(
-            Product(WEIGHT_GRADIENT.name, dtype, O, columns, steps * rows)
-        )
+        _, _, product = products(B, M, O, geometry, dtype, steps)
+        chosen = tile or tuning.select(product)
         if chosen is None:
             window = slice(first, first + steps)
             gradients = ops.cross_layer_convolution_weight_gradient(
@@ -187,7 +196,7 @@ def cross_layer_convolution_weight_gradient(
         total = WEIGHT_GRADIENT(
             [*inputs, *(total or (absent(), absent()))],
             template=template | {"STEPS": steps, "ACCUMULATE": total is not None},
-            groups=chosen.groups(O, columns),
+            groups=chosen.groups(O, product.columns),
             threads=chosen.threads,
             shapes=[(O, *geometry.kernel_size, M), (O,)],
             dtypes=[mx.float32, mx.float32],

@@ -23,13 +23,16 @@ _FIRST_GENERATION = 13
 
 
 def _without_matrices() -> str | None:
-    """Why this Apple GPU cannot run the kernels; ``None`` where it can."""
+    """Why this Apple GPU cannot run the kernels; ``None`` where it can, or where nobody knows.
+
+    A virtual machine's GPU has a name of its own: whether kernels run there, their proof finds out.
+    """
     architecture = str(mx.device_info().get("architecture", ""))
     generation = re.match(r"applegpu_g(\d+)", architecture)
-    if generation is not None and int(generation[1]) >= _FIRST_GENERATION:
+    if generation is None or int(generation[1]) >= _FIRST_GENERATION:
         return None
     return (
-        f"the GPU's architecture {architecture!r} is no applegpu_g{_FIRST_GENERATION} or later, "
+        f"the GPU's architecture {architecture!r} is older than applegpu_g{_FIRST_GENERATION}, "
         "the first with simdgroup matrices"
     )
 
@@ -47,6 +50,17 @@ def kernel_backend() -> tuple[str | None, str]:
     return (None, reason) if reason else ("metal", "")
 
 
+def named_backend(requested: str | None) -> tuple[str | None, str]:
+    """The backend that the user named, if any, and the argument or variable that named it.
+
+    Args:
+        requested: The layer's ``backend``; ``None`` leaves it to ``MLX_TLSTM_BACKEND``.
+    """
+    if requested is not None:
+        return requested, "backend"
+    return os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE
+
+
 def select_backend(owner: str, requested: str | None, axes: int) -> str:
     """The backend that a layer runs now.
 
@@ -60,10 +74,7 @@ def select_backend(owner: str, requested: str | None, axes: int) -> str:
         ValueError: The name is unknown, or this machine, its default device or the kernels lack
             what was asked for.
     """
-    argument = "backend"
-    if requested is None:
-        requested = os.environ.get(ENVIRONMENT_VARIABLE) or None
-        argument = ENVIRONMENT_VARIABLE
+    requested, argument = named_backend(requested)
     if requested is not None:
         require_choice(owner, argument, requested, BACKENDS)
     if requested == "ops":

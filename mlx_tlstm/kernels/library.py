@@ -91,6 +91,15 @@ def _built(kernel: Kernel) -> Any:
     return mx.fast.metal_kernel(name=kernel.name, source=body, header=_INCLUDES + header, **names)
 
 
+def texts() -> dict[str, str]:
+    """Every text that decides what the kernels compute, by file: sources, headers, launching."""
+    names = [f"{name}.metal" for name in sorted(KERNELS)]
+    launching = sorted(Path(__file__).parent.glob("*.py"))
+    return {name: source(name) for name in (_HEADER, _CUDA_PRELUDE, *names)} | {
+        path.name: path.read_text(encoding="utf-8") for path in launching
+    }
+
+
 def forget_built_kernels() -> None:
     """Build every kernel anew at its next launch, as after a change of ``mx.fast``."""
     _built.cache_clear()

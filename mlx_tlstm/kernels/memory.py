@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels.library import Kernel, geometry_template
+from mlx_tlstm.kernels.tiles import SIMDGROUP
 from mlx_tlstm.ops import MemoryUpdate
 
 #: Template argument NORM, as :file:`tlstm.h` names it.
@@ -20,9 +21,9 @@ _NORMS = {None: 0, "channel": 1, "layer": 2}
 #: Simdgroups of a threadgroup, each with a row. Rows share nothing, so that a threadgroup is only
 #: large enough to keep a core's scheduler busy, and small enough to spread few rows over cores.
 _SIMDGROUPS = 4
-#: Of a threadgroup that normalises a whole example: the most that every kernel may have on Apple
-#: GPUs, whatever its registers (384 threads).
-_SIMDGROUPS_OF_EXAMPLE = 12
+#: Threads of a threadgroup that normalises a whole example: the most that every kernel may have on
+#: Apple GPUs, whatever its registers, and less for a pipeline that is granted fewer.
+THREADS_OF_EXAMPLE = (384, 256, 128)
 
 _FORWARD = Kernel(
     "memory_forward",
@@ -69,10 +70,10 @@ class MemoryGradient(NamedTuple):
     bias: mx.array | None
 
 
-def _template(update: MemoryUpdate, geometry: Geometry) -> dict[str, Any]:
+def _template(update: MemoryUpdate, geometry: Geometry, threads: int) -> dict[str, Any]:
     simdgroups = _SIMDGROUPS
     if update.norm == "layer":
-        simdgroups = min(_SIMDGROUPS_OF_EXAMPLE, geometry.locations)
+        simdgroups = min(threads // SIMDGROUP, geometry.locations)
     return {
         "M": update.hidden_size,
         **geometry_template(geometry),
@@ -87,7 +88,7 @@ def _launch(B: int, geometry: Geometry, template: dict[str, Any]) -> dict[str, A
     simdgroups = template["SIMDGROUPS"]
     layer = template.get("NORM") == _NORMS["layer"]
     groups = B if layer else -(-B * geometry.locations // simdgroups)
-    return {"template": template, "groups": (groups, 1, 1), "threads": 32 * simdgroups}
+    return {"template": template, "groups": (groups, 1, 1), "threads": SIMDGROUP * simdgroups}
 
 
 def memory_update(
@@ -97,6 +98,7 @@ def memory_update(
     bias: mx.array | None,
     update: MemoryUpdate,
     geometry: Geometry,
+    threads: int = THREADS_OF_EXAMPLE[0],
 ) -> tuple[mx.array, mx.array, mx.array, mx.array | None]:
     """New hidden state and memory cell from the activations (Eq. 15-19, 31).
 
@@ -107,6 +109,7 @@ def memory_update(
         bias: Bias of the normalisation, likewise.
         update: Which update; its geometry is ``None`` without memory convolution.
         geometry: The locations, always given.
+        threads: Most threads of a threadgroup that normalises a whole example.
 
     Returns:
         H_t ``[B, *P, M]`` in A's type; C_t, likewise, in float32; the output ``[B, M]``, which is
@@ -118,7 +121,7 @@ def memory_update(
     # What a variant does not read is bound to an array at hand: a fresh one would cost a launch.
     H, C, output, statistics = _FORWARD(
         [A, C_before, _or(gain, C_before), _or(bias, C_before)],
-        **_launch(B, geometry, {"T": A.dtype, **_template(update, geometry)}),
+        **_launch(B, geometry, {"T": A.dtype, **_template(update, geometry, threads)}),
         shapes=[C_before.shape, C_before.shape, (B, M), shape],
         dtypes=[A.dtype, mx.float32, A.dtype, mx.float32],
     )
@@ -138,6 +141,7 @@ def memory_update_backward(
     bias: mx.array | None,
     update: MemoryUpdate,
     geometry: Geometry,
+    threads: int = THREADS_OF_EXAMPLE[0],
 ) -> tuple[mx.array, MemoryGradient]:
     """Gradient of :func:`memory_update`.
 
@@ -154,7 +158,7 @@ def memory_update_backward(
     B, state = A.shape[0], C.shape
     template = {
         "T": A.dtype,
-        **_template(update, geometry),
+        **_template(update, geometry, threads),
         "OUTPUT": d_output is not None,
         "CELL": d_C is not None,
         "LATER": later is not None,

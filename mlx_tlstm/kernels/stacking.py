@@ -10,8 +10,8 @@ from mlx_tlstm.checks import require
 from mlx_tlstm.kernels.library import Kernel
 
 _PARTS = 16
-_THREADS = 256
-_PER_GROUP = 1024
+_THREADS = 128
+_PER_GROUP = 4 * _THREADS
 
 # MLX passes smaller buffers in another address space; they are not worth a kernel.
 _SMALLEST = 8

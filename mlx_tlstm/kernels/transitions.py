@@ -21,6 +21,10 @@ class KernelTransition(abc.ABC):
 
     geometry: Geometry
 
+    def variants(self) -> tuple[KernelTransition, ...]:
+        """This step, then the same with fewer threads, for a device that grants no more."""
+        return (self,)
+
     def weight_gradient_steps(self, step: Step) -> int:
         return convolution.STEPS
 
@@ -68,6 +72,13 @@ class TLSTMTransition(KernelTransition):
     """One step of a tLSTM; parameters: weight, bias and, with a norm, its gain and bias."""
 
     update: MemoryUpdate
+    threads: int = memory.THREADS_OF_EXAMPLE[0]
+
+    def variants(self) -> tuple[TLSTMTransition, ...]:
+        if self.update.norm != "layer":
+            return (self,)
+        counts = [count for count in memory.THREADS_OF_EXAMPLE if count <= self.threads]
+        return tuple(dataclasses.replace(self, threads=count) for count in counts)
 
     def prepare(self, parameters: Sequence[mx.array]) -> PreparedTLSTM:
         weight, bias, *norm = parameters
@@ -84,7 +95,9 @@ class TLSTMTransition(KernelTransition):
         H, C = state
         A = self._activations(prepared, H, projected)
         _, _, *norm = prepared
-        H, C, output, statistics = memory.memory_update(A, C, *norm, self.update, self.geometry)
+        H, C, output, statistics = memory.memory_update(
+            A, C, *norm, self.update, self.geometry, self.threads
+        )
         return (H, C), TLSTMResiduals(A, statistics), output
 
     def reduce(self, residuals: TLSTMResiduals) -> TLSTMResiduals:
@@ -121,6 +134,7 @@ class TLSTMTransition(KernelTransition):
             prepared.norm_bias,
             self.update,
             self.geometry,
+            self.threads,
         )
         d_H, d_projected = convolution.cross_layer_convolution_input_gradient(
             d_A, prepared.weight, self.geometry

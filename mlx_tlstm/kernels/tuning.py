@@ -13,13 +13,13 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import mlx.core as mx
 
 from mlx_tlstm.checks import require
-from mlx_tlstm.files import read_json
+from mlx_tlstm.files import cache_folder, read_json
 from mlx_tlstm.kernels.tiles import Tile, choose
 from mlx_tlstm.paths import to_path
 
@@ -53,8 +53,7 @@ def path() -> Path:
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     if named:
         return to_path("tuning", ENVIRONMENT_VARIABLE, named)
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "mlx_tlstm" / "tuning.json"
+    return cache_folder() / "tuning.json"
 
 
 def device() -> str:
@@ -69,7 +68,7 @@ def _read(file: Path) -> dict[str, dict[str, dict | None]]:
         valid = isinstance(stored, dict) and all(isinstance(v, dict) for v in stored.values())
         require(valid, "tuning", str(file), "an object of objects", stored)
         return stored
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -95,13 +94,16 @@ def _winners(file: Path, device: str) -> dict[str, Tile | None]:
         ) from error
 
 
-_forced: contextvars.ContextVar[tuple[Tile | None, list[Product]] | None] = contextvars.ContextVar(
+#: A tile, plain operations, or one of the two by the kernel's name.
+Choice = Tile | None | Mapping[str, Tile | None]
+
+_forced: contextvars.ContextVar[tuple[Choice, list[Product]] | None] = contextvars.ContextVar(
     "forced", default=None
 )
 
 
 @contextlib.contextmanager
-def forced(choice: Tile | None) -> Iterator[list[Product]]:
+def forced(choice: Choice) -> Iterator[list[Product]]:
     """Have :func:`select` answer ``choice`` inside; the value lists the products that asked."""
     asked: list[Product] = []
     token = _forced.set((choice, asked))
@@ -120,7 +122,7 @@ def select(product: Product) -> Tile | None:
     if (trial := _forced.get()) is not None:
         choice, asked = trial
         asked.append(product)
-        return choice
+        return choice[product.kernel] if isinstance(choice, Mapping) else choice
     winners = _winners(path(), device())
     if str(product) in winners:
         return winners[str(product)]

@@ -101,8 +101,12 @@ class RecurrentCell(nn.Module):
         """The arrays that the transition takes, in its order."""
         return [self.weight, self.bias]
 
-    def active_transition(self) -> Transition:
-        """The step as the default device runs it."""
+    def selected_backend(self) -> str:
+        """What would run the steps, were it right; ``ValueError`` where the machine lacks it."""
+        return "ops"
+
+    def active_transition(self, batch_size: int) -> Transition:
+        """The step as the default device runs it on ``batch_size`` examples."""
         return self.transition
 
     def run(
@@ -110,7 +114,7 @@ class RecurrentCell(nn.Module):
     ) -> tuple[mx.array, Any]:
         """:func:`mlx_tlstm.recurrence.run` with this cell's step, weights and state type."""
         outputs, final = run(
-            self.active_transition(),
+            self.active_transition(projected.shape[1]),
             self.transition_parameters(),
             projected,
             tuple(state),

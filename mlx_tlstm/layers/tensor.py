@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from mlx_tlstm import kernels, ops
+from mlx_tlstm import kernels, ops, proof
 from mlx_tlstm.checks import require_choice
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import RecurrentCell, normal, require_countable
@@ -51,7 +51,8 @@ class TensorCell(RecurrentCell):
     """A cell whose state is a tensor ``[B, *P, M]`` and whose weight is a convolution kernel.
 
     ``backend`` names what runs its steps: ``"metal"``, ``"cuda"``, ``"ops"``, or ``None`` for what
-    suits the default device; it may be set at any time.
+    suits the default device; it may be set at any time. Kernels that are not right on a device
+    (:mod:`mlx_tlstm.proof`) give way to plain operations, or are an error where they were named.
     """
 
     #: The step as kernels.
@@ -79,9 +80,14 @@ class TensorCell(RecurrentCell):
         self.weight = normal(shape, fan_in=geometry.taps * hidden_size)
         self.bias = mx.zeros((channels,))
 
-    def active_transition(self) -> Transition:
-        backend = kernels.select_backend(type(self).__name__, self.backend, self.geometry.axes)
-        return self.transition if backend == "ops" else self.kernel_transition
+    def selected_backend(self) -> str:
+        return kernels.select_backend(type(self).__name__, self.backend, self.geometry.axes)
+
+    def active_transition(self, batch_size: int) -> Transition:
+        if self.selected_backend() == "ops":
+            return self.transition
+        named, _ = kernels.named_backend(self.backend)
+        return proof.choose(proof.Configuration.of(self, batch_size), explicit=named is not None)
 
     @property
     def state_shape(self) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ def check_layer(config: TrainingConfig, backend: str | None = None) -> None:
     Cheap, and needs no data.
     """
     layer = _make_layer(config, task_type(config.task), 1, 1, backend)
-    layer.cell.active_transition()
+    layer.cell.selected_backend()
 
 
 def lag_forget_bias(steps: int) -> float:

@@ -55,7 +55,7 @@ class StepBytes:
             rows: B.
             recompute: Whether the backward pass computes activations anew.
         """
-        transition = cell.active_transition()
+        transition = cell.active_transition(rows)
         size, M = cell.weight.dtype.size, cell.hidden_size
         # Never evaluated: only its shape is asked for.
         step = Step(mx.zeros((rows, M)), (), (), None)

@@ -1,0 +1,537 @@
+"""Kernels are proven at their first use; each kind of fault is planted and has to be found."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from kernel_devices import needs_compiler, on_cpu, on_gpu
+from metal_on_cpu import graph
+from mlx import nn, optimizers
+from mlx.utils import tree_flatten
+from test_kernels_layers import LAYERS
+
+from mlx_tlstm import TLSTM, TRNN, SequenceModel, ops, proof
+from mlx_tlstm.compilation import CompiledFunction
+from mlx_tlstm.kernels import dispatch, library
+from mlx_tlstm.kernels.library import KERNELS, Kernel
+from mlx_tlstm.recurrence import run
+
+launch = Kernel.__call__
+
+#: Of a proof: the three sequences have 12 steps together.
+PROOF_LAUNCHES = 58
+
+
+@pytest.fixture
+def device(monkeypatch, tmp_path):
+    """A device whose kernels run on the CPU, unproven, with a cache of its own; its launches."""
+    monkeypatch.setattr(dispatch, "kernel_backend", lambda: ("metal", ""))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("MLX_TLSTM_BACKEND", raising=False)
+    proof.forget()
+    with on_cpu(mode="fast", check=False) as calls:
+        yield calls
+    proof.forget()
+
+
+def tlstm(**options):
+    return TLSTM(2, 4, (3,), norm="channel", **options)
+
+
+def configuration(layer=None):
+    return proof.Configuration.of((layer or tlstm()).cell, batch_size=2)
+
+
+def stored(tmp_path):
+    return list((tmp_path / "mlx_tlstm" / "proofs").glob("*.json"))
+
+
+def x_of(layer):
+    return mx.array(np.random.default_rng(5).normal(size=(2, 3, layer.cell.input_size)))
+
+
+def runs(layer):
+    """Runs the layer, and says whether as kernels; the values are those of plain operations."""
+    layer.cell.backend = "ops"
+    expected = layer(x_of(layer))[0]
+    layer.cell.backend = None
+    assert mx.allclose(layer(x_of(layer))[0], expected, atol=1e-5)
+    return layer.cell.active_transition(2) is not layer.cell.transition
+
+
+class TestRight:
+    def test_kernels_run_and_are_proven_once(self, device, tmp_path):
+        layer = tlstm()
+        assert runs(layer)
+        assert len(stored(tmp_path)) == 1
+        proving = len(device)
+        assert runs(tlstm())  # another layer of the same sizes
+        assert len(device) == proving + (proving - PROOF_LAUNCHES)
+
+    def test_the_next_process_knows(self, device, tmp_path):
+        assert runs(tlstm())
+        proof.forget()
+        device.clear()
+        assert runs(tlstm())
+        assert 0 < len(device) < PROOF_LAUNCHES
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            lambda: TLSTM(2, 5, (3,), norm="channel"),
+            lambda: TLSTM(2, 4, (4,), norm="channel"),
+            lambda: TLSTM(2, 4, (3,), 2, norm="channel"),
+            lambda: TLSTM(2, 4, (3,), norm=None),
+            lambda: TLSTM(2, 4, (3,), norm="channel", memory_convolution=False),
+            lambda: TLSTM(2, 4, (3,), norm="channel", recompute=True),
+            lambda: TRNN(2, 4, (3,)),
+        ],
+    )
+    def test_what_needs_a_proof_of_its_own(self, other):
+        assert configuration(other()) != configuration()
+        assert configuration(other()) == configuration(other())
+
+    def test_type_and_tiles_need_a_proof_of_their_own(self):
+        layer = tlstm()
+        layer.set_dtype(mx.bfloat16)
+        assert configuration(layer) != configuration()
+        large = TLSTM(2, 64, (4, 4))
+        assert proof.Configuration.of(large.cell, 1) != proof.Configuration.of(large.cell, 512)
+
+    def test_the_tiles_of_the_layers_own_batch_are_proven(self, device):
+        layer = TLSTM(2, 20, (4, 4))
+        for batch_size in (1, 512):
+            device.clear()
+            one = proof.Configuration.of(layer.cell, batch_size)
+            proof.prove(one)
+            rows = {c.template["BM"] for c in device if c.kernel == "convolution_forward"}
+            assert rows == {dict(one.tiles)["convolution_forward"].rows}
+        assert rows == {64}
+
+    def test_nothing_of_the_users_changes(self, device):
+        mx.random.seed(3)
+        layer, state = tlstm(), np.array(mx.random.state[0])
+        limits = mx.set_cache_limit(1 << 20), mx.set_memory_limit(1 << 34)
+        try:
+            layer.cell.active_transition(2)
+            assert (mx.set_cache_limit(limits[0]), mx.set_memory_limit(limits[1])) == (
+                1 << 20,
+                1 << 34,
+            )
+        finally:
+            mx.set_cache_limit(limits[0])
+            mx.set_memory_limit(limits[1])
+        assert np.array_equal(np.array(mx.random.state[0]), state)
+        assert mx.default_device() == mx.cpu
+
+    def test_rounding_of_the_device_is_no_fault(self, device, monkeypatch):
+        """Products of factors with ten bits, as TF32's, where MLX's own have them too."""
+
+        def rounded(array):
+            bits = array.view(mx.uint32)
+            return ((bits + 0x1000) & 0xFFFFE000).view(mx.float32)
+
+        def coarse(self, inputs, **rest):
+            if self.name.startswith("convolution"):
+                inputs = [rounded(array) for array in inputs]
+            return launch(self, inputs, **rest)
+
+        monkeypatch.setattr(Kernel, "__call__", coarse)
+        layer = TLSTM(2, 20, (3,), norm="channel")
+        with pytest.raises(proof.KernelError, match="wrong numbers"):
+            proof.prove(configuration(layer))
+        matmul = mx.array.__matmul__
+        monkeypatch.setattr(mx.array, "__matmul__", lambda a, b: matmul(rounded(a), rounded(b)))
+        found = proof.prove(configuration(layer))
+        assert 1e-4 < found.rounding < 1e-3
+
+
+def faulty(kernel, output, factor):
+    def wrong(self, inputs, **rest):
+        results = launch(self, inputs, **rest)
+        if self.name == kernel:
+            results[output] = results[output] * factor
+        return results
+
+    return wrong
+
+
+OUTPUTS = [(name, output) for name in sorted(KERNELS) for output in KERNELS[name].outputs]
+
+
+@needs_compiler
+class TestFaults:
+    @pytest.mark.parametrize(("kernel", "output"), OUTPUTS)
+    def test_wrong_numbers_in_each_output(self, device, monkeypatch, kernel, output):
+        wrong = faulty(kernel, KERNELS[kernel].outputs.index(output), 1.001)
+        monkeypatch.setattr(Kernel, "__call__", wrong)
+        layer = TRNN(2, 4, (3,)) if kernel == "tanh_backward" else tlstm()
+        with pytest.raises(proof.KernelError, match="wrong numbers"):
+            proof.prove(configuration(layer))
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_numbers_that_are_not_finite(self, device, monkeypatch, value):
+        monkeypatch.setattr(Kernel, "__call__", faulty("memory_forward", 1, value))
+        with pytest.raises(proof.KernelError, match="wrong numbers"):
+            proof.prove(configuration())
+
+    def test_one_wrong_variant(self, device, monkeypatch):
+        """Of memory_backward, whatever follows or does not follow a step."""
+        for output, cell, later in [
+            (1, 0, 0),
+            (1, 1, 0),
+            (1, 0, 1),
+            (1, 1, 1),
+            (0, 0, 1),
+            (0, 1, 1),
+        ]:
+            flags = {"OUTPUT": output, "CELL": cell, "LATER": later}
+
+            def wrong(self, inputs, *, template, flags=flags, **rest):
+                results = launch(self, inputs, template=template, **rest)
+                if flags.items() <= template.items():
+                    results[0] = results[0] * 1.001
+                return results
+
+            monkeypatch.setattr(Kernel, "__call__", wrong)
+            with pytest.raises(proof.KernelError, match="wrong numbers"):
+                proof.prove(configuration())
+
+    def test_a_kernel_that_does_not_compile(self, device, monkeypatch):
+        read = library.source
+        broken = {"memory_backward.metal": "int planted = nonsense;\n"}
+        monkeypatch.setattr(library, "source", lambda name: broken.get(name, "") + read(name))
+        with pytest.warns(RuntimeWarning, match=r"do not run right on .*nonsense.*check") as caught:
+            assert not runs(tlstm())
+        assert len(caught) == 1
+
+    def test_a_launch_that_is_too_large(self, device, monkeypatch):
+        monkeypatch.setattr(Kernel, "__call__", limited(64))
+        with pytest.warns(RuntimeWarning, match=r"Thread group size \(128\) is greater") as caught:
+            assert not runs(tlstm())
+        assert len(caught) == 1
+
+    def test_one_warning_and_nothing_stored(self, device, monkeypatch, tmp_path):
+        monkeypatch.setattr(Kernel, "__call__", faulty("memory_gather", 0, 2.0))
+        with pytest.warns(RuntimeWarning, match=r"wrong numbers.* gradient of cell by 1.0e\+00"):
+            assert not runs(tlstm())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert not runs(tlstm())
+        assert stored(tmp_path) == []
+
+    @pytest.mark.parametrize("by", ["argument", "environment"])
+    def test_a_backend_that_was_named_raises_the_same_text(self, device, monkeypatch, by):
+        monkeypatch.setattr(Kernel, "__call__", faulty("memory_gather", 0, 2.0))
+        layer = tlstm()
+        with pytest.warns(RuntimeWarning) as caught:
+            layer(x_of(layer))
+        if by == "argument":
+            layer.cell.backend = "metal"
+        else:
+            monkeypatch.setenv("MLX_TLSTM_BACKEND", "metal")
+        with pytest.raises(proof.KernelError) as raised:
+            layer(x_of(layer))
+        assert str(raised.value) == str(caught[0].message)
+        monkeypatch.setenv("MLX_TLSTM_BACKEND", "ops")
+        layer.cell.backend = None
+        layer(x_of(layer))
+
+    def test_broken_products_account_for_nothing(self, device, monkeypatch):
+        matmul = mx.array.__matmul__
+        monkeypatch.setattr(mx.array, "__matmul__", lambda a, b: 2 * matmul(a, b))
+        with pytest.raises(proof.KernelError, match=r"matrix product is off by 1\.0e\+00"):
+            proof.prove(configuration())
+
+
+def limited(threads):
+    """A device that grants a threadgroup no more threads, in MLX's words."""
+
+    def launched(self, inputs, *, threads, limit=threads, **rest):
+        if threads > limit:
+            raise ValueError(
+                f"Thread group size ({threads}) is greater than  the maximum allowed threads per "
+                f"threadgroup ({limit})."
+            )
+        return launch(self, inputs, threads=threads, **rest)
+
+    return launched
+
+
+@needs_compiler
+def test_fewer_threads_where_a_pipeline_has_no_more(device, monkeypatch, tmp_path):
+    """Layer normalisation takes 384; shader validation can lower a pipeline's limit."""
+    for limit, granted in [(1024, 384), (300, 256), (128, 128)]:
+        proof.forget()
+        for file in stored(tmp_path):
+            file.unlink()
+        monkeypatch.setattr(Kernel, "__call__", limited(limit))
+        layer = TLSTM(2, 3, (4, 4), norm="layer")
+        assert layer.cell.active_transition(2).threads == granted
+        proof.forget()
+        assert runs(layer)  # from the disk
+        most = max(call.threadgroup[0] for call in device if call.kernel == "memory_forward")
+        assert most == granted or limit == 1024
+        device.clear()
+
+
+@needs_compiler
+class TestCache:
+    @pytest.mark.parametrize("damage", ["torn", "empty", "other", "list", "variant"])
+    def test_a_damaged_record_is_proven_anew(self, device, tmp_path, damage):
+        assert runs(tlstm())
+        [file] = stored(tmp_path)
+        whole = file.read_text()
+        record = json.loads(whole)
+        record["variant"] = 7
+        texts = {"torn": whole[: len(whole) // 2], "empty": "", "other": "{}", "list": "[1]"}
+        file.write_text(texts.get(damage, json.dumps(record)))
+        proof.forget()
+        device.clear()
+        assert runs(tlstm())
+        assert len(device) > PROOF_LAUNCHES
+        assert file.read_text() == whole
+
+    @pytest.mark.parametrize("change", ["mlx", "kernels", "device", "validation"])
+    def test_another_version_is_proven_anew(self, device, tmp_path, monkeypatch, change):
+        assert runs(tlstm())
+        proof.forget()
+        device.clear()
+        if change == "mlx":
+            monkeypatch.setattr(mx, "__version__", "0.99")
+        elif change == "kernels":
+            texts = library.texts()
+            monkeypatch.setattr(library, "texts", lambda: texts | {"tlstm.h": "changed"})
+        elif change == "device":
+            monkeypatch.setattr("mlx_tlstm.kernels.tuning.device", lambda: "Apple M9")
+        else:
+            monkeypatch.setenv("MTL_SHADER_VALIDATION", "1")
+        assert runs(tlstm())
+        assert len(device) > PROOF_LAUNCHES
+        assert len(stored(tmp_path)) == 2
+
+    def test_no_record_can_be_written(self, device, tmp_path):
+        (tmp_path / "mlx_tlstm").write_text("a file where the folder would be")
+        assert runs(tlstm())
+        proof.forget()
+        assert runs(tlstm())
+
+
+@needs_compiler
+def test_threads_that_come_at_once(device, monkeypatch):
+    proofs, prove = [], proof.prove
+    monkeypatch.setattr(proof, "prove", lambda one: proofs.append(one) or prove(one))
+    layers, chosen = [tlstm() for _ in range(4)], []
+    together = threading.Barrier(4)
+
+    def first(layer):
+        together.wait()
+        chosen.append(layer.cell.active_transition(2))
+
+    threads = [threading.Thread(target=first, args=(layer,)) for layer in layers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(proofs) == 1
+    assert chosen == [layer.cell.kernel_transition for layer in layers]
+
+
+@contextlib.contextmanager
+def zeros_while_tracing(monkeypatch):
+    """The stand-in cannot run on what has no value yet; launches in a trace are listed."""
+    traced = []
+
+    def launched(self, inputs, **rest):
+        try:
+            return launch(self, inputs, **rest)
+        except RuntimeError:
+            traced.append(self.name)
+            kinds = zip(rest["shapes"], rest["dtypes"], strict=True)
+            return [mx.zeros(*kind) for kind in kinds]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Kernel, "__call__", launched)
+        yield traced
+
+
+def _step(layer):
+    """A user's own training step: gradient and update."""
+    model, adam = SequenceModel(layer, 2), optimizers.Adam(1e-2)
+    gradient = nn.value_and_grad(model, lambda model, x: model(x)[0].square().mean())
+    state = [model.state, adam.state]
+
+    def step(x):
+        loss, gradients = gradient(model, x)
+        adam.update(model, gradients)
+        return loss
+
+    return step, state
+
+
+@needs_compiler
+class TestInsideATrace:
+    def test_of_a_users_own_compiled_step(self, device, monkeypatch, tmp_path):
+        layer = tlstm()
+        step, state = _step(layer)
+        adapted = partial(mx.compile, inputs=state, outputs=state)(step)
+        with zeros_while_tracing(monkeypatch) as traced:
+            mx.eval(adapted(x_of(layer)), state)
+        assert len(stored(tmp_path)) == 1
+        assert "memory_backward" in traced
+
+    def test_of_a_compiled_function(self, device, monkeypatch, tmp_path):
+        layer = tlstm()
+        model = SequenceModel(layer, 2)
+        compiled = CompiledFunction(model, lambda model, x: model(x)[0])
+        with zeros_while_tracing(monkeypatch) as traced:
+            mx.eval(compiled(x_of(layer)))
+        assert len(stored(tmp_path)) == 1
+        assert "memory_forward" in traced
+
+    def test_of_a_gradient(self, device):
+        layer = tlstm()
+        mx.eval(nn.value_and_grad(layer, lambda layer, x: layer(x)[0].sum())(layer, x_of(layer)))
+        assert len(device) > PROOF_LAUNCHES
+
+    @pytest.mark.parametrize("transform", [lambda f: f, mx.compile], ids=["plain", "compiled"])
+    def test_a_fault_there_takes_plain_operations(self, device, monkeypatch, transform):
+        monkeypatch.setattr(Kernel, "__call__", faulty("convolution_forward", 0, 1.01))
+        layer = tlstm()
+        parameters = layer.parameters()
+
+        def loss(parameters, x):
+            layer.update(parameters)
+            return layer(x)[0].square().sum()
+
+        gradients = {}
+        for backend in (None, "ops"):
+            layer.cell.backend = backend
+            expected = pytest.warns(RuntimeWarning, match="wrong numbers")
+            with expected if backend is None else contextlib.nullcontext():
+                found = transform(mx.grad(loss))(parameters, x_of(layer))
+            gradients[backend] = dict(tree_flatten(found))
+            layer.update(parameters)
+        for name, array in gradients["ops"].items():
+            assert mx.array_equal(gradients[None][name], array), name
+        layer.cell.backend = "metal"
+        with pytest.raises(proof.KernelError, match="wrong numbers"):
+            transform(mx.grad(loss))(parameters, x_of(layer))
+        layer.update(parameters)
+
+
+@pytest.mark.standin(mode="fast", check=False)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("name", LAYERS)
+def test_these_layers_are_right(kernel_calls, name, dtype):
+    layer = LAYERS[name]()
+    layer.set_dtype(dtype)
+    errors = proof.prove(proof.Configuration.of(layer.cell, batch_size=15)).errors
+    assert all(error < tolerance < 0.5 for error, tolerance in errors.values())
+
+
+GPUS = [
+    pytest.param("metal", marks=pytest.mark.metal),
+    pytest.param("cuda", marks=pytest.mark.cuda),
+]
+
+
+@pytest.mark.parametrize("backend", GPUS)
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("name", LAYERS)
+def test_these_layers_are_right_compiled(backend, name, dtype):
+    """As training runs them, on a GPU; without one, see the next test."""
+    layer = LAYERS[name]()
+    layer.set_dtype(dtype)
+    with on_gpu(backend):
+        proof.prove(proof.Configuration.of(layer.cell, batch_size=15), compiled=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TLSTM(4, 7, (2, 3), norm="channel"),
+        lambda: TLSTM(4, 7, (3,), norm="layer", recompute=True),
+        lambda: TLSTM(4, 7, (3,), memory_convolution=False),
+        lambda: TRNN(4, 7, (2, 3)),
+    ],
+)
+def test_the_graph_of_a_compiled_gradient(make, monkeypatch):
+    """Launches, inputs, templates and order of the graph that mx.compile is given, by its values.
+
+    Not seen here: what mx.compile makes of the operations between launches; the tests above see
+    it on a GPU.
+    """
+    one = configuration(make())
+    trial = proof.Trial.of(one)
+    steps, skip, final_step = proof.SEQUENCES[0]
+    count = len(trial.inputs)
+
+    def gradients(transition):
+        def gradient(*arrays):
+            primals, cotangents = arrays[:count], arrays[count:]
+
+            def sequence(projected, *rest):
+                state, parameters = rest[: trial.width], rest[trial.width :]
+                outputs, final = run(
+                    transition,
+                    list(parameters),
+                    projected,
+                    tuple(state),
+                    skip=skip,
+                    final_step=final_step,
+                    keep="states" if trial.recompute else "residuals",
+                )
+                return [outputs, *final]
+
+            return mx.vjp(sequence, list(primals), list(cotangents))[1]
+
+        return mx.compile(gradient)
+
+    cotangents = (trial.cotangents[0][: steps - skip], *trial.cotangents[1:])
+    arrays = [mx.array(array) for array in (*trial.inputs, *cotangents)]
+    expected = gradients(one.plain)(*arrays)
+    library.forget_built_kernels()
+    # What MLX exports in its place; neither changes a value.
+    monkeypatch.setattr(ops, "after", mx.depends)
+    found, launched = graph.run(gradients(one.kernels), *arrays)
+    library.forget_built_kernels()
+    for got, wanted in zip(found, expected, strict=True):
+        assert proof.relative_error(got, np.array(wanted)) < 1e-5
+    assert launched.count("convolution_forward") == steps * (1 + trial.recompute)
+    assert launched.count("convolution_weight_gradient") == 2
+
+
+def test_the_command_ends_in_one_line(tmp_path):
+    """Named kernels that are wrong end a training before it begins."""
+    program = (
+        "from mlx_tlstm import proof\n"
+        "from mlx_tlstm.kernels import dispatch\n"
+        "from mlx_tlstm.train import train\n"
+        "dispatch.kernel_backend = lambda: ('metal', '')\n"
+        "train(['--samples', '30', '--out', 'run'])\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "MLX_TLSTM_BACKEND": "metal",
+            "XDG_CACHE_HOME": str(tmp_path),
+        },
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith("Error: [kernels] The kernels of TLSTM P=(4,)")
+    assert "No Metal back-end" in process.stderr
+    assert process.stderr.count("\n") == 1
