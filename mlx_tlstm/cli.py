@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from mlx_tlstm import training
 from mlx_tlstm.commands.base import Group
+from mlx_tlstm.commands.checking import check
 from mlx_tlstm.commands.data import data as data_command
 from mlx_tlstm.commands.devices import backend_option, chosen, device_option
 from mlx_tlstm.commands.errors import clean_errors
@@ -205,5 +206,5 @@ def _require_alone(context: click.Context) -> None:
         )
 
 
-for command in (evaluate, generate, data_command, push, pull):
+for command in (evaluate, generate, check, data_command, push, pull):
     main.add_command(command)

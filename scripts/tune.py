@@ -20,11 +20,11 @@ import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 # isort: split
 import mlx.core as mx
 from benchmarking.baselines import Size
-from benchmarking.kernel_runs import CHAINS, Chain, asked, label
 from benchmarking.options import DTYPES, LAYER_SIZES, SizeType, tf32_text, unit_roundoff
-from benchmarking.problems import Problem, problem_of
+from benchmarking.problems import problem_of
 from benchmarking.report import Table
 
+from mlx_tlstm.checking.chains import CHAINS, Chain, Problem, asked, label
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.kernels import convolution, dispatch, tuning

@@ -8,11 +8,10 @@ import mlx.core as mx
 import pytest
 from benchmarking import kernel_costs
 from benchmarking.kernel_costs import Access, Cost
-from benchmarking.kernel_runs import CHAINS
-from benchmarking.problems import Problem
 from mlx import nn
 
 from mlx_tlstm import TLSTM
+from mlx_tlstm.checking.chains import CHAINS, Problem
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile

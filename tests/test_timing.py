@@ -11,11 +11,12 @@ import benchmark
 import mlx.core as mx
 import numpy as np
 import pytest
-from benchmarking import options, passes
+from benchmarking import options
 from click.testing import CliRunner
 from layer_helpers import build
 
 from mlx_tlstm import TLSTM, blas, timing
+from mlx_tlstm.checking import passes
 from mlx_tlstm.timing import Timing, machine, measure, per_timestep_example
 
 

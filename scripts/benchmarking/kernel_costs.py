@@ -13,7 +13,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from benchmarking.problems import Problem
+from mlx_tlstm.checking.chains import Problem
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels.convolution import FORWARD, INPUT_GRADIENT, PACK, STEPS, WEIGHT_GRADIENT
 from mlx_tlstm.kernels.tiles import Tile

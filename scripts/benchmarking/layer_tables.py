@@ -10,17 +10,12 @@ import mlx.core as mx
 import mlx_tlstm
 from benchmarking.baselines import INPUT_SIZE, KERNEL_SIZE, Size, TorchProcess
 from benchmarking.kernel_costs import Cost, step_costs
-from benchmarking.kernel_runs import CHAINS, asked, bare_product, bare_products, label
-from benchmarking.passes import (
-    Pass,
-    check_against_torch,
-    load_into_torch,
-    operations_per_step,
-    randomized,
-)
-from benchmarking.problems import Problem, problem_of
+from benchmarking.passes import check_against_torch, load_into_torch, randomized
+from benchmarking.problems import problem_of
 from benchmarking.report import Table
 from benchmarking.tables import settings_of
+from mlx_tlstm.checking.chains import CHAINS, Problem, asked, bare_product, bare_products, label
+from mlx_tlstm.checking.passes import Pass, operations_per_step
 from mlx_tlstm.kernels import convolution, dispatch, tuning
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.timing import Timing, measure

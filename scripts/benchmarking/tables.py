@@ -8,9 +8,10 @@ from mlx import nn
 
 import mlx_tlstm
 from benchmarking.baselines import INPUT_SIZE, KERNEL_SIZE, Size, TorchProcess
-from benchmarking.passes import Pass, check_against_torch, randomized
+from benchmarking.passes import check_against_torch, randomized
 from benchmarking.products import bare_products, layer_products, linear_products
 from benchmarking.report import Table
+from mlx_tlstm.checking.passes import Pass
 from mlx_tlstm.timing import measure, per_timestep_example
 
 DEPTHS = (1, 2, 4, 10)
@@ -78,7 +79,9 @@ def linear_table(options: dict[str, Any]) -> Table:
         "mlx.nn.LSTM": lambda: nn.LSTM(INPUT_SIZE, hidden_size),
     }
     candidates = {
-        f"{name}, T={length}": Pass(build(), batch_size, length, compiled=name != "mlx.nn.LSTM").run
+        f"{name}, T={length}": Pass(
+            build(), batch_size, length, INPUT_SIZE, compiled=name != "mlx.nn.LSTM"
+        ).run
         for name, build in layers.items()
         for length in LENGTHS
     }

@@ -12,13 +12,47 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from benchmarking.problems import Problem
-from mlx_tlstm.kernels import convolution, memory, tuning
+from mlx_tlstm import ops
+from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.kernels import activation, convolution, memory, stacking, tuning
+from mlx_tlstm.kernels.memory import MemoryGradient
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.kernels.tuning import Product
 from mlx_tlstm.ops import MemoryUpdate
+from mlx_tlstm.ops.memory import memory_convolution_backward
 
 Arrays = tuple[mx.array, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """The sizes that a time step's kernels are given.
+
+    Args:
+        geometry: Tensor and kernel size.
+        hidden_size: M.
+        batch_size: B.
+        dtype: Type of weights, hidden state and activations.
+        memory_convolution: See :class:`mlx_tlstm.TLSTM`; likewise the norm.
+        norm: ``None``, ``"channel"`` or ``"layer"``.
+    """
+
+    geometry: Geometry
+    hidden_size: int
+    batch_size: int
+    dtype: mx.Dtype = mx.float32
+    memory_convolution: bool = True
+    norm: str | None = "channel"
+
+    @property
+    def rows(self) -> int:
+        """B·P, rows of the hidden state."""
+        return self.batch_size * self.geometry.locations
+
+    @property
+    def channels(self) -> int:
+        """O, output channels of the cross-layer convolution."""
+        return 4 * self.hidden_size + (self.geometry.taps if self.memory_convolution else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,12 +200,12 @@ def memory_backward(problem: Problem) -> Chain:
         )
         return (d_A, *(array for array in gradient if array is not None))
 
-    def _handed(arrays: Arrays) -> memory.MemoryGradient:
+    def _handed(arrays: Arrays) -> MemoryGradient:
         given = iter(arrays)
         carried = next(given)
         Q = next(given) if problem.memory_convolution else None
         sums = (next(given), next(given)) if problem.norm else (None, None)
-        return memory.MemoryGradient(carried, Q, *sums)
+        return MemoryGradient(carried, Q, *sums)
 
     mx.eval(d_H, d_output, C)
     _, *start = launch()
@@ -179,7 +213,54 @@ def memory_backward(problem: Problem) -> Chain:
     return Chain(tuple(start), launch, lambda arrays, outputs: tuple(outputs[1:]))
 
 
-#: By the kernel's name.
+def memory_gather(problem: Problem) -> Chain:
+    """The gradient of the memory cell before a step, from what the step handed over."""
+    geometry, M = problem.geometry, problem.hidden_size
+    update = MemoryUpdate(M, geometry, None)
+    start = _handed_over(problem)
+
+    def launch(carried: mx.array, Q: mx.array) -> Arrays:
+        return (memory.memory_gradient(MemoryGradient(carried, Q, None, None), update, geometry),)
+
+    return Chain(start, launch, lambda arrays, outputs: (outputs[0], arrays[1]))
+
+
+def tanh_backward(problem: Problem) -> Chain:
+    """The gradient of a tRNN's activation."""
+    start = _hidden_gradient(problem)
+    return Chain(
+        start,
+        lambda d_H, H: (activation.tanh_backward(d_H, None, H, problem.geometry),),
+        lambda arrays, outputs: (outputs[0].astype(mx.float32), arrays[1]),
+    )
+
+
+def stack(problem: Problem) -> Chain:
+    """Joining the outputs of 16 steps."""
+    start = tuple(_projected(problem, seed) for seed in range(16))
+    mx.eval(start)
+    return Chain(start, lambda *arrays: (stacking.stack(arrays),), _first_replaced)
+
+
+def _handed_over(problem: Problem) -> Arrays:
+    carried = _state(problem, problem.hidden_size, mx.float32, seed=1)
+    Q = mx.softmax(_state(problem, problem.geometry.taps, mx.float32, seed=2), axis=-1)
+    mx.eval(carried, Q)
+    return carried, Q
+
+
+def _hidden_gradient(problem: Problem) -> Arrays:
+    d_H = _state(problem, problem.hidden_size, mx.float32, seed=1)
+    H = mx.tanh(_state(problem, problem.hidden_size, problem.dtype, seed=2))
+    mx.eval(d_H, H)
+    return d_H, H
+
+
+def _first_replaced(arrays: Arrays, outputs: Arrays) -> Arrays:
+    return (_with_first(arrays[0], outputs[0]), *arrays[1:])
+
+
+#: By the kernel's name, those of each time step.
 CHAINS = {
     "convolution_forward": convolution_forward,
     "convolution_input_gradient": convolution_input_gradient,
@@ -187,6 +268,93 @@ CHAINS = {
     "memory_forward": memory_forward,
     "memory_backward": memory_backward,
 }
+
+
+#: Those that a sequence launches once, or that only a tRNN does.
+RARER_CHAINS = {"memory_gather": memory_gather, "tanh_backward": tanh_backward, "stack": stack}
+
+
+def plain_chain(problem: Problem, kernel_name: str) -> Chain:
+    """The same launches as plain operations, on the same numbers."""
+    if kernel_name.startswith("convolution"):
+        chain = CHAINS[kernel_name](problem)
+
+        def launch(*arrays: mx.array) -> Arrays:
+            with tuning.forced(None):
+                return chain.launch(*arrays)
+
+        return dataclasses.replace(chain, launch=launch)
+    return _PLAIN_CHAINS[kernel_name](problem)
+
+
+def _plain_memory_forward(problem: Problem) -> Chain:
+    update, (A, C, gain, bias) = _memory(problem)
+    norm = (gain, bias) if problem.norm else (None, None)
+    return Chain(
+        (C,),
+        lambda C: ops.memory_update(A, C, *norm, update)[:2],
+        lambda arrays, outputs: (outputs[1],),
+    )
+
+
+def _plain_memory_backward(problem: Problem) -> Chain:
+    update, (A, C, gain, bias) = _memory(problem)
+    norm = (gain, bias) if problem.norm else (None, None)
+    d_H = _state(problem, problem.hidden_size, mx.float32, seed=6)
+    corner = (slice(None), *([-1] * problem.geometry.axes))
+    # The kernel's chain starts from what its own first launch hands over.
+    d_both = d_H.at[corner].add(d_H[corner])
+
+    def launch(d_C: mx.array) -> Arrays:
+        _, _, residuals = ops.memory_update(A, C, *norm, update)
+        return ops.memory_update_backward(d_both, d_C, C, norm[0], residuals, update)[:2]
+
+    start = launch(mx.zeros(C.shape))[1:]
+    mx.eval(start, d_both)
+    return Chain(start, launch, lambda arrays, outputs: (outputs[1],))
+
+
+def _plain_memory_gather(problem: Problem) -> Chain:
+    def launch(carried: mx.array, Q: mx.array) -> Arrays:
+        return (memory_convolution_backward(carried, Q, carried, problem.geometry)[0],)
+
+    return Chain(_handed_over(problem), launch, lambda arrays, outputs: (outputs[0], arrays[1]))
+
+
+def _plain_tanh_backward(problem: Problem) -> Chain:
+    def launch(d_H: mx.array, H: mx.array) -> Arrays:
+        return ((d_H * (1 - H.astype(mx.float32).square())).astype(H.dtype),)
+
+    return Chain(
+        _hidden_gradient(problem),
+        launch,
+        lambda arrays, outputs: (outputs[0].astype(mx.float32), arrays[1]),
+    )
+
+
+def _plain_stack(problem: Problem) -> Chain:
+    return dataclasses.replace(stack(problem), launch=lambda *arrays: (mx.stack(arrays),))
+
+
+_PLAIN_CHAINS = {
+    "memory_forward": _plain_memory_forward,
+    "memory_backward": _plain_memory_backward,
+    "memory_gather": _plain_memory_gather,
+    "tanh_backward": _plain_tanh_backward,
+    "stack": _plain_stack,
+}
+
+
+def comparable(problem: Problem, kernel_name: str, outputs: Arrays) -> Arrays:
+    """Those of a kernel's outputs that :func:`plain_chain` has too, in its order."""
+    if kernel_name == "memory_forward":
+        return outputs[:2]
+    if kernel_name != "memory_backward":
+        return outputs
+    update, _ = _memory(problem)
+    Q = outputs[2] if problem.memory_convolution else None
+    gradient = MemoryGradient(outputs[1], Q, None, None)
+    return outputs[0], memory.memory_gradient(gradient, update, problem.geometry)
 
 
 def label(choice: Tile | None) -> str:

@@ -1,0 +1,408 @@
+"""The check of a device: its parts in order, each into one record that is fit for JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_tlstm import proof
+from mlx_tlstm.checking import chains, equations
+from mlx_tlstm.checking.chains import Problem
+from mlx_tlstm.checking.passes import Pass, operations_per_step
+from mlx_tlstm.config import DTYPES, TrainingConfig
+from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.kernels import dispatch, tiles, tuning
+from mlx_tlstm.layers import TLSTM, StackedLSTM
+from mlx_tlstm.layers.base import RecurrentLayer
+from mlx_tlstm.proof import Configuration
+from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.timing import machine, measure
+from mlx_tlstm.training import memory
+from mlx_tlstm.variants import VARIANTS, make_layer
+
+#: Seconds after which nothing new begins, on a device with kernels and on a CPU.
+SECONDS, SECONDS_ON_CPU = 110.0, 50.0
+#: Share of them after which no further kernel or layer begins, which some compilers take long for.
+_KERNELS_END, _LAYERS_END = 0.4, 0.7
+
+#: The variants that kernels run; the stacked LSTM has plain operations only.
+VARIANTS_WITH_KERNELS = [name for name, one in VARIANTS.items() if one.kind is not StackedLSTM]
+#: R of the layers that are timed; what it is hardly matters.
+INPUT_SIZE = 64
+#: Plain operations and equations differ by rounding in float32, which the steps multiply.
+EQUATIONS_TOLERANCE = 1e-4
+#: What single kernels are given: the paper's 3D tLSTM of memorization, L = 10.
+PROBLEM = Problem(Geometry((10, 10), (3, 3)), hidden_size=100, batch_size=15)
+
+_LAUNCHES = 10  # of a kernel, timed together
+_STEPS = 16  # of a sequence that is timed, at most
+_OPERATIONS = 4e10  # multiplications and additions in it, for which steps are left out
+_SECONDS_OF_A_PASS = 4.0  # a slower one is not waited for
+_SUM = 2.0**-17  # rounding of sums of a few ten thousand terms in float32
+_ROUNDINGS = 8  # of a product, that a kernel's result may be off by besides
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The sizes at which tasks train.
+
+    Args:
+        names: The tasks, each with "quick" or "paper".
+        config: Their settings.
+        steps: T.
+    """
+
+    names: tuple[str, ...]
+    config: TrainingConfig
+    steps: int
+
+    @property
+    def rows(self) -> int:
+        """B, the sequences that go through the network at once."""
+        return self.config.batch_size // self.config.accumulate
+
+    def layer(self, backend: str | None = None) -> RecurrentLayer:
+        config = self.config
+        layer = make_layer(
+            config.variant,
+            INPUT_SIZE,
+            config.hidden_size,
+            config.depth,
+            kernel_size=config.kernel_size,
+            recompute=config.recompute,
+            backend=backend,
+        )
+        layer.set_dtype(getattr(mx, config.dtype))
+        return layer
+
+    def __str__(self) -> str:
+        config = self.config
+        sizes = f"L={config.depth}, M={config.hidden_size}, B={self.rows}"
+        return f"{' and '.join(self.names)} ({config.variant}, {sizes})"
+
+
+def settings() -> list[Setting]:
+    """Those of all tasks, each once, quick ones first."""
+    found: dict[tuple, Setting] = {}
+    for scale in ("quick", "paper"):
+        for name, task in TASKS.items():
+            config = getattr(task, scale)()
+            steps = task.sequence_steps(config.length)
+            key = (config.variant, config.depth, config.hidden_size, config.batch_size, steps)
+            names = found[key].names if key in found else ()
+            found[key] = Setting((*names, f"{name} {scale}"), config, steps)
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def _default(device: mx.Device) -> Iterator[None]:
+    before = mx.default_device()
+    mx.set_default_device(device)
+    try:
+        yield
+    finally:
+        mx.set_default_device(before)
+
+
+class Survey:
+    """One check of the default device.
+
+    Args:
+        say: Takes a line of text as soon as it is known.
+        save: Takes the record after each part.
+        seconds: After so long nothing new begins; ``None`` takes :data:`SECONDS`.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        save: Callable[[dict[str, Any]], None] = lambda record: None,
+        seconds: float | None = None,
+    ) -> None:
+        self._say = say
+        self._save = save
+        self.backend, self._reason = dispatch.kernel_backend()
+        default = SECONDS if self.backend else SECONDS_ON_CPU
+        self._begin, self._seconds = time.monotonic(), default if seconds is None else seconds
+        self._all_kernels = True
+        self.record: dict[str, Any] = {
+            "machine": dataclasses.asdict(machine()),
+            "device": dict(mx.device_info()),
+            "environment": {name: os.environ.get(name) for name in proof.ENVIRONMENT},
+            "backend": self.backend,
+            "plain": [],
+            "proofs": [],
+            "kernels": [],
+            "launches a step": {},
+            "settings": [],
+            "not checked": [],
+        }
+
+    def run(self) -> bool:
+        """Check everything; whether all that could be checked is right."""
+        for name, value in self.record["machine"].items():
+            self._say(f"{name}: {value}")
+        self._plain()
+        if self.backend is None:
+            self._leave_out(f"kernels: {self._reason}")
+        else:
+            self._kernels()
+            self._proofs()
+            self._launches()
+        self._settings()
+        right, verdict = self._verdict()
+        self.record |= {"right": right, "verdict": verdict}
+        self._save(self.record)
+        for left_out in self.record["not checked"]:
+            self._say(f"not checked: {left_out}")
+        self._say(verdict)
+        return right
+
+    def _late(self, what: str, share: float = 1.0) -> bool:
+        late = time.monotonic() >= self._begin + share * self._seconds
+        if late:
+            self._leave_out(f"{what}: the time was up (--seconds)")
+        return late
+
+    def _leave_out(self, what: str) -> None:
+        self.record["not checked"].append(what)
+
+    def _enter(self, part: str, entry: dict[str, Any]) -> None:
+        self.record[part].append(entry)
+        self._save(self.record)
+
+    def _compare(self, part: str, name: str, error: float, tolerance: float, **more: Any) -> None:
+        right = error <= tolerance
+        self._enter(
+            part, {"name": name, "right": right, "error": error, "tolerance": tolerance, **more}
+        )
+        word = "right" if right else "WRONG"
+        times = "".join(f", {key} {value:.4g}" for key, value in more.items() if key.endswith("ms"))
+        self._say(f"{name}: {word}, off by {error:.1e} of {tolerance:.1e} allowed{times}")
+
+    def _failed(self, part: str, name: str, error: Exception) -> None:
+        reason = " ".join(str(error).split())
+        self._enter(part, {"name": name, "right": False, "reason": reason})
+        self._say(f"{name}: FAILED: {reason}")
+
+    def _plain(self) -> None:
+        """Plain operations on the CPU against equations that share no code with them."""
+        for variant in VARIANTS_WITH_KERNELS:
+            layer = make_layer(variant, 3, 5, 3 if VARIANTS[variant].axes == 1 else 2)
+            configuration = Configuration.of(layer.cell, proof.BATCH_SIZE)
+            trial = proof.Trial.of(configuration)
+            with mx.stream(mx.cpu):
+                found = trial.results(configuration.plain, mx.float32)
+            errors = equations.errors(configuration, trial, found)
+            name = f"plain operations on the CPU, {variant}, beside the equations"
+            self._compare("plain", name, max(errors.values()), EQUATIONS_TOLERANCE)
+
+    def _kernels(self) -> None:
+        """Each kernel and type: its numbers and its time beside plain operations'."""
+        for dtype in DTYPES:
+            problem = dataclasses.replace(PROBLEM, dtype=getattr(mx, dtype))
+            geometry = problem.geometry
+            sizes = (problem.hidden_size, geometry.tensor_size, geometry.kernel_size)
+            layer = TLSTM(INPUT_SIZE, *sizes, norm=problem.norm)
+            layer.set_dtype(problem.dtype)
+            configuration = Configuration.of(layer.cell, problem.batch_size)
+            for name, make in (chains.CHAINS | chains.RARER_CHAINS).items():
+                if self._late(f"{name}, {dtype}", _KERNELS_END):
+                    self._all_kernels = False
+                    continue
+                try:
+                    rounding = proof.measured_rounding(configuration)
+                    self._kernel(name, problem, make, _SUM + _ROUNDINGS * rounding)
+                except Exception as error:  # whatever a compiler or a driver has to say
+                    self._failed("kernels", f"{name}, {dtype}", error)
+
+    def _kernel(
+        self, name: str, problem: Problem, make: Callable[..., chains.Chain], tolerance: float
+    ) -> None:
+        chain, plain = make(problem), chains.plain_chain(problem, name)
+        tile = self._tile(name, chain)
+        with tuning.forced(tile):
+            found = chains.comparable(problem, name, chain.once())
+            mx.eval(found)
+        with mx.stream(mx.cpu):
+            expected = chains.plain_chain(problem, name).once()
+            pairs = zip(found, expected, strict=True)
+            error = max(proof.relative_error(*map(proof.to_numpy, pair)) for pair in pairs)
+
+        def kernel() -> None:
+            with tuning.forced(tile):
+                chain.run(_LAUNCHES)
+
+        runs = {"kernel": kernel, "plain": lambda: plain.run(_LAUNCHES)}
+        product = chains.bare_product(problem, name)
+        if product is not None:
+            runs["bare product"] = lambda: product.run(_LAUNCHES)
+        timings = measure(runs, rounds=3, warmup=1, pause=0.0)
+        times = {f"{key} ms": timing.median / _LAUNCHES for key, timing in timings.items()}
+        dtype = str(problem.dtype).rpartition(".")[-1]
+        self._compare("kernels", f"{name}, {dtype}", error, tolerance, **times)
+
+    def _tile(self, name: str, chain: chains.Chain) -> tiles.Tile | None:
+        """The kernel's own, also where layers would take plain operations in its place."""
+        if not name.startswith("convolution"):
+            return None
+        product = chains.asked(chain)
+        own = tiles.choose(product.kernel, product.rows, product.columns, product.depth)
+        return tuning.select(product) or own
+
+    def _proofs(self) -> None:
+        """Steps as layers run them: of the tasks' settings, of all variants, of all types."""
+        configurations: dict[Configuration, str] = {}
+        for setting in settings():
+            one = Configuration.of(setting.layer().cell, setting.rows)
+            configurations.setdefault(one, str(setting))
+        for dtype in DTYPES:
+            for variant in VARIANTS_WITH_KERNELS:
+                layer = make_layer(variant, INPUT_SIZE, 20, 3, recompute=dtype == "bfloat16")
+                layer.set_dtype(getattr(mx, dtype))
+                one = Configuration.of(layer.cell, 15)
+                configurations.setdefault(one, f"{variant}, {dtype}")
+        for configuration, name in configurations.items():
+            for compiled in (False, True):
+                full = f"{name}{', compiled' if compiled else ''}"
+                if self._late(f"layer, {full}", _LAYERS_END):
+                    self._all_kernels = False
+                    continue
+                try:
+                    found = proof.prove(configuration, compiled)
+                except proof.KernelError as error:
+                    self._failed("proofs", f"layer, {full}", error)
+                    continue
+                worst = max(found.errors.values(), key=lambda pair: pair[0] / pair[1])
+                threads = getattr(found.kernels, "threads", None)
+                self._compare("proofs", f"layer, {full}", *worst, threads=threads)
+
+    def _launches(self) -> None:
+        """Those of a time step forward and backward, with kernels and without."""
+        for backend in (self.backend, "ops"):
+            if self._late(f"launches a step, {backend}"):
+                continue
+            layer = make_layer("3d-tlstm+cn", INPUT_SIZE, 20, 3, backend=backend)
+            try:
+                count = operations_per_step(layer)
+            except proof.KernelError:
+                continue  # said above
+            self.record["launches a step"][backend] = count
+            self._say(f"launches of a time step, forward and backward, {backend}: {count:.2f}")
+
+    def _settings(self) -> None:
+        """What is quickest at the sizes that tasks train at."""
+        candidates = [("cpu", "ops")]
+        if mx.default_device().type == mx.gpu:
+            candidates += [("gpu", "ops"), *([("gpu", self.backend)] if self.backend else [])]
+        rates = {}
+        for device, _ in candidates:
+            with _default(mx.Device(getattr(mx, device))):
+                rates[device] = _rate()
+        for setting in settings():
+            if self._late(f"times of {setting}"):
+                continue
+            entry = self._timed(setting, candidates, rates)
+            self._enter("settings", entry)
+            times = ", ".join(f"{name} {ms:.3g}" for name, ms in entry["step ms"].items())
+            quickest = f"; quickest: {entry['quickest']}" if len(entry["step ms"]) > 1 else ""
+            self._say(f"{setting}: ms a time step, forward and backward: {times or '–'}{quickest}")
+
+    def _timed(
+        self, setting: Setting, candidates: list[tuple[str, str]], rates: dict[str, float]
+    ) -> dict[str, Any]:
+        layer = setting.layer("ops")
+        cell = layer.cell
+        rows = setting.rows * cell.geometry.locations
+        each = 6 * rows * cell.weight.size  # multiplications and additions of a step
+        length = int(max(1, min(setting.steps, _STEPS, _OPERATIONS // each - cell.delay)))
+        steps = length + cell.delay
+        runs, left_out = {}, {}
+        for device, backend in candidates:
+            name = f"{device} {backend}"
+            with _default(mx.Device(getattr(mx, device))):
+                seconds = each * steps / rates[device]
+                if seconds > _SECONDS_OF_A_PASS:
+                    left_out[name] = f"would take some {seconds:.0f} s"
+                    continue
+                if (needed := _bytes(setting, length)) > memory.limit() // 2:
+                    left_out[name] = f"needs {memory.describe(needed)}"
+                    continue
+                try:
+                    one = Pass(setting.layer(backend), setting.rows, length)
+                    one.run()
+                except (RuntimeError, ValueError) as error:
+                    left_out[name] = " ".join(str(error).split())
+                    continue
+
+                def run(one: Pass = one, device: str = device) -> None:
+                    with _default(mx.Device(getattr(mx, device))):
+                        one.run()
+
+                runs[name] = run
+        times = {}
+        if runs:
+            timings = measure(runs, rounds=3, warmup=0, seconds=2.0, pause=0.0)
+            times = {name: timing.median / steps for name, timing in timings.items()}
+        for name, reason in left_out.items():
+            self._leave_out(f"time of {setting} on {name}: {reason}")
+        return {
+            "name": str(setting),
+            "steps": steps,
+            "step ms": times,
+            "quickest": min(times, key=lambda name: times[name]) if times else None,
+            "left out": left_out,
+        }
+
+    def _verdict(self) -> tuple[bool, str]:
+        """Whether all is right, and one line that says so."""
+        entries = [e for part in ("plain", "kernels", "proofs") for e in self.record[part]]
+        wrong = [entry["name"] for entry in entries if not entry["right"]]
+        if wrong:
+            return False, f"wrong on this device: {'; '.join(wrong)}"
+        if self.backend is None:
+            return True, f"plain operations right; kernels not checked ({self._reason})"
+        if not self.record["proofs"]:
+            return True, "plain operations right; kernels not checked (the time was up)"
+        kernels = f"gpu {self.backend}"
+        timed = [entry for entry in self.record["settings"] if kernels in entry["step ms"]]
+        slower = [f"{e['name']} ({e['quickest']})" for e in timed if e["quickest"] != kernels]
+        if slower:
+            verdict = f"kernels right, but not the quickest for {'; '.join(slower)}"
+        elif timed:
+            verdict = "kernels right and faster on this device"
+        else:
+            verdict = "kernels right on this device, their speed not measured"
+        return True, verdict if self._all_kernels else f"{verdict}, as far as there was time"
+
+
+def _rate() -> float:
+    """Multiplications and additions a second of the default device's matrix products."""
+    size = 1024 if mx.default_device().type == mx.cpu else 4096
+    left, right = (mx.random.normal((size, size), key=mx.random.key(i)) for i in range(2))
+    mx.eval(left, right)
+    timing = measure({"": lambda: mx.eval(left @ right)}, rounds=2, warmup=1, pause=0.0)[""]
+    return 2 * size**3 / (timing.minimum / 1e3)
+
+
+def _bytes(setting: Setting, length: int) -> int:
+    """Memory that a training step needs with ``length`` inputs, at least what a pass does."""
+    cell = setting.layer("ops").cell
+    return memory.predict(
+        memory.StepSizes(
+            cell=cell,
+            parameters=cell.weight.size,
+            rows=setting.rows,
+            parts=1,
+            steps=length,
+            loss_steps=length,
+            output_size=INPUT_SIZE,
+            recompute=setting.config.recompute,
+        )
+    )

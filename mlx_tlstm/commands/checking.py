@@ -1,0 +1,50 @@
+"""``mlx-tlstm check``: whether this device computes right, and what is quickest on it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlx_tlstm.checking.survey import SECONDS, SECONDS_ON_CPU, Survey
+from mlx_tlstm.commands.base import Command
+from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.commands.paths import UserPath
+from mlx_tlstm.files import json_text, replace_file
+
+JSON_NAME = "mlx-tlstm-check.json"
+
+
+@click.command(cls=Command, keeps_results=True)
+@click.option(
+    "--json",
+    "json_path",
+    type=UserPath(dir_okay=False),
+    default=JSON_NAME,
+    show_default=True,
+    help="Write everything there, as it becomes known. It names no user, host or folder.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    help="Begin nothing new after so long.",
+    show_default=f"{SECONDS:.0f} with a GPU, {SECONDS_ON_CPU:.0f} on a CPU",
+)
+def check(json_path: Path, seconds: float | None) -> None:
+    """Check this device: are the kernels right, and what is quickest?
+
+    Layers and single kernels are compared with plain operations on the CPU, those with the paper's
+    equations; kernels are timed beside plain operations, and the tasks' settings on each device.
+    The last line says what came of it. The exit code is 0 when all that could be checked is right.
+    """
+
+    def save(record: dict[str, Any]) -> None:
+        text = json_text(record, indent=2)
+        replace_file(json_path, lambda file: file.write_text(text))
+
+    with clean_errors(bad_input=True):
+        save({})  # a path that cannot be written is said before any work
+        right = Survey(click.echo, save, seconds).run()
+    sys.exit(0 if right else 1)

@@ -1,0 +1,218 @@
+"""``mlx-tlstm check``: what it finds right and wrong, and what it writes."""
+
+import json
+import subprocess
+import sys
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from kernel_devices import needs_compiler
+
+from mlx_tlstm import TLSTM, TRNN, proof
+from mlx_tlstm.checking import chains, equations, survey
+from mlx_tlstm.commands.checking import JSON_NAME
+from mlx_tlstm.commands.checking import check as command
+from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.kernels.library import Kernel
+from mlx_tlstm.proof import Configuration, Trial
+from mlx_tlstm.tasks import TASKS
+
+
+def check(tmp_path, *options):
+    """Exit code, lines and record of the command."""
+    path = tmp_path / "check.json"
+    result = CliRunner().invoke(command, ["--json", str(path), *map(str, options)])
+    record = json.loads(path.read_text()) if path.is_file() else None
+    return result.exit_code, result.output.splitlines(), record
+
+
+class TestOnACPU:
+    def test_plain_operations_are_checked_and_the_rest_is_named(self, tmp_path):
+        code, lines, record = check(tmp_path, "--seconds", 0)
+        assert code == 0
+        assert lines[-1].startswith("plain operations right; kernels not checked (the default dev")
+        assert record["verdict"] == lines[-1]
+        assert record["right"] is True
+        assert len(record["plain"]) == len(survey.VARIANTS_WITH_KERNELS)
+        assert all(entry["error"] < entry["tolerance"] for entry in record["plain"])
+        # One line for the kernels, and one for each setting that there was no time for.
+        left_out = [line for line in lines if line.startswith("not checked: ")]
+        assert len(left_out) == 1 + len(survey.settings()) == len(record["not checked"])
+        assert record["machine"]["mlx"] == mx.__version__
+
+    def test_wrong_plain_operations(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("mlx_tlstm.ops.memory.EPSILON", 0.1)
+        code, lines, record = check(tmp_path, "--seconds", 0)
+        assert code == 1
+        assert lines[-1].startswith(
+            "wrong on this device: plain operations on the CPU, 3d-tlstm+ln"
+        )
+        assert record["right"] is False
+        assert sum("WRONG" in line for line in lines) == 4  # the four with a norm
+
+    def test_settings_are_timed(self, tmp_path, monkeypatch):
+        first = survey.settings()[:1]
+        monkeypatch.setattr(survey, "settings", lambda: first)
+        monkeypatch.setattr(survey, "VARIANTS_WITH_KERNELS", ["2d-trnn"])
+        monkeypatch.setattr(survey, "_STEPS", 2)
+        code, lines, record = check(tmp_path)
+        assert code == 0
+        [entry] = record["settings"]
+        assert entry["quickest"] == "cpu ops"
+        assert entry["step ms"]["cpu ops"] > 0
+        assert any(line.startswith("memorization quick (2d-tlstm+cn, L=4") for line in lines)
+
+    def test_what_takes_too_long_or_too_much_is_left_out(self, tmp_path, monkeypatch):
+        first = survey.settings()[:1]
+        monkeypatch.setattr(survey, "settings", lambda: first)
+        monkeypatch.setattr(survey, "VARIANTS_WITH_KERNELS", [])
+        monkeypatch.setattr(survey, "_SECONDS_OF_A_PASS", 0.0)
+        _, lines, _ = check(tmp_path)
+        assert any("on cpu ops: would take some" in line for line in lines)
+        monkeypatch.setattr(survey, "_SECONDS_OF_A_PASS", 9.0)
+        monkeypatch.setattr("mlx_tlstm.training.memory.limit", lambda: 1000)
+        _, lines, record = check(tmp_path)
+        assert any("on cpu ops: needs 1" in line or "MiB" in line for line in lines)
+        assert record["settings"][0]["quickest"] is None
+
+    def test_a_file_that_cannot_be_written_is_said_first(self, tmp_path):
+        code, lines, record = check(tmp_path / "missing")
+        assert (code, record) == (2, None)
+        assert "No such file or directory" in lines[-1]
+
+    def test_as_a_module(self, tmp_path):
+        command = [sys.executable, "-m", "mlx_tlstm.check", "--seconds", "0"]
+        process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert (process.returncode, process.stderr) == (0, "")
+        assert json.loads((tmp_path / JSON_NAME).read_text())["right"] is True
+
+
+def test_every_tasks_settings_are_there():
+    names = [name for setting in survey.settings() for name in setting.names]
+    expected = [f"{task} {scale}" for scale in ("quick", "paper") for task in TASKS]
+    assert sorted(names) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TLSTM(4, 7, (3,), norm="channel"),
+        lambda: TLSTM(4, 3, (2, 2), (3, 2), norm="layer"),
+        lambda: TLSTM(4, 3, (1, 2, 1), 2),
+        lambda: TLSTM(4, 7, (3,), 4, memory_convolution=False),
+        lambda: TRNN(4, 7, (2, 2), (3, 4)),
+    ],
+)
+def test_equations_see_every_result(make):
+    """A result that is off by one in two hundred is found, gradients too."""
+    configuration = Configuration.of(make().cell, 2)
+    trial = Trial.of(configuration)
+    results = trial.results(configuration.plain, mx.float32)
+    right = equations.errors(configuration, trial, results)
+    assert max(right.values()) < survey.EQUATIONS_TOLERANCE / 10
+    direction = np.random.default_rng(8)
+    for i, result in enumerate(configuration.names):
+        off = [list(arrays) for arrays in results]
+        for arrays in off:
+            array = arrays[i]
+            change = direction.standard_normal(array.shape)
+            arrays[i] = array + 5e-3 * np.linalg.norm(array) / np.linalg.norm(change) * change
+        errors = equations.errors(configuration, trial, off)
+        assert errors[result] > survey.EQUATIONS_TOLERANCE, result
+
+
+@pytest.mark.standin(mode="fast", check=False)
+@pytest.mark.parametrize("norm", [None, "channel", "layer"])
+def test_single_kernels_compute_what_plain_operations_do(kernel_calls, norm):
+    problem = chains.Problem(Geometry((3, 2), (3, 3)), 8, 3, norm=norm)
+    for name, make in (chains.CHAINS | chains.RARER_CHAINS).items():
+        found = chains.comparable(problem, name, make(problem).once())
+        expected = chains.plain_chain(problem, name).once()
+        for got, wanted in zip(found, expected, strict=True):
+            error = proof.relative_error(proof.to_numpy(got), proof.to_numpy(wanted))
+            assert error < 1e-5, name
+
+
+@pytest.fixture
+def small(kernel_calls, monkeypatch):
+    """The check at sizes for which the stand-in is quick; it cannot run what is compiled."""
+    prove = proof.prove
+    monkeypatch.setattr(proof, "prove", lambda configuration, compiled: prove(configuration))
+    monkeypatch.setattr(survey, "PROBLEM", chains.Problem(Geometry((3,), (3,)), 8, 2))
+    monkeypatch.setattr(survey, "_LAUNCHES", 1)
+    monkeypatch.setattr(survey, "DTYPES", ("float32", "bfloat16"))
+    monkeypatch.setattr(survey, "VARIANTS_WITH_KERNELS", ["2d-trnn", "2d-tlstm+ln"])
+    monkeypatch.setattr(survey, "settings", list)
+    monkeypatch.setattr(survey, "operations_per_step", lambda layer: 4.25)
+
+
+@needs_compiler
+@pytest.mark.standin(mode="fast", check=False)
+class TestWithKernels:
+    def test_each_kernel_type_and_layer(self, small, tmp_path):
+        code, lines, record = check(tmp_path)
+        assert (code, lines[-1]) == (0, "kernels right on this device, their speed not measured")
+        assert len(record["kernels"]) == 8 * 2
+        assert len(record["proofs"]) == 2 * 2 * 2
+        assert all(entry["right"] for entry in record["kernels"] + record["proofs"])
+        forward = record["kernels"][0]
+        assert {"kernel ms", "plain ms", "bare product ms"} < forward.keys()
+
+    def test_a_wrong_kernel_is_named(self, small, tmp_path, monkeypatch):
+        launch = Kernel.__call__
+
+        def wrong(self, inputs, **rest):
+            results = launch(self, inputs, **rest)
+            if self.name == "memory_gather":
+                results[0] = results[0] * 2
+            return results
+
+        monkeypatch.setattr(Kernel, "__call__", wrong)
+        code, lines, record = check(tmp_path)
+        assert code == 1
+        named = [entry["name"] for entry in record["kernels"] if not entry["right"]]
+        assert named == [
+            "memory_backward, float32",
+            "memory_gather, float32",
+            "memory_backward, bfloat16",
+            "memory_gather, bfloat16",
+        ]
+        assert lines[-1].startswith("wrong on this device: memory_backward, float32")
+
+    def test_a_kernel_that_fails_is_named_and_the_check_goes_on(self, small, tmp_path, monkeypatch):
+        launch = Kernel.__call__
+
+        def fails(self, inputs, **rest):
+            if self.name == "stack":
+                raise RuntimeError("[metal::Device] Unable to build metal library")
+            return launch(self, inputs, **rest)
+
+        monkeypatch.setattr(Kernel, "__call__", fails)
+        code, _, record = check(tmp_path)
+        assert code == 1
+        failed = [entry for entry in record["kernels"] if not entry["right"]]
+        assert {entry["name"] for entry in failed} == {"stack, float32", "stack, bfloat16"}
+        assert "Unable to build" in failed[0]["reason"]
+        assert len(record["kernels"]) == 8 * 2
+
+    @pytest.mark.parametrize(
+        ("quickest", "verdict"),
+        [
+            ("gpu metal", "kernels right and faster on this device"),
+            ("gpu ops", "kernels right, but not the quickest for mnist paper (gpu ops)"),
+        ],
+    )
+    def test_verdict_on_speed(self, kernel_calls, quickest, verdict):
+        one = survey.Survey(print)
+        assert one._verdict() == (
+            True,
+            "plain operations right; kernels not checked (the time was up)",
+        )
+        one.record["proofs"] = [{"name": "layer", "right": True}]
+        times = {"gpu metal": 2.0, "gpu ops": 2.0}
+        one.record["settings"] = [{"name": "mnist paper", "step ms": times, "quickest": quickest}]
+        assert one._verdict() == (True, verdict)
+        one._all_kernels = False
+        assert one._verdict() == (True, f"{verdict}, as far as there was time")
