@@ -19,12 +19,6 @@ from mlx_tlstm.checks import plain, require
 TEMPORARY = ".writing-"
 
 
-def cache_folder() -> Path:
-    """The folder for what is known about this machine and can be found out again."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "mlx_tlstm"
-
-
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Let an ``OSError`` name ``path``: a failed write, as on a full disk, names no file."""

@@ -1,4 +1,4 @@
-"""Paths as users write them, and words for a folder that is not there."""
+"""Paths as users write them, the cache, and words for a folder that is not there."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ def to_path(owner: str, argument: str, value: object) -> Path:
     path = Path(text)
     # As a Path, ./~x is ~x, which would be a home folder to whom it is passed on.
     return path.absolute() if str(path).startswith("~") else path
+
+
+def cache_folder() -> Path:
+    """The folder for what is known about this machine and can be found out again."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "mlx_tlstm"
 
 
 def absence(path: Path) -> str:

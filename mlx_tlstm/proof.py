@@ -25,7 +25,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_tlstm.files import cache_folder, read_json, replace_file
+from mlx_tlstm.files import read_json, replace_file
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import (
     KernelTransition,
@@ -35,6 +35,7 @@ from mlx_tlstm.kernels import (
     tuning,
 )
 from mlx_tlstm.kernels.tiles import Tile
+from mlx_tlstm.paths import cache_folder
 from mlx_tlstm.recurrence import run
 from mlx_tlstm.transition import Transition
 

@@ -22,6 +22,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mlx_tlstm.paths import cache_folder
+
 DISTRIBUTION = "scipy-openblas32"
 FUNCTIONS = ("sgemm", "dgemm", "cgemm")
 
@@ -68,10 +70,9 @@ def load() -> None:
             _connect(library, _build(library, Path(folder)))
 
 
-def cache_folder() -> Path:
+def openblas_folder() -> Path:
     """Where forwarding libraries are kept; only the user may write there."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "mlx_tlstm" / "openblas"
+    return cache_folder() / "openblas"
 
 
 def _library() -> Path:
@@ -97,7 +98,7 @@ def _connect(library: Path, forwards: Path) -> None:
 
 def _cached(library: Path) -> Path:
     """The forwarding library in the cache; made there by one process, while others wait."""
-    folder = cache_folder()
+    folder = openblas_folder()
     path = folder / f"{_key()}.so"
     if not _is_whole(path):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
