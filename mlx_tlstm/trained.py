@@ -18,7 +18,7 @@ from mlx_tlstm.metadata import ModelMetadata, metrics_from_json
 from mlx_tlstm.model import SequenceModel, class_count
 from mlx_tlstm.paths import to_path
 from mlx_tlstm.runs import CONFIG_FILE, SYMBOLS_FILE, TEST_FILE, WEIGHTS, RunFolder
-from mlx_tlstm.tasks import TASKS, Task, make_task
+from mlx_tlstm.tasks import TASKS, Task, make_task, remembered_data
 from mlx_tlstm.variants import make_layer
 
 
@@ -86,7 +86,8 @@ def task_of(model: SequenceModel, data: str | Path | None = None) -> Task:
     require(config is not None, "task_of", "model", "one that knows its training", model.metadata)
     if data is not None:
         config = config.replace(data=str(to_path("task_of", "data", data)))
-    task = make_task(config)
+    with remembered_data(data):
+        task = make_task(config)
     sizes = (model.layer.cell.input_size, class_count(model))
     expected = f"the one that the model was trained on, with {sizes} inputs and classes,"
     found = (task.input_size, task.output_size)

@@ -32,7 +32,7 @@ from mlx_tlstm import blas
 from mlx_tlstm.cache import larger_cpu_cache
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
-from mlx_tlstm.commands.paths import UserPath
+from mlx_tlstm.commands.paths import OutputFile
 from mlx_tlstm.timing import machine
 
 DEFAULT_SIZES = (
@@ -70,7 +70,7 @@ def _compile_text(no_compile: bool) -> str:
 @click.option("--no-compile", is_flag=True, help="Run MLX's graphs as Python builds them.")
 @click.option("--skip-torch", is_flag=True, help="Leave PyTorch out, and with it the check.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
-@click.option("--json", "json_path", type=UserPath(dir_okay=False, writable=True))
+@click.option("--json", "json_path", type=OutputFile())
 def main(
     sizes: tuple[Size, ...],
     linear: bool,

@@ -26,7 +26,7 @@ from benchmarking.report import Table
 from mlx_tlstm import VARIANTS, SequenceModel, StreamingSession, make_layer
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
-from mlx_tlstm.commands.paths import UserPath
+from mlx_tlstm.commands.paths import OutputFile
 from mlx_tlstm.timing import Timing, machine, measure
 
 STACKED = "slstm"
@@ -131,7 +131,7 @@ def latency_table(
 @click.option("--warmup", default=2, show_default=True, type=click.IntRange(0))
 @device_option
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
-@click.option("--json", "json_path", type=UserPath(dir_okay=False, writable=True))
+@click.option("--json", "json_path", type=OutputFile())
 def main(
     variant: str,
     hidden_size: int,

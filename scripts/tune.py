@@ -26,7 +26,7 @@ from benchmarking.report import Table
 
 from mlx_tlstm.checking.chains import CHAINS, Chain, Problem, asked, label
 from mlx_tlstm.commands.base import Command
-from mlx_tlstm.commands.paths import UserPath
+from mlx_tlstm.commands.paths import OutputFile, UserPath
 from mlx_tlstm.kernels import convolution, dispatch, tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
 from mlx_tlstm.kernels.tuning import Product
@@ -160,7 +160,7 @@ def _run(chain: Chain, choice: Tile | None, launches: int) -> Callable[[], None]
 @click.option("--dry-run", is_flag=True, help="Measure and store nothing.")
 @click.option("--output", type=UserPath(dir_okay=False), help="Store here.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
-@click.option("--json", "json_path", type=UserPath(dir_okay=False))
+@click.option("--json", "json_path", type=OutputFile())
 def main(
     sizes: tuple[Size, ...],
     dtypes: tuple[str, ...],

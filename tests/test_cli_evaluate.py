@@ -102,7 +102,9 @@ def test_saved_models_that_cannot_be_evaluated(runs, tmp_path):
     model.save(tmp_path / "moved")
     result = invoke(tmp_path / "moved")
     assert result.exit_code == 2
-    assert "'data' must be a file but 'text' is missing" in result.stderr
+    assert (
+        "'data' must be a file but 'text' is missing; --data, or data=, says where" in result.stderr
+    )
     model.save(tmp_path / "bare", ModelMetadata())
     result = invoke(tmp_path / "bare")
     assert result.exit_code == 2

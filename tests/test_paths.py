@@ -157,6 +157,15 @@ def test_python_refuses_empty_paths(settings, home):
     assert not list(Path.cwd().iterdir())
 
 
+@pytest.mark.parametrize("script", ["benchmark", "latency", "tune"])
+def test_a_file_for_figures_needs_its_folder(script, home):
+    """It is said before anything is measured."""
+    main = importlib.import_module(script).main
+    done = CliRunner().invoke(main, ["--json", "gone/figures.json"])
+    assert done.exit_code == 2
+    assert "there is no folder 'gone' to write 'figures.json' in" in done.output
+
+
 @pytest.mark.parametrize("stem", [".", "..", "/", "a/.."])
 def test_pictures_need_a_name(stem, home):
     with pytest.raises(ValueError, match="'stem' must be a path that ends in a file's name"):

@@ -26,3 +26,18 @@ class UserPath(click.Path):
         except ValueError as error:
             raise click.UsageError(str(error), ctx) from error
         return super().convert(path, param, ctx)
+
+
+class OutputFile(UserPath):
+    """A file to write at the end, whose folder has to be there from the start."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = super().convert(value, param, ctx)
+        if not path.parent.is_dir():
+            self.fail(
+                f"there is no folder {str(path.parent)!r} to write {path.name!r} in", param, ctx
+            )
+        return path

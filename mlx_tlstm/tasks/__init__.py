@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from mlx_tlstm.checks import require_choice
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks.addition import Addition
@@ -22,6 +25,7 @@ __all__ = [
     "Task",
     "Wikipedia",
     "make_task",
+    "remembered_data",
     "task_type",
 ]
 
@@ -40,6 +44,17 @@ def make_task(config: TrainingConfig) -> Task:
         DataUnavailableError: The data can neither be downloaded nor found in the cache.
     """
     return task_type(config.task)(config)
+
+
+@contextlib.contextmanager
+def remembered_data(data: object | None) -> Iterator[None]:
+    """Where ``data`` is ``None``, so that the place in training counts, let its absence say how
+    to name another one."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        advice = "" if data is not None else "; --data, or data=, says where it is now"
+        raise FileNotFoundError(f"{error}{advice}") from error
 
 
 def task_type(name: str) -> type[Task]:

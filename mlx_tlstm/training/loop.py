@@ -15,6 +15,7 @@ from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.model import SequenceModel
 from mlx_tlstm.paths import to_path
 from mlx_tlstm.runs import TEST_FILE, RunFolder, check_unused
+from mlx_tlstm.tasks import remembered_data
 from mlx_tlstm.training.evaluation import evaluate
 from mlx_tlstm.training.records import Record
 from mlx_tlstm.training.session import Session
@@ -166,12 +167,8 @@ def reopen(
     if data is not None:
         place = to_path("resume", "data", data).absolute()
         run = dataclasses.replace(run, config=run.config.replace(data=str(place)))
-    try:
-        trainer = _leading_trainer(run.config, workers, backend)
-    except FileNotFoundError as error:
-        advice = "" if data is not None else "; --data, or data=, says where it is now"
-        raise FileNotFoundError(f"{error}{advice}") from error
-    return trainer, run
+    with remembered_data(data):
+        return _leading_trainer(run.config, workers, backend), run
 
 
 def _leading_trainer(
