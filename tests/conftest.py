@@ -1,6 +1,7 @@
 """OpenBLAS has to be loaded before MLX, which importing the package first does."""
 
 import mlx_tlstm  # noqa: F401, I001
+import signal
 from collections.abc import Iterator
 
 import mlx.core as mx
@@ -13,6 +14,9 @@ from mlx_tlstm.kernels import dispatch
 
 # Tolerances are those of float32 sums on a CPU; a GPU's matrix products may round to less.
 mx.set_default_device(mx.cpu)
+
+# Under nohup it is ignored, here and in what the tests start, which are to see a closed terminal.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(

@@ -175,7 +175,7 @@ def test_learning_curves_of_paths(make_run):
 
 
 def test_learning_curves_refuse(make_run, tmp_path):
-    with pytest.raises(ValueError, match=r"a folder that holds config\.json but got '.*no'"):
+    with pytest.raises(ValueError, match=r"there is no folder '.*no'"):
         draw_learning_curves([str(tmp_path / "no")])
     with pytest.raises(ValueError, match="'runs' must be RunFolders or paths of folders but got 3"):
         draw_learning_curves([3])
