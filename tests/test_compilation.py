@@ -182,7 +182,7 @@ def test_what_fails_for_another_reason_is_no_failed_compilation():
 
 
 def test_a_users_own_compiled_step():
-    """MLX's idiom, as the README shows it: model and optimiser are inputs and outputs."""
+    """MLX's idiom, as `docs/own-code.md` shows it: model and optimiser are inputs and outputs."""
 
     def train(compile_step):
         model, adam = _model(), optimizers.Adam(1e-2)
