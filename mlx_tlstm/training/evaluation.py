@@ -78,7 +78,9 @@ def evaluate_all(
     the others.
 
     Args:
-        model, task, split: See :func:`evaluate`.
+        model: See :func:`evaluate`.
+        task: See :func:`evaluate`.
+        split: See :func:`evaluate`.
         batch_size: Sequences side by side at most; ``None`` takes the task's own batches.
 
     Returns:
