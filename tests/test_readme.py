@@ -1,4 +1,4 @@
-"""README and docs/ say what is there: code runs; commands, links and files exist."""
+"""README, CONTRIBUTING and docs/ say what is there: code runs; commands, links and files exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlx_tlstm import cli, hub
 
 ROOT = Path(__file__).resolve().parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
-PAGES = [README, *sorted(DOCS.rglob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 BESIDE = ["metal/README.md", "notebooks/README.md", "tests/metal_on_cpu/README.md"]
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 
