@@ -56,7 +56,8 @@ def _equations(latex: str) -> str:
 
 
 def _link(name: str, scope: griffe.Object) -> str:
-    code = f"<code>{html.escape(name)}</code>"
+    # Markdown would read the underscores of __call__ as strong.
+    code = f"<code>{html.escape(name).replace('_', '&#95;')}</code>"
     path = _path(name, scope)
     # Optional: what the site does not document stays code.
     return code if path is None else f'<autoref optional identifier="{path}">{code}</autoref>'

@@ -14,7 +14,7 @@ CPU_CACHE_BYTES = 1 << 30
 
 @contextlib.contextmanager
 def larger_cpu_cache() -> Iterator[None]:
-    """Let MLX keep more freed buffers, on the CPU only; a GPU's own limit is generous."""
+    """Let MLX keep more freed buffers on the CPU; on a GPU its limit is high enough."""
     if mx.default_device().type != mx.cpu:
         yield
         return

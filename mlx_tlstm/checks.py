@@ -90,13 +90,13 @@ def plain(value: Any) -> Any:
 
 
 def is_integer(value: object) -> bool:
-    """True for an integer, of NumPy too; a bool is not one."""
+    """Whether a value is an integer, Python's or NumPy's; a bool is none."""
     value = plain(value)
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-    """True for a finite number that a float holds, of NumPy too; a bool or string is not one."""
+    """Whether a value is a number, Python's or NumPy's, and finite as a float; a bool is none."""
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False

@@ -25,7 +25,7 @@ from mlx_tlstm.variants import VARIANTS
 
 
 class NumberOrLag(click.ParamType):
-    """A number, or the word that leaves it to the task."""
+    """A number, or the word ``lag``, with which the task decides."""
 
     name = f"float|{BY_LAG}"
 
@@ -46,8 +46,8 @@ def main() -> None:
 @main.command(
     keeps_results=True,
     help=f"Train a network on TASK and save the run in a folder. TASK is one of "
-    f"{', '.join(TASKS)}; the first if left out.",
-    epilog="Options left out take the task's quick setting, or the paper's with --paper.",
+    f"{', '.join(TASKS)}; by default the first.",
+    epilog="Options left out have the task's settings for a laptop or, with --paper, the paper's.",
 )
 @click.argument("task", type=click.Choice(list(TASKS)), default=next(iter(TASKS)), metavar="[TASK]")
 @click.option(
@@ -56,41 +56,64 @@ def main() -> None:
     metavar="NAME",
     help=f"Network configuration: {', '.join(VARIANTS)}.",
 )
-@click.option("--depth", type=int, help="L, steps from an input to its output.")
-@click.option("--hidden-size", type=int, help="M, channels at each tensor location.")
 @click.option(
-    "--kernel-size", type=int, help="K on every tensor axis, 2 or more; else the variant's."
+    "--depth",
+    type=int,
+    help="L, the number of time steps that an input takes to reach the output; for slstm the "
+    "number of layers.",
+)
+@click.option(
+    "--hidden-size", type=int, help="M, the number of channels at each location of the tensor."
+)
+@click.option(
+    "--kernel-size",
+    type=int,
+    help="K, the kernel's size on every tensor axis, 2 or more; by default the variant's.",
 )
 @click.option(
     "--memory-init",
     type=click.Choice(MEMORY_INITS),
-    help="Where the memory convolution starts: even over its taps, shifting, or holding.",
+    help="What the untrained memory convolution does: spread memory evenly over its "
+    "taps (uniform), move it towards the output (shift) or keep it in place (hold).",
 )
-@click.option("--batch-size", type=int, help="Samples in a training step.")
+@click.option("--batch-size", type=int, help="Sequences in a training step.")
 @click.option(
     "--accumulate",
     type=int,
-    help="Parts of a batch that are computed one after the other: less memory, the same step.",
+    help="Compute each batch in so many parts, one after the other: the same step in less memory.",
 )
 @click.option(
     "--length",
     type=int,
-    help="Size of the task: digits, symbols, characters a chunk, steps an image.",
+    help="Size of the task: digits to add, symbols to memorize, characters in a training step, or "
+    "time steps in which an image is read.",
 )
 @click.option("--learning-rate", type=float, help="Adam's step size.")
 @click.option(
-    "--samples", type=int, help="Training samples in all; with --epochs the fewer of the two."
+    "--samples",
+    type=int,
+    help="Training sequences in all; where --epochs is given too, the fewer of the two.",
 )
-@click.option("--epochs", type=int, help="Passes over a finite training set.")
-@click.option("--seed", type=int, help="Seeds weights, data and order.")
+@click.option(
+    "--epochs", type=int, help="Passes over the training set of wikipedia, mnist or pmnist."
+)
+@click.option(
+    "--seed", type=int, help="Seed of the starting weights, the generated data and its order."
+)
 @click.option(
     "--forget-bias",
     type=NumberOrLag(),
-    help=f"Starting bias of the forget gate; '{BY_LAG}' keeps half of a memory for as long as "
-    "memorization or addition needs it.",
+    help=f"Starting bias of the forget gate. With '{BY_LAG}', half of a memory is left after "
+    "the number of time steps for which memorization or addition needs it.",
 )
-@click.option("--weight-scale", type=float, help="Factor on the recurrence's starting weights.")
-@click.option("--beta2", type=float, help="Adam's decay of the mean of squared gradients.")
+@click.option(
+    "--weight-scale",
+    type=float,
+    help="Factor on the starting weights of the recurrence, those between two time steps.",
+)
+@click.option(
+    "--beta2", type=float, help="Adam's decay rate of the running mean of squared gradients."
+)
 @click.option("--clip-norm", type=float, help="Largest gradient norm; 0 turns this clipping off.")
 @click.option(
     "--clip-value",
@@ -100,48 +123,52 @@ def main() -> None:
 @click.option(
     "--on-divergence",
     type=click.Choice(ON_DIVERGENCE),
-    help="What follows a loss that is not finite: stop, or half the learning rate from the last "
-    "good checkpoint on.",
+    help="What to do when a loss or gradient is not finite: stop, or go back to the last good "
+    "checkpoint and halve the learning rate.",
 )
 @click.option(
-    "--dtype", type=click.Choice(DTYPES), help="Type of weights; Adam keeps float32 copies."
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Type of the weights; Adam updates float32 copies of them.",
 )
 @click.option(
     "--recompute",
     is_flag=True,
     default=None,
-    help="Compute activations anew in the backward pass: less memory, more time.",
+    help="Compute the gates' activations again in the backward pass instead of keeping them: less "
+    "memory, more time.",
 )
-@click.option("--eval-every", type=int, help="Training samples between evaluations.")
-@click.option("--checkpoint-every", type=int, help="Training steps between checkpoints.")
+@click.option("--eval-every", type=int, help="Training sequences between two evaluations.")
+@click.option("--checkpoint-every", type=int, help="Training steps between two checkpoints.")
 @click.option(
-    "--checkpoint-seconds", type=float, help="Seconds between checkpoints; 0 turns that off."
+    "--checkpoint-seconds",
+    type=float,
+    help="Seconds between two checkpoints; 0 leaves it to --checkpoint-every.",
 )
-@click.option("--keep-checkpoints", type=int, help="Checkpoints that are kept, the last ones.")
+@click.option("--keep-checkpoints", type=int, help="How many of the newest checkpoints to keep.")
 @click.option(
     "--data",
     type=UserPath(),
-    help="A text file for wikipedia, also alone in a zip, tar, gz, bz2 or xz; a folder of IDX or "
-    "parquet files for mnist and pmnist; "
-    "else the data is downloaded.",
+    help="Your own data: for wikipedia a text file, which may be packed as zip, tar, gz, bz2 or "
+    "xz; for mnist and pmnist a folder of IDX or parquet files. By default the data is downloaded.",
 )
 @click.option(
     "--out",
     type=UserPath(),
-    help="Folder for the run, without one in it; else runs/TASK-VARIANT-TIME.",
+    help="Folder for the run, which must hold no run yet; by default runs/TASK-VARIANT-TIME.",
 )
 @click.option("--paper", is_flag=True, help="Start from the paper's settings.")
 @click.option(
     "--resume",
     type=UserPath(),
     metavar="RUN",
-    help="Go on with a run that was stopped or killed, with its own settings; --data beside it "
-    "says where its data has moved to.",
+    help="Go on with a run that was stopped or killed, with the settings that it has. Add "
+    "--data if its data has moved.",
 )
 @click.option(
     "--track",
     type=click.Choice(list(training.TRACKERS)),
-    help="Send each evaluation to a tracker, of the extra of that name.",
+    help="Send each evaluation to this tracker too; pip installs it as an extra of the same name.",
 )
 @device_option
 @backend_option
@@ -191,7 +218,7 @@ def train(
 
 
 def _require_alone(context: click.Context) -> None:
-    """Refuse ``--resume`` beside what would make it another run."""
+    """Refuse ``--resume`` together with settings, since a resumed run keeps its own."""
     settings = {field.name for field in dataclasses.fields(TrainingConfig)} | {"out", "paper"}
     settings.remove("data")  # which may have moved
     given = [

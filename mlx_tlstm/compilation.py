@@ -1,4 +1,4 @@
-"""A model's functions as graphs that MLX traces once for each shape, and then replays.
+"""Compiles a model's functions: MLX traces each once for each shape, and then replays its graph.
 
 Replayed, a time step costs no Python, and element-wise operations in a row run as one: on a GPU a
 kernel that MLX generates, on a CPU a loop that the machine's C++ compiler makes. Where there is no
@@ -56,7 +56,7 @@ class CompiledFunction:
         self._compiles = True
 
     def plain(self, *arguments: Any) -> Any:
-        """What a call gives, but without a graph."""
+        """The result of a call, computed without a compiled graph."""
         graph, arrays = self._graph()
         return graph.plain(arrays, *arguments)
 

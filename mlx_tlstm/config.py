@@ -34,39 +34,44 @@ _BITS = {
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides a run. Each task has a quick one and the paper's.
+    """All settings of a training run. Each task has a quick configuration and the paper's.
 
     Args:
         task: Name of a task in :data:`mlx_tlstm.tasks.TASKS`.
         variant: Name of a layer in :data:`mlx_tlstm.VARIANTS`.
-        depth: L, the number of steps from an input to its output.
+        depth: L, the number of time steps that an input takes to reach the output; for stacked
+            layers their number.
         hidden_size: M, the channels at each location.
-        kernel_size: K on every tensor axis; ``None`` takes the variant's.
-        memory_init: Where the memory convolution starts: ``"uniform"``, ``"shift"`` or ``"hold"``.
-        forget_bias: Starting bias of the forget gate: a number, or ``"lag"`` for the one that keeps
-            half of a memory over the steps that the task needs it for.
+        kernel_size: K, the kernel's size on every tensor axis; ``None`` takes the variant's.
+        memory_init: What the untrained memory convolution does: ``"uniform"`` spreads memory evenly
+            over its taps, ``"shift"`` moves it towards the output, ``"hold"`` keeps it in place.
+        forget_bias: Starting bias of the forget gate: a number, or ``"lag"`` for the bias with
+            which half of a memory is left after the number of steps for which the task needs it.
         weight_scale: Factor on the starting weights of the recurrence, which are normal with
             deviation 1/√(fan in).
-        length: Size of the task: digits, symbols to memorize, characters a chunk, steps an image.
+        length: Size of the task: digits to add, symbols to memorize, characters in a training step,
+            or time steps in which an image is read.
         batch_size: Sequences in one training step.
-        accumulate: Parts of a batch that go through the network one after the other, to save
-            memory; their gradients are added up before the one update. It divides ``batch_size``.
-        samples: Training sequences to see in all; ``None`` leaves it to ``epochs``.
-        epochs: Passes over a finite training set; ``None`` leaves it to ``samples``.
+        accumulate: Number of parts in which a batch goes through the network, one after the other,
+            to save memory; their gradients are added up for one update. It divides
+            ``batch_size``.
+        samples: Training sequences in all; ``None`` if ``epochs`` alone limits them.
+        epochs: Passes over a finite training set; ``None`` if ``samples`` alone limits it.
         learning_rate: Adam's step size.
         beta2: Adam's decay of the mean of squared gradients, from 0 to below 1.
         clip_norm: Largest global norm of the gradient; 0 turns this clipping off.
-        clip_value: Largest size of an element of the gradient, before its norm is clipped; 0 turns
-            this clipping off.
-        on_divergence: What follows a loss or gradient that is not finite: ``"stop"``, or
+        clip_value: Largest absolute value of an element of the gradient, applied before the norm is
+            clipped; 0 turns this clipping off.
+        on_divergence: What to do when a loss or gradient is not finite: ``"stop"``, or
             ``"rollback"`` to the last good checkpoint with half the learning rate.
-        checkpoint_every: Training steps between checkpoints; ``None`` leaves it to the clock.
-        checkpoint_seconds: Seconds between checkpoints; 0 leaves it to the steps.
-        keep_checkpoints: How many of the last checkpoints are kept.
+        checkpoint_every: Training steps between two checkpoints; ``None`` leaves it to
+            ``checkpoint_seconds``.
+        checkpoint_seconds: Seconds between two checkpoints; 0 leaves it to ``checkpoint_every``.
+        keep_checkpoints: How many of the newest checkpoints are kept.
         eval_every: Training sequences between two evaluations.
         dtype: Type of weights and hidden state; the memory cell is always float32.
         recompute: Compute activations anew in the backward pass, which saves memory.
-        seed: Seeds weights, data and order, 0 … 2^64 - 1.
+        seed: Seed of the starting weights, the generated data and its order, 0 … 2^64 - 1.
         data: The user's own data (a text file, or a folder of MNIST files); ``None`` downloads.
 
     Scalars of NumPy and MLX are kept as Python's numbers of the same value: a learning rate of
@@ -170,7 +175,7 @@ class TrainingConfig:
 
     @classmethod
     def from_json(cls, values: object, source: str) -> TrainingConfig:
-        """A record from its fields by name; ``source`` is what an error calls them."""
+        """A configuration from a mapping of its fields; errors name ``source`` as their origin."""
         fields = dataclasses.fields(cls)
         required = [field.name for field in fields if field.default is dataclasses.MISSING]
         require_keys(cls.__name__, source, values, [field.name for field in fields], required)

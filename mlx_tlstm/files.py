@@ -21,7 +21,7 @@ TEMPORARY = ".writing-"
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an ``OSError`` name ``path``: a failed write, as on a full disk, names no file."""
+    """Add ``path`` to an ``OSError`` that names no file, as after a write to a full disk."""
     try:
         yield
     except OSError as error:
@@ -44,10 +44,10 @@ def sync(path: Path) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file, then put it in the place of ``path``.
+    """Let ``write`` fill a temporary file, then rename it to ``path``.
 
     Raises:
-        OSError: The file cannot be written; the one before is as it was.
+        OSError: The file cannot be written; a file that was at ``path`` is as it was.
     """
     # The ending stays last: MLX picks the format by it.
     temporary = path.with_name(TEMPORARY + path.name)
@@ -80,7 +80,7 @@ def _for_json(value: Any) -> Any:
 
 
 def read_json(path: Path, owner: str) -> Any:
-    """What a JSON file holds; ``owner`` opens the message of the error.
+    """The value in a JSON file; an error's message begins with ``owner``.
 
     Raises:
         ValueError: The file is damaged.

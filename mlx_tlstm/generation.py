@@ -42,10 +42,11 @@ class Vocabulary:
 
     @property
     def start(self) -> bytes:
-        """What a text may begin after where nothing was asked for, of any text's bytes.
+        """The byte after which a text without a prompt begins.
 
-        A line's end, since a line begins after it; else a space, where a word does; else the
-        first byte that is not the middle of a UTF-8 character, as a text's own first byte.
+        It is a line's end, since a line begins after it. Where the model knows none it is a
+        space, since a word begins after it, or else the first byte that can begin a UTF-8
+        character.
         """
         usual = (value for value in b"\n " if value in self._numbers)
         first = min(self._bytes, key=lambda value: (0x80 <= value < 0xC0, value))
@@ -79,15 +80,15 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Yield symbols that go on from a prompt, each drawn from what the model expects next.
+    """Continue a prompt: yield symbols, each drawn from the probabilities that the model gives it.
 
     The output of a deep tLSTM is ``delay`` steps late, so that after each symbol the layer has to
     be flushed before the next can be drawn: on a side branch, whose state is thrown away. A symbol
-    costs 1 + ``delay`` = L steps, and equals what a run over the prompt and all symbols so far
-    would give.
+    costs 1 + ``delay`` = L steps. Its probabilities are those of a run over the prompt and all
+    symbols so far.
 
-    Each symbol may be asked for in another thread. The weights are those of the call, whatever
-    becomes of the model's.
+    Each symbol may be asked for in another thread. Weights that change after the call have no
+    effect.
 
     Args:
         model: A model whose inputs are one-hot symbols and whose classes are the same symbols.

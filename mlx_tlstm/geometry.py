@@ -17,7 +17,7 @@ class Geometry:
     """Tensor and kernel size of a tLSTM or tRNN, one entry per tensor axis.
 
     Axis ``d`` has ``tensor_size[d]`` locations p = 1 … P and ``kernel_size[d]`` taps, which read
-    the locations p - floor(K/2) … p + K - 1 - floor(K/2); index 0 is the projected input's row.
+    the locations p - floor(K/2) … p + K - 1 - floor(K/2); index 0 holds the projected input.
 
     Args:
         tensor_size: P of each axis.
@@ -63,7 +63,10 @@ class Geometry:
 
     @property
     def depth(self) -> int:
-        """L, the steps from an input to its output (Eq. 9), the largest over the axes."""
+        """L, the time steps that an input takes to reach the output (Eq. 9).
+
+        With unequal axes it is the largest over the axes.
+        """
         sizes = zip(self.tensor_size, self.kernel_size, strict=True)
         return max(math.ceil(2 * P / (K - K % 2)) for P, K in sizes)
 

@@ -2,7 +2,7 @@
 
 The same as ``mlx.launch -n 2 -- python -m mlx_tlstm.train …``, but it fails when a process fails:
 ``mlx.launch`` itself exits with 0 whatever becomes of them. Its options stand before ``--`` and
-training's behind it.
+those of training behind it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def run(options: Sequence[str], training: Sequence[str]) -> int:
 def _pass_on(
     source: Iterable[bytes], target: TextIO, watch: Callable[[bytes], None] = lambda line: None
 ) -> None:
-    """Write lines on as they come, where that is possible, and show each to ``watch``."""
+    """Copy lines to a stream as they come, if it can be written, and give each to ``watch``."""
     target = forgiving(target)
     for line in source:
         target.write_bytes(line)

@@ -25,7 +25,7 @@ def symbols_from_json(values: object) -> bytes:
 
 
 def require_symbols(symbols: object) -> bytes:
-    """``symbols`` where they are distinct bytes, one or more; else a ``ValueError``."""
+    """Return ``symbols``; ``ValueError`` unless they are one or more distinct bytes."""
     distinct = isinstance(symbols, bytes) and 0 < len(symbols) == len(set(symbols))
     require(distinct, "metadata", "symbols", "distinct bytes", symbols)
     return symbols  # type: ignore[return-value]
@@ -46,8 +46,9 @@ class ModelMetadata:
         metrics: Its figures by name: numbers, or words such as the split's. What is not finite is
             saved as ``null``, and read as NaN.
         command: The command line that trains it.
-        symbols: Of a language model, the byte value of each symbol.
-        training: What it was trained with; of the user's own data only the name is saved.
+        symbols: The byte value of each symbol, for a language model.
+        training: The settings that it was trained with; a path to the user's own data is saved
+            without its folders.
 
     Raises:
         ValueError: An argument is of another kind.
@@ -77,7 +78,7 @@ class ModelMetadata:
         require(valid, owner, "training", "a TrainingConfig", self.training)
 
     def as_json(self) -> dict[str, Any]:
-        """What is known, fit for JSON; symbols as a list of numbers."""
+        """The fields that are known, as values for JSON; symbols become a list of numbers."""
         values = dataclasses.asdict(self) | {"symbols": self.symbols and list(self.symbols)}
         if self.training is not None and self.training.data is not None:
             values["training"]["data"] = Path(self.training.data).name

@@ -52,7 +52,7 @@ class SequenceModel(nn.Module):
 
     @property
     def causal(self) -> bool:
-        """Whether no output depends on a later input: not under layer normalisation when deep."""
+        """Whether no output depends on a later input; layer normalisation breaks it if L > 1."""
         update = getattr(self.layer.cell.transition, "update", None)
         return self.layer.depth == 1 or update is None or update.norm != "layer"
 
@@ -68,11 +68,12 @@ class SequenceModel(nn.Module):
         """Save the model as a new folder, for :meth:`load` and :func:`mlx_tlstm.load`.
 
         Args:
-            path: ``config.json`` and ``model.safetensors`` go there; both are there or none.
-            metadata: In place of :attr:`metadata`.
+            path: The folder. It gets ``config.json`` and ``model.safetensors``, both or, after an
+                error, neither.
+            metadata: What to save instead of the attribute :attr:`metadata`.
 
         Raises:
-            ValueError: ``path`` is there and is no empty folder, or :meth:`load` would build
+            ValueError: ``path`` exists and is no empty folder, or :meth:`load` would build
                 another model: a part was added or replaced, as by LoRA or quantization, or the
                 weights differ in type. ``save_weights`` keeps the weights of any model.
             OSError: The folder cannot be written.

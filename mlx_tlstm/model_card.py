@@ -18,7 +18,7 @@ _PIPELINES = {"wikipedia": "text-generation", "mnist": "image-classification"}
 
 
 def model_card(model: SequenceModel, repo_id: str, license: str | None = None) -> str:
-    """YAML front matter and a page of Markdown: what is known of the model.
+    """Write a model's card: YAML front matter, and what is known of the model as Markdown.
 
     Args:
         model: The model, with its metadata.

@@ -38,7 +38,7 @@ def cache_folder() -> Path:
 
 
 def absence(path: Path) -> str:
-    """That there is no folder at ``path``, and which there are of nearly that name."""
+    """A message that there is no folder at ``path``, with existing folders of similar names."""
     near = " or ".join(repr(str(one)) for one in _near_folders(path))
     return f"there is no folder {str(path)!r}" + (f" (did you mean {near}?)" if near else "")
 

@@ -1,4 +1,4 @@
-"""A module tree as its arrays and all else that it is made of, and private copies of it.
+"""Takes a module tree apart into arrays and everything else, and makes private copies of it.
 
 MLX's transformations put placeholders into the modules that they trace, and training puts new
 weights there. What works on a copy leaves the model to other threads.
@@ -37,7 +37,7 @@ class Parts(NamedTuple):
 
 
 def parts(model: nn.Module) -> Parts:
-    """What a model is made of now."""
+    """The :class:`Parts` of a model as it is now."""
     arrays: list[mx.array] = []
     rest: list[Hashable] = []
     with _WEIGHTS:
@@ -46,7 +46,7 @@ def parts(model: nn.Module) -> Parts:
 
 
 def snapshot(model: AnyModule) -> AnyModule:
-    """A copy of the module tree with the same arrays: what is put into one is not in the other."""
+    """A copy of the module tree with the same arrays; replacing one there changes nothing here."""
     with _WEIGHTS:
         return rebuilt(model, lambda array: array)
 
@@ -74,7 +74,7 @@ def replace_weights(model: nn.Module, weights: Any) -> None:
 
 
 def rebuilt(model: AnyModule, array_for: Callable[[mx.array], mx.array]) -> AnyModule:
-    """A copy of the module tree that holds what ``array_for`` gives for each array, in order."""
+    """A copy of the module tree in which ``array_for`` replaces each array, in the tree's order."""
     return _rebuilt(model, array_for, {})
 
 

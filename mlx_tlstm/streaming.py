@@ -21,8 +21,8 @@ class StreamingSession:
     that ``model(x)`` gives for the whole sequence, up to the rounding of the matrix products,
     which sum in another order when they have one time step's rows. The stacked LSTM has delay 0.
 
-    An output is put to work but not waited for: reading it waits. Weights that change in between
-    are used from the next input on.
+    MLX computes an output in the background; reading it waits. Weights that change in between are
+    used from the next input on.
 
     Many sessions of one model may run at once, each in any thread, and from push to push in
     another, while the model trains in one more.
@@ -63,8 +63,8 @@ class StreamingSession:
             x: ``[B, R]``, or ``[R]`` for one sequence.
 
         Returns:
-            Logits ``[B, S]`` (or ``[S]``) that answer the input ``delay`` pushes before, and all
-            inputs up to it; ``None`` where there was none.
+            Logits ``[B, S]`` (or ``[S]``): the answer to the input ``delay`` pushes before, which
+            knows all inputs up to that one. ``None`` in the first ``delay`` pushes.
 
         Raises:
             ValueError: The shape or dtype is wrong or not that of the inputs before, or the
@@ -83,9 +83,10 @@ class StreamingSession:
         return logits if self._count > self.delay else None
 
     def flush(self) -> list[mx.array]:
-        """End the sequence: the answers to the last ``delay`` inputs, or to all where fewer came.
+        """End the sequence, and return the answers that are still on their way.
 
-        Each is as from :meth:`push`. After it comes :meth:`reset`.
+        These are the answers to the last ``delay`` inputs, or to all if there were fewer, each as
+        from :meth:`push`. Call :meth:`reset` before the next sequence.
 
         Raises:
             ValueError: The sequence has ended before.

@@ -15,14 +15,14 @@ from typing import Any, TextIO
 
 
 class SafeStream:
-    """A text stream in the place of another, which may be ``None``, as Python has a closed one.
+    """A text stream in place of another one, or of ``None``, which Python has for a closed one.
 
-    What the encoding has no character for is written as an escape, such as ``\\xb7``.
+    A character that the encoding lacks is written as an escape, such as ``\\xb7``.
 
     Args:
         stream: What to write to.
-        forgiving: Whether what cannot be written is dropped, from the first failure on; else it is
-            an ``OSError``.
+        forgiving: Whether output is dropped from the first failed write on; otherwise a failed
+            write raises ``OSError``.
     """
 
     def __init__(self, stream: TextIO | None, forgiving: bool) -> None:

@@ -75,7 +75,7 @@ def measure(
     pause: float = 0.05,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time callables in interleaved rounds A B C A B C …, so that drift of the machine hits all.
+    """Time callables in interleaved rounds A B C A B C …, so that all meet the same slow moments.
 
     Args:
         candidates: Callables by name. Each returns only when its work is done: it calls
@@ -132,8 +132,10 @@ class Machine:
         processor: Model of the CPU.
         cores: CPU cores that this process may use.
         device: MLX's default device and its model.
-        system, python, mlx: The operating system, and versions of Python and MLX.
-        blas: What does MLX's matrix products on the CPU.
+        system: The operating system.
+        python: Version of Python.
+        mlx: Version of MLX.
+        blas: The library that computes MLX's matrix products on the CPU.
         commit: Git commit of the checkout, "+ changes" where files differ; ``None`` outside one.
     """
 
@@ -148,7 +150,7 @@ class Machine:
 
     @property
     def slow_blas(self) -> bool:
-        """Whether figures are of the reference BLAS, some 30 times slower than OpenBLAS."""
+        """Whether MLX used the reference BLAS, which is some 30 times slower than OpenBLAS."""
         return self.device.startswith("cpu") and self.blas == _REFERENCE_BLAS
 
 

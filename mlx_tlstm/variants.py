@@ -29,15 +29,15 @@ class Variant:
 
     @property
     def causal(self) -> bool:
-        """Layer normalisation lets later inputs leak into an output, at depths above 1."""
+        """False if outputs may depend on later inputs: with layer normalisation, if L > 1."""
         return self.norm != "layer"
 
     def delay(self, depth: int) -> int:
-        """Steps between an input and its output at depth L, as the layer's ``delay``."""
+        """Time steps between an input and its output at depth L; the layer's ``delay``."""
         return 0 if self.kind is StackedLSTM else depth - 1
 
 
-#: The paper's (a) to (g), and ours beside them.
+#: All configurations by name: first the paper's (a) to (g), then four of ours.
 VARIANTS: dict[str, Variant] = {
     "slstm": Variant(StackedLSTM),
     "2d-tlstm": Variant(TLSTM, 1, 3, True),
@@ -69,8 +69,9 @@ def make_layer(
     Args:
         variant: Name of the configuration.
         input_size: R, width of an input.
-        hidden_size: M.
-        depth: L; the tensor size that gives it on every axis is P = L (K - K mod 2) / 2 (Eq. 9).
+        hidden_size: M, channels of each location.
+        depth: L, the time steps that an input takes to reach the output, or the number of stacked
+            layers. The tensor gets P = L (K - K mod 2) / 2 locations on every axis (Eq. 9).
         forget_bias: Starting bias of the forget gate; a tRNN has none and ignores it.
         kernel_size: K in place of the variant's.
         memory_init: See :class:`TLSTM`; only layers with memory convolution take another value.

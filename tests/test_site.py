@@ -71,6 +71,7 @@ def test_docstrings_are_rendered(site):
     for page in pages:
         seen = text(page)
         assert not re.search(r":(class|func|meth|attr|data|mod):|\.\. math|``|\*\*", seen), page
+        assert not re.search(r"<code>[^<]*<(strong|em)>", page.read_text()), page
         # Nothing from another machine: scripts, styles, fonts, pictures.
         assert not re.search(r"(?:src=|<link [^>]*href=)\"?(?:https?:)?//", page.read_text()), page
     layers = (site / "reference" / "layers" / "index.html").read_text()

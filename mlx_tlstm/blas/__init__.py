@@ -24,11 +24,12 @@ _reason = _INSTALL
 
 
 def preload() -> None:
-    """Let MLX find an OpenBLAS first, where MLX is not imported yet.
+    """Load an OpenBLAS that MLX uses in place of its own BLAS, if MLX is not imported yet.
 
-    The system's, or else that of the wheel ``scipy-openblas32``, which comes with this package.
-    The system's also takes the place of the library inside a PyTorch; where that is imported
-    already, so that the two will meet, only the wheel's is used, which does not.
+    It is the system's, or else that of the wheel ``scipy-openblas32``, which is installed with this
+    package.
+    The system's would also take the place of PyTorch's own library. If PyTorch is imported already,
+    only the wheel's is used, which leaves PyTorch alone.
     """
     global _reason
     if is_fast():
@@ -66,12 +67,12 @@ def is_fast() -> bool:
 
 
 def hint() -> str:
-    """Why products are slow where they are, and what helps."""
+    """If matrix products are slow, why, and what helps."""
     return f"MLX's Linux CPU build multiplies matrices slowly here: {_reason}"
 
 
 def name() -> str:
-    """The optimised library that :func:`is_fast` speaks of."""
+    """Name of the optimised library that MLX uses; see :func:`is_fast`."""
     if sys.platform == "darwin":
         return "Accelerate"
     library, prefix = wheel.loaded or ctypes.CDLL(None), "scipy_" if wheel.loaded else ""

@@ -1,4 +1,4 @@
-"""What all commands, and the scripts, are made of: click's, with output that cannot end them."""
+"""The classes of all commands and scripts: click's, but a failing output cannot end them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class _SafeMain(click.Command):
 
 
 class Command(_SafeMain):
-    """A command that fails in one line, and that a closed standard error does not end.
+    """A command that reports an error in one line, and that survives a closed standard error.
 
     Args:
-        keeps_results: Its results are in files: it goes on where nobody reads its output. Others
-            end, quietly where the reader of a pipe has gone.
+        keeps_results: Whether its results are in files. Then it goes on when nobody can read its
+            output any more. Other commands end, without a message if the reader of a pipe is gone.
     """
 
     def __init__(self, *arguments: Any, keeps_results: bool = False, **settings: Any) -> None:
@@ -41,6 +41,6 @@ class Command(_SafeMain):
 
 
 class Group(_SafeMain, click.Group):
-    """A command of such commands."""
+    """A command with subcommands, each a :class:`Command`."""
 
     command_class = Command

@@ -19,7 +19,7 @@ SAMPLES = 3
 
 
 def describe(task: Task) -> list[str]:
-    """Lines about a task's data: its sizes, its symbols, the shapes of a batch, a few samples."""
+    """Describe a task's data, a line each: sizes, symbols, shapes of a batch, a few samples."""
     sizes = [
         f"{name} {'generated at each step' if size is None else f'{size:,}'}"
         for name, size in task.split_sizes().items()
@@ -56,17 +56,16 @@ def _shape(array: Any) -> str:
 @click.option(
     "--data",
     type=UserPath(),
-    help="A text file for wikipedia, also alone in a zip, tar, gz, bz2 or xz; a folder of IDX or "
-    "parquet files for mnist and pmnist; "
-    "else the data is downloaded.",
+    help="Your own data: for wikipedia a text file, which may be packed as zip, tar, gz, bz2 or "
+    "xz; for mnist and pmnist a folder of IDX or parquet files. By default the data is downloaded.",
 )
-@click.option("--length", type=int, help="Size of the task, as in training.")
+@click.option("--length", type=int, help="Size of the task, as in mlx-tlstm train.")
 @click.option("--batch-size", type=int, help="Sequences in a training step.")
 @click.option(
     "--picture",
     type=UserPath(),
     metavar="FILE",
-    help="Draw test digits of mnist or pmnist to a .png, .pdf or .svg file.",
+    help="Draw a few test digits of mnist or pmnist into this .png, .pdf or .svg file.",
 )
 def data(
     task: str,
@@ -75,7 +74,7 @@ def data(
     batch_size: int | None,
     picture: Path | None,
 ) -> None:
-    """Make TASK's data ready, downloading what is missing, and describe it."""
+    """Download what is missing of TASK's data, and describe the data."""
     given = {
         "data": None if data is None else str(data),
         "length": length,

@@ -1,4 +1,4 @@
-"""Where a command runs: ``--device`` and ``--backend``, choices of this call and of no record."""
+"""Where a command runs: ``--device`` and ``--backend``, which no run or model stores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AUTO = "auto"
 
 
 def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--device`` to a click command, which runs there without knowing of it."""
+    """Add ``--device`` to a click command; it is MLX's default device while the command runs."""
 
     @functools.wraps(command)
     def on_device(*arguments: Any, device: str | None, **options: Any) -> Any:
@@ -36,12 +36,15 @@ def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--device",
         type=click.Choice(DEVICES),
-        help="Where MLX computes; else its default, the GPU where there is one.",
+        help="Where MLX computes; by default on the GPU if there is one.",
     )(on_device)
 
 
 def backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--backend`` to a click command, which takes that of its layers; below ``--device``."""
+    """Add ``--backend`` to a click command, which gets it as the argument ``backend``.
+
+    It is checked against the device, so :func:`device_option` has to stand above it.
+    """
 
     @functools.wraps(command)
     def with_backend(*arguments: Any, backend: str, **options: Any) -> Any:
@@ -58,7 +61,8 @@ def backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice([AUTO, *kernels.BACKENDS]),
         default=AUTO,
         show_default=True,
-        help="Kernels or plain operations (ops); auto takes the kernels that the device has.",
+        help="How layers compute: by plain MLX operations (ops) or by kernels (metal, cuda); auto "
+        "takes what suits the device.",
     )(with_backend)
 
 
@@ -67,10 +71,10 @@ def _refuse(option: str, message: str) -> NoReturn:
 
 
 def use_backend(model: SequenceModel, backend: str | None) -> None:
-    """Let ``backend`` run a loaded model's layer; ``None`` leaves it to the device.
+    """Set the backend of a loaded model's layer; ``None`` leaves it to the device.
 
     Raises:
-        ValueError: It does not run this layer.
+        ValueError: The backend cannot run this layer.
     """
     cell = model.layer.cell
     if not isinstance(cell, TensorCell):
@@ -80,7 +84,10 @@ def use_backend(model: SequenceModel, backend: str | None) -> None:
 
 
 def chosen(context: click.Context) -> str:
-    """The options that this command line has, each after a space, to be typed again."""
+    """The ``--device`` and ``--backend`` of this command line, to be repeated in another one.
+
+    Each option has a space before it.
+    """
     device, backend = context.params["device"], context.params["backend"]
     given = {"--device": device, "--backend": None if backend == AUTO else backend}
     return "".join(f" {option} {value}" for option, value in given.items() if value)

@@ -25,9 +25,9 @@ def clean_errors(bad_input: bool, go_on: str = "") -> Iterator[None]:
     """Turn expected errors into one line and an exit code: 2 for bad input, 1 for a failure.
 
     Args:
-        bad_input: Nothing runs yet but checks and loading, so that a ``ValueError`` or a missing
-            file is the caller's.
-        go_on: Follows the command that goes on with a run that was stopped.
+        bad_input: Whether a ``ValueError`` or a missing file is the user's mistake: true while
+            arguments are checked and files are loaded.
+        go_on: Options to add to the printed command that goes on with a stopped run.
     """
     callers = (ValueError, FileNotFoundError) if bad_input else ()
     try:

@@ -20,19 +20,31 @@ from mlx_tlstm.training.progress import causality_note
 
 @click.command(cls=Command)
 @click.argument("model", metavar="MODEL")
-@click.option("--split", type=click.Choice(["test", "validation"]), default="test")
-@click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], help="Of a run.")
+@click.option(
+    "--split",
+    type=click.Choice(["test", "validation"]),
+    default="test",
+    show_default=True,
+    help="Part of the data to evaluate on.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(WEIGHTS),
+    default=WEIGHTS[0],
+    show_default=True,
+    help="Which weights to take, where MODEL is a training run.",
+)
 @click.option(
     "--data",
     type=UserPath(),
-    help="Where the task's data is, if not where it was in training.",
+    help="Where the task's data is now, if it has moved since training.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    help="Sequences side by side, which changes no figure; else the task's own.",
+    help="Sequences to compute side by side; the figures do not depend on it.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print all as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @device_option
 @backend_option
 def evaluate(
@@ -46,7 +58,8 @@ def evaluate(
 ) -> None:
     """Print every metric of a trained model on its task.
 
-    MODEL is the folder of a training run, a saved model's, or a repository of the Hugging Face hub.
+    MODEL is the folder of a training run or of a saved model, or a repository of the Hugging Face
+    hub.
     """
     with clean_errors(bad_input=True):
         network = hub.load(model, weights)

@@ -22,26 +22,40 @@ from mlx_tlstm.runs import WEIGHTS
 @click.argument("model", metavar="MODEL")
 @click.option(
     "--prompt",
-    help="Text to go on from; else a line's end, or what comes next to it in the model's text.",
+    help="Text to go on from; by default a line's end or, if the model's text has none, a space.",
 )
 @click.option("--length", default=500, show_default=True, help="Bytes to generate.")
 @click.option(
-    "--temperature", default=1.0, show_default=True, help="Below 1 safer; 0 takes the likeliest."
+    "--temperature",
+    default=1.0,
+    show_default=True,
+    help="Below 1 likely bytes become likelier; 0 always takes the likeliest.",
 )
 @click.option(
     "--top-p",
     default=1.0,
     show_default=True,
-    help="Draw from the likeliest bytes that have this share of the probability.",
+    help="Draw only from the likeliest bytes, which together have this share of the probability.",
 )
-@click.option("--seed", default=0, show_default=True, help="Another seed, another text.")
-@click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], help="Of a run.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    help="Seed of the draws: the same seed gives the same text.",
+)
+@click.option(
+    "--weights",
+    type=click.Choice(WEIGHTS),
+    default=WEIGHTS[0],
+    show_default=True,
+    help="Which weights to take, where MODEL is a training run.",
+)
 @device_option
 @backend_option
 @click.option(
     "--raw",
     is_flag=True,
-    help="Print the bytes as they are, which a text that is not UTF-8 needs.",
+    help="Print bytes as they are, for texts that are not UTF-8.",
 )
 def generate(
     model: str,
@@ -54,10 +68,10 @@ def generate(
     backend: str | None,
     raw: bool,
 ) -> None:
-    """Print a text that goes on from a prompt, as it comes.
+    """Go on from a prompt with text from a language model, and print it while it is generated.
 
-    MODEL is the folder of a run on wikipedia, a saved model's, or a repository of the Hugging Face
-    hub.
+    MODEL is the folder of a run on wikipedia or of a saved model, or a repository of the Hugging
+    Face hub.
     """
     with clean_errors(bad_input=True):
         network = hub.load(model, weights)
@@ -97,7 +111,7 @@ def generate(
 
 
 def _cost(moments: list[float], delay: int, prompt: int) -> str:
-    """What a text took, from the moments of its start and of each byte."""
+    """What the generation of a text took, as a line; ``moments`` are its start and each byte's."""
     start, *later = moments
     steps = (
         f"each costs {delay + 1} steps: its own and {delay} to flush" if delay else "one step each"

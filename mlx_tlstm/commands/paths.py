@@ -11,9 +11,9 @@ from mlx_tlstm.paths import to_path
 
 
 class UserPath(click.Path):
-    """``click.Path`` as a :class:`pathlib.Path`: ``~`` is the home folder, and none is empty.
+    """A path on the command line: ``~`` is the home folder, and the empty path is refused.
 
-    A shell leaves the ``~`` of ``--out=~/run`` to the command.
+    A shell does not replace the ``~`` in ``--out=~/run``.
     """
 
     def __init__(self, **settings: Any) -> None:

@@ -15,13 +15,15 @@ from mlx_tlstm.commands.paths import UserPath
 @click.command(cls=Command)
 @click.argument("model", type=UserPath())
 @click.argument("repository")
-@click.option("--public", is_flag=True, help="Let everybody see a new repository.")
-@click.option("--license", help="The licence that you give the model, such as mit.")
+@click.option(
+    "--public", is_flag=True, help="Make a new repository public; by default it is private."
+)
+@click.option("--license", help="Licence of the model for its card, such as mit.")
 def push(model: Path, repository: str, public: bool, license: str | None) -> None:
     """Upload MODEL to REPOSITORY, user/name, on the Hugging Face hub.
 
-    MODEL is the folder of a training run, whose best weights go, or of a saved model. A card is
-    written beside it. Log in first, with `hf auth login` or the variable HF_TOKEN.
+    MODEL is the folder of a training run, of which the best weights are uploaded, or of a saved
+    model. A model card is added. Log in first, with `hf auth login` or the variable HF_TOKEN.
     """
     with clean_errors(bad_input=True):
         address = hub.push(model, repository, private=not public, license=license)
@@ -31,9 +33,9 @@ def push(model: Path, repository: str, public: bool, license: str | None) -> Non
 @click.command(cls=Command)
 @click.argument("repository")
 @click.argument("folder", type=UserPath())
-@click.option("--revision", help="Branch, tag or commit; else the main branch.")
+@click.option("--revision", help="Branch, tag or commit; by default the main branch.")
 def pull(repository: str, folder: Path, revision: str | None) -> None:
-    """Download the model in REPOSITORY, user/name, on the Hugging Face hub to a new FOLDER."""
+    """Download a model from the Hugging Face hub into a new FOLDER; REPOSITORY is user/name."""
     with clean_errors(bad_input=True):
         hub.pull(repository, revision).save(folder)
     click.echo(f"saved in {folder}")

@@ -1,4 +1,4 @@
-"""What a task is: a source of batches that knows its sizes, its loss positions and its metric."""
+"""The base class of tasks: batches, their sizes, the positions of the loss, and the metric."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Task(ABC):
     name: ClassVar[str]
     #: "accuracy" (share of right symbols or classes) or "bpc" (bits per character).
     metric: ClassVar[str] = "accuracy"
-    #: Split that the training loop evaluates on and picks its best weights by.
+    #: Split that training evaluates on, and by which it picks the best weights.
     monitor: ClassVar[str] = "validation"
     #: Value of the metric at which training may stop early; ``None`` never stops early.
     solved_at: ClassVar[float | None] = None
     #: What :meth:`split_sizes` counts.
     unit: ClassVar[str] = "sequences"
-    #: True where whole sequences being right is a figure of interest.
+    #: Whether evaluations also report the share of sequences that are right as a whole.
     reports_sequences: ClassVar[bool] = False
 
     def __init__(self, config: TrainingConfig) -> None:
@@ -52,15 +52,15 @@ class Task(ABC):
     #: R, width of an input, and S, number of classes; set by the constructor.
     input_size: int
     output_size: int
-    #: Entries of an input that are not zero as a rule: 1 where symbols become one-hot rows.
+    #: How many entries of an input are usually not zero: 1 for symbols, which become one-hot rows.
     input_fan_in: int
     #: T, steps of one training sequence.
     steps: int
-    #: Training sequences in one pass over the data; ``None`` where samples are generated.
+    #: Training sequences in one pass over the data; ``None`` if samples are generated.
     samples_per_epoch: int | None = None
-    #: What belongs beside an evaluation's figures for them to be compared.
+    #: What a reader has to know to compare an evaluation's figures, such as the number of streams.
     evaluation_note: str = ""
-    #: The byte value of each symbol, of tasks on text.
+    #: The byte value of each symbol; ``None`` for tasks that are not on text.
     symbols: bytes | None = None
     #: Steps whose negative log-likelihood is trained on (Eq. 30).
     loss_positions: slice = slice(None)
@@ -92,7 +92,7 @@ class Task(ABC):
 
     @classmethod
     def shorter_lengths(cls, length: int) -> Sequence[int]:
-        """What ``config.length`` may be below ``length``, the longest first."""
+        """The values of ``config.length`` below ``length``, largest first."""
         return range(length - 1, 0, -1)
 
     @abstractmethod
@@ -105,15 +105,15 @@ class Task(ABC):
 
     @abstractmethod
     def split_sizes(self) -> dict[str, int | None]:
-        """How much each split has, in :attr:`unit`; ``None`` where it is generated on the way."""
+        """Size of each split, in :attr:`unit`; ``None`` for one that is generated in training."""
 
     def facts(self) -> dict[str, str]:
-        """What else a person wants to know of the data, by name."""
+        """Other facts about the data for ``mlx-tlstm data``, by name."""
         return {}
 
     @abstractmethod
     def sample_lines(self, batch: Batch, row: int) -> list[str]:
-        """A sequence of a batch as lines of text."""
+        """Sequence ``row`` of a batch as lines of text."""
 
     @property
     def train_steps(self) -> int:

@@ -140,7 +140,7 @@ def load_mnist_from_hub() -> DatasetDict:
 
 
 def _hub_failure(endpoint: str) -> str | None:
-    """Why the hub cannot be reached, asked once and briefly; ``None`` where it answers."""
+    """Ask the hub once, briefly: the reason why it cannot be reached, or ``None`` if it answers."""
     from huggingface_hub.utils import get_session
 
     try:

@@ -26,7 +26,7 @@ class GeneratedTask(Task):
     validation and 100 test samples depend on ``config.length`` alone.
 
     Raises:
-        ValueError: ``config.data`` is given, which nothing here would read.
+        ValueError: ``config.data`` is given, but these tasks generate their data.
     """
 
     monitor = "test"

@@ -83,7 +83,7 @@ def _idx_names(part: str) -> list[str]:
 
 
 def _find_idx(folder: Path) -> dict[str, dict[Path, Path]]:
-    """By part and by the folder that holds it, nearest first, the IDX files below ``folder``."""
+    """The IDX files below ``folder``, for each part by the folder that has it, nearest first."""
     found: dict[str, dict[Path, Path]] = {part: {} for part in _PARTS}
     for part, level in itertools.product(_PARTS, _LEVELS):
         for name in _idx_names(part):

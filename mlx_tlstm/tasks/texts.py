@@ -1,4 +1,4 @@
-"""A user's text as bytes: out of the archive that it is packed in, and nothing that is no text.
+"""Reads a user's text as bytes: unpacks it from an archive, and refuses files that are no text.
 
 First bytes decide, never a file's name. What they do not give away is taken as it is: text of any
 encoding that has single bytes for its line ends, or any bytes at all.
@@ -96,9 +96,9 @@ _HEAD = 1 << 16
 
 
 def read_text(path: Path, owner: str) -> bytes:
-    """The bytes of a text file; of an archive those of the one file that it holds.
+    """The bytes of a text file or, if it is an archive, of the one file in it.
 
-    zip, tar, gzip, bzip2, xz and lzma are read, also one in another.
+    Archives may be zip, tar, gzip, bzip2, xz or lzma, also one inside another.
 
     Args:
         path: The file.
@@ -209,7 +209,7 @@ _ARCHIVES: tuple[tuple[str, Callable[[bytes], bool], Callable[[bytes], bytes]], 
 
 
 def _foreign(data: bytes) -> str | None:
-    """What data is that is no text; ``None`` where nothing says so."""
+    """What kind of file data is, if its bytes show that it is no text; else ``None``."""
     kind = next((kind for start, kind in _FOREIGN.items() if data.startswith(start)), None)
     if kind is not None:
         return kind

@@ -44,7 +44,7 @@ class Wikipedia(Task):
         ValueError: The file is no text, or too small for ``batch_size`` streams of ``length``
             bytes.
         FileNotFoundError: There is no such file.
-        DataUnavailableError: enwik8 cannot be had.
+        DataUnavailableError: enwik8 can neither be downloaded nor found in the cache.
     """
 
     name = "wikipedia"

@@ -27,7 +27,7 @@ class CheckpointError(ValueError):
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Checkpoint:
-    """One checkpoint; the later written is the larger.
+    """One checkpoint. Of two, the one that was written later compares as greater.
 
     Attributes:
         number: Counts the checkpoints of a run in the order they were written.
@@ -58,7 +58,7 @@ class Checkpoint:
                 raise CheckpointError(f"{name} is not the file that {MANIFEST_FILE} describes")
 
     def files(self) -> set[str]:
-        """Names of its files but the manifest."""
+        """Names of the checkpoint's files without the manifest."""
         return set(self._manifest())
 
     def _manifest(self) -> dict[str, tuple[int, str]]:
@@ -113,7 +113,7 @@ class CheckpointStore:
             shutil.rmtree(leftover)
 
     def all(self) -> list[Checkpoint]:
-        """What is there, newest first, damaged ones included."""
+        """All checkpoints, damaged ones too, newest first."""
         if not self.path.is_dir():
             return []
         matches = [(_NAME.fullmatch(path.name), path) for path in self.path.iterdir()]
@@ -123,8 +123,8 @@ class CheckpointStore:
     def write(self, step: int, files: Mapping[str, Callable[[Path], object]]) -> Checkpoint:
         """Write a checkpoint, then remove those that it replaces.
 
-        Besides the old ones, these are checkpoints of later steps: training went back before
-        them.
+        It replaces those that are too old to keep, and those of later steps, which are left over
+        from before training went back.
 
         Args:
             step: Training steps done.
@@ -154,13 +154,13 @@ class CheckpointStore:
         return checkpoint
 
     def remove(self, checkpoint: Checkpoint) -> None:
-        """Remove a checkpoint, which is never seen half removed."""
+        """Remove a checkpoint; it is renamed first, so that no half of it is taken for a whole."""
         going = checkpoint.path.with_name(TEMPORARY + checkpoint.path.name)
         os.rename(checkpoint.path, going)
         shutil.rmtree(going)
 
     def newest(self, before: float = math.inf) -> tuple[Checkpoint | None, list[Damage]]:
-        """The newest whole checkpoint of less than ``before`` steps, and the damaged ones after."""
+        """The newest whole checkpoint of fewer than ``before`` steps; the damaged newer ones."""
         damaged: list[Damage] = []
         for checkpoint in self.all():
             if checkpoint.step >= before:

@@ -21,5 +21,5 @@ class NonFiniteError(ArithmeticError):
 
     @property
     def updates(self) -> int:
-        """Updates of the weights before the value was computed."""
+        """How often the weights had been updated when the value was computed."""
         return self.step if self.batch is None else self.batch

@@ -30,7 +30,7 @@ from mlx_tlstm.training.rebatching import rebatched
 
 @dataclasses.dataclass
 class Totals:
-    """Sums over the batches of a split, and what they are sums over."""
+    """Sums over the batches of a split, and how many values each sum has."""
 
     loss: float = 0.0
     predictions: int = 0
@@ -43,11 +43,11 @@ class Totals:
 def evaluate(
     model: SequenceModel, task: Task, split: str, on_batch: Callable[[], object] | None = None
 ) -> dict[str, float]:
-    """The task's own metrics of a model over the whole of a split, as training takes them.
+    """Compute the metrics that training records, of a model over a whole split.
 
     Args:
-        model: It is left as it is: a copy in evaluation mode, with the weights that the model has
-            now, is what runs.
+        model: The model. It is not changed: a copy of it runs, in evaluation mode and with the
+            weights of now.
         task: The task that the model was built for.
         split: ``"validation"`` or ``"test"``.
         on_batch: Called before each batch; what it raises ends the evaluation.
@@ -71,7 +71,7 @@ def evaluate(
 def evaluate_all(
     model: SequenceModel, task: Task, split: str, batch_size: int | None = None
 ) -> dict[str, float]:
-    """Every metric of a model over the whole of a split.
+    """Compute all metrics of a model over a whole split.
 
     The result does not depend on the batch size, but for the rounding of sums. Text is read in
     the task's own number of streams in any case: a smaller batch size reads some of them after
@@ -81,12 +81,12 @@ def evaluate_all(
         model: See :func:`evaluate`.
         task: See :func:`evaluate`.
         split: See :func:`evaluate`.
-        batch_size: Sequences side by side at most; ``None`` takes the task's own batches.
+        batch_size: Most sequences to compute side by side; ``None`` takes the task's own batches.
 
     Returns:
-        What :func:`evaluate` does, with ``accuracy`` for text too, and the numbers behind the
-        figures: of ``predictions`` in the loss, of ``answers``, and of ``sequences`` where the
-        task reports whole ones.
+        What :func:`evaluate` returns, with ``accuracy`` for text too, and what the figures are
+        means over: the numbers of ``predictions`` in the loss, of ``answers`` in the accuracy and,
+        where the task reports ``sequence_accuracy``, of ``sequences``.
 
     Raises:
         ValueError: The task has no such split, or ``batch_size`` is no positive integer.
@@ -202,7 +202,7 @@ def load_run(
     Args:
         path: The run's folder.
         weights: ``"best"`` or ``"last"``.
-        data: Where the task's data is, if not where it was in training.
+        data: Where the task's data is now, if it has moved since training.
 
     Raises:
         ValueError: The folder holds no run, or one of its files is missing, damaged, or does not

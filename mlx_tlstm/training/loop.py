@@ -41,36 +41,39 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class Callback:
-    """What may be told about a run; trackers override what they need."""
+    """Base of callbacks: methods that training calls; override those that you need."""
 
     def on_start(self, trainer: Trainer) -> None:
-        """Before the first step, of a resumed run too: ``trainer.step`` says which it is."""
+        """Called before the first step, or before the first one after a resumption.
+
+        ``trainer.step`` says how many steps were done before.
+        """
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        """After each step."""
+        """Called after each step."""
 
     def on_note(self, text: str) -> None:
-        """When something happened that the user should know, in a line of text."""
+        """Called with a line of text when something happened that the user should know."""
 
     def on_evaluation(self, record: Record) -> None:
-        """After each evaluation, with the record that ``metrics.jsonl`` got."""
+        """Called after each evaluation, with the record that was added to ``metrics.jsonl``."""
 
     def on_end(self) -> None:
-        """Once at the end, however training ended."""
+        """Called once at the end, also after an error."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         folder: Where its files are.
         model: The model with its best weights.
-        best: The record with the best value of the task's metric, the first of equals.
+        best: The record with the best value of the task's metric; of several, the first.
         last: The last record.
         test: Metrics of the best weights on the test split, as in ``test.json``.
         solved: Whether the metric reached the task's ``solved_at``.
-        seconds: How long it took, the test included, and the parts before it was resumed.
+        seconds: How long it took in all, with the test and, for a resumed run, what came before.
     """
 
     folder: Path
@@ -104,8 +107,8 @@ def resume(
 ) -> Result:
     """Go on with a run that was stopped or killed: :func:`reopen`, then :func:`train`.
 
-    What comes of it, bit for bit, is what would have come of a run that was never stopped, but for
-    the times in it; on another device or ``backend``, up to rounding.
+    The result is that of a run that was never stopped, bit for bit but for the recorded times; on
+    another device or ``backend``, up to rounding.
 
     Args:
         path: The run's folder.
@@ -289,7 +292,7 @@ def _remember_data(run: RunFolder) -> None:
 def _to_the_end(
     session: Session, callbacks: Sequence[Callback], check_stop: Callable[[], None]
 ) -> Record:
-    """All that is left of training, and the test."""
+    """The remaining training, then the test."""
     try:
         _run_steps(session, callbacks, check_stop)
         return _test(session, check_stop)
@@ -321,7 +324,7 @@ def _run_steps(
 
 @contextlib.contextmanager
 def _leading(workers: Workers) -> Iterator[None]:
-    """Let the other workers end, however training ends."""
+    """Tell the other workers to end when training ends, also after an error."""
     try:
         yield
     finally:

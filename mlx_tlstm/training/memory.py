@@ -41,7 +41,7 @@ class StepSizes:
         cell: The layer's cell.
         parameters: Trained numbers in the model.
         rows: B, the sequences that go through the network at once.
-        parts: How often that happens in one step; see ``TrainingConfig.accumulate``.
+        parts: How many such parts a training step has; see ``TrainingConfig.accumulate``.
         steps: T, time steps of a sequence.
         loss_steps: Time steps with a loss.
         output_size: S.
@@ -61,7 +61,7 @@ class StepSizes:
     def of(
         cls, config: TrainingConfig, task: Task, model: SequenceModel, workers: int = 1
     ) -> StepSizes:
-        """Those of a configuration, its task and its model, which need not be evaluated."""
+        """The sizes of a step of ``config``; the model's weights need not be evaluated."""
         steps = task.sequence_steps(config.length)
         return cls(
             cell=model.layer.cell,
@@ -78,8 +78,8 @@ class StepSizes:
 def predict(sizes: StepSizes) -> int:
     """Bytes at the peak of a training step, as ``mx.get_peak_memory()`` counts them.
 
-    On the CPU it is within 15 % of what is measured. For kernels it is the same account, never
-    measured on a GPU.
+    On the CPU it is within 15 % of what is measured. With kernels it was never compared with a
+    measurement on a GPU.
     """
     each, cell = StepBytes.of(sizes.cell, sizes.rows, sizes.recompute), sizes.cell
     size = cell.weight.dtype.size
@@ -160,7 +160,7 @@ def require_fits(
 def _fitting_changes(
     sizes: StepSizes, config: TrainingConfig, task: Task, workers: int, allowed: int
 ) -> list[str]:
-    """The nearest value of each setting with which, the others kept, a step fits."""
+    """For each setting the value nearest to the present one that alone makes a step fit."""
 
     def fits(**changes: object) -> bool:
         return predict(dataclasses.replace(sizes, **changes)) <= allowed
@@ -192,7 +192,7 @@ def _fitting_changes(
 
 
 def _first(values: Sequence[int], fits: Callable[[int], bool]) -> int | None:
-    """The first of the values that fits, where all behind one that fits do too."""
+    """The first of the values that fits; all values behind one that fits have to fit too."""
     index = bisect.bisect_left(values, True, key=fits)
     return values[index] if index < len(values) else None
 

@@ -17,7 +17,7 @@ from mlx_tlstm.variants import VARIANTS, make_layer
 
 
 def check_layer(config: TrainingConfig, backend: str | None = None) -> None:
-    """Raise ``ValueError`` where the settings name no layer, or one that ``backend`` cannot run.
+    """Raise ``ValueError`` if the settings name no layer, or one that ``backend`` cannot run.
 
     Cheap, and needs no data.
     """
@@ -33,7 +33,7 @@ def lag_forget_bias(steps: int) -> float:
 def build_model(config: TrainingConfig, task: Task, backend: str | None = None) -> SequenceModel:
     """The untrained model of a configuration; ``config.seed`` decides its weights.
 
-    ``backend`` is the layer's, as of :class:`mlx_tlstm.TLSTM`.
+    ``backend`` is passed to the layer; see :class:`mlx_tlstm.TLSTM`.
 
     Raises:
         ValueError: The settings name no layer.

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a line at the start, and a bar, or a line an evaluation."""
+"""What a run shows on the terminal: a first line, then a progress bar or a line an evaluation."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Progress(Callback):
     """Shows a run on the terminal.
 
     Args:
-        bar: A progress bar on standard error, or else a line for each evaluation on standard
-            output; ``None`` takes the bar where standard error is a terminal.
+        bar: True for a progress bar on standard error, False for a line for each evaluation on
+            standard output; ``None`` takes the bar if standard error is a terminal.
     """
 
     def __init__(self, bar: bool | None = None) -> None:

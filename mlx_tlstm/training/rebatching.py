@@ -13,9 +13,9 @@ Segment = list[Batch]
 
 
 def rebatched(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The rows of ``batches`` in the same order, ``size`` side by side where so many are alike.
+    """The sequences of ``batches`` in the same order, in batches of ``size`` sequences at most.
 
-    Rows that go on from batch to batch are followed to their end before the next ones start.
+    Sequences that go on from batch to batch are followed to their end before the next ones start.
     """
     held: Segment = []
     for segment in _segments(batches):

@@ -37,5 +37,5 @@ class StepTotals:
 
 
 def better(metric: str, value: float, other: float) -> bool:
-    """Whether a value of a metric beats another: more accuracy, fewer bits per character."""
+    """Whether a value of a metric beats another: higher accuracy, fewer bits per character."""
     return value < other if metric == "bpc" else value > other

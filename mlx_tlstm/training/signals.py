@@ -17,7 +17,7 @@ STOP_WORDS = {
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that end this process: of a terminal that is closed not under ``nohup``."""
+    """The signals that end this process; under ``nohup`` a closed terminal's is not one of them."""
     # The other two are handled even if ignored: shells ignore Ctrl-C for jobs in the background,
     # and launch.py both for what it starts.
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -25,7 +25,7 @@ def stop_signals() -> list[signal.Signals]:
 
 
 class StopRequested(KeyboardInterrupt):
-    """Raised where the run is whole, once a signal has asked it to stop.
+    """Raised after a signal asked the run to stop, at the next point where it can be left.
 
     Attributes:
         signal_number: The signal that asked.
@@ -40,12 +40,13 @@ class StopRequested(KeyboardInterrupt):
 def deferred_stop(
     elsewhere: Callable[[], bool] = lambda: False,
 ) -> Iterator[Callable[[], None]]:
-    """Hold the stop signals back until the function that is yielded is called, which then raises.
+    """Remember a stop signal, and let the caller choose when to stop.
 
-    A second signal is not held back: it finds the handlers from before. A SIGHUP is no second one,
-    as a shell and the system may both send it when a terminal is closed. Outside the main thread
-    Python delivers no signals, and nothing changes. Where ``elsewhere`` says that another process
-    was asked, it counts as a SIGTERM here.
+    The context yields a function; the first call of it after a signal raises
+    :class:`StopRequested`. A second signal is not held back: the handlers from before take it. A
+    second SIGHUP does not count, as a shell and the system may both send one when a terminal is
+    closed. Outside the main thread Python delivers no signals, and nothing changes. When
+    ``elsewhere`` returns True, another process was asked to stop, which counts as a SIGTERM here.
     """
     received: list[int] = []
     previous: dict[int, object] = {}

@@ -1,4 +1,4 @@
-"""Bytes that one time step takes in a training step, by kind of layer and by what runs it."""
+"""How many bytes a time step takes in training, for each kind of layer and for kernels."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ class StepBytes:
     """Bytes of one time step of B sequences.
 
     Args:
-        state: The state after it, kept until the backward pass has gone by.
-        residuals: What the forward pass keeps besides.
-        pending: What waits for the weight gradient: hidden state and gradient of the activations.
-        gathered: What the weight gradient makes of them: their copies, and the rows of a product.
-        transient: What a step of the backward pass makes and drops again.
-        ahead: Steps of which that is alive at once.
-        turn: Time steps that one turn of the weight gradient takes.
+        state: The state after the step, kept until the backward pass has used it.
+        residuals: What the forward pass keeps for the backward pass besides.
+        pending: What is kept until the weight gradient is computed: the hidden state and the
+            gradient of the activations.
+        gathered: What the computation of the weight gradient adds: copies of these, and the rows
+            of a matrix product.
+        transient: What a step of the backward pass allocates and frees again.
+        ahead: Number of steps whose ``transient`` is in memory at once.
+        turn: Number of time steps whose weight gradient is computed at once.
     """
 
     state: int
@@ -48,11 +50,11 @@ class StepBytes:
 
     @classmethod
     def of(cls, cell: RecurrentCell, rows: int, recompute: bool) -> StepBytes:
-        """Those of a cell on the default device.
+        """The bytes that a time step of ``cell`` takes on the default device.
 
         Args:
-            cell: The cell; it need not be evaluated.
-            rows: B.
+            cell: The cell; its weights need not be evaluated.
+            rows: B, the number of sequences.
             recompute: Whether the backward pass computes activations anew.
         """
         transition = cell.active_transition(rows)
@@ -69,7 +71,7 @@ class StepBytes:
 
 
 def _state(cell: RecurrentCell, rows: int) -> tuple[int, int]:
-    """Bytes of the hidden state, and of the whole state."""
+    """Bytes of the hidden state alone, and of the whole state."""
     elements = rows * math.prod(cell.state_shape)
     sizes = [dtype.size for dtype in cell.state_dtypes()]
     return elements * sizes[0], elements * sum(sizes)

@@ -1,6 +1,6 @@
 """Experiment trackers behind callbacks: TensorBoard, trackio, Weights & Biases.
 
-Each is an extra of its own, imported only where it was asked for.
+Each is an extra of its own, and is imported only when a run asks for it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class TrackerError(RuntimeError):
 class Tracker(Callback, abc.ABC):
     """Sends the numbers of each record of ``metrics.jsonl`` to a tracker, by the training step.
 
-    What fails once training is on its way costs the tracking, not the training: a warning on
-    standard error, and nothing is sent from there on.
+    When the tracker fails during training, a warning goes to standard error, nothing more is sent,
+    and training goes on.
 
     Args:
         module: The tracker's package.
@@ -95,7 +95,7 @@ class Tracker(Callback, abc.ABC):
 
     @abc.abstractmethod
     def open(self, settings: dict[str, Any], step: int) -> Any:
-        """Open the run before ``step``, which is above 0 where it goes on, and return it."""
+        """Open the tracker's run and return it; ``step`` is above 0 if the training is resumed."""
 
     @abc.abstractmethod
     def log(self, numbers: dict[str, float], step: int) -> None:

@@ -64,20 +64,21 @@ class Trainer:
 
     Args:
         config: The settings. Their combination is checked before any data is loaded.
-        workers: The processes that train together; each has such a trainer, whose methods the
-            first calls and the others follow.
-        backend: What runs the layer here, as of :class:`mlx_tlstm.TLSTM`; no part of a run.
+        workers: The processes that train together. Each has a trainer; the first process calls its
+            methods, and the others do the same by :meth:`follow`.
+        backend: What runs the layer in this process; see :class:`mlx_tlstm.TLSTM`. No run keeps
+            it.
 
     Attributes:
         config: As given.
         workers: As given.
-        task: The task it names.
+        task: The task that ``config`` names.
         model: The model, in ``config.dtype``. Other threads may sample from it at any time.
         weights: The trained weights, in float32.
         optimizer: Adam with bias correction.
         step: Number of steps done.
-        carried: Layer state after the last step; the next batch goes on from it, as from a
-            constant, unless it is fresh.
+        carried: Layer state after the last step. The next batch goes on from it, without a gradient
+            through it, unless that batch is fresh.
 
     Raises:
         ValueError: A setting does not fit the task or the variant, or ``backend`` the machine.
@@ -254,7 +255,7 @@ class Trainer:
 
     @property
     def finite(self) -> bool:
-        """Whether all weights are."""
+        """Whether all weights are finite."""
         return all(mx.isfinite(array).all().item() for _, array in tree_flatten(self.weights))
 
     def require_finite(self, name: str, value: float, batch: int | None = None) -> None:

@@ -1,8 +1,9 @@
 """Several processes that train one model, each on its share of every batch.
 
-The first leads: it alone decides, evaluates and writes. Before each operation that all take part in
-it says which comes, and the others, who wait for that in :func:`mlx_tlstm.training.follow`, do the
-same. All communication is sums over ``mx.distributed``'s group, which every process has to join.
+The first process leads: it alone decides, evaluates and writes files. Before each operation that
+all processes take part in, it announces the operation; the others wait for that in
+:func:`mlx_tlstm.training.follow` and then do the same. All communication is made of sums over
+``mx.distributed``'s group, in which every process has to take part.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class WorkerLostError(RuntimeError):
 
 @dataclasses.dataclass
 class Workers:
-    """This process among those that ``mlx.launch`` started; alone without it.
+    """The processes that ``mlx.launch`` started, seen from this one; without it there is one.
 
     Args:
         rank: Number of this process, from 0.
@@ -43,7 +44,7 @@ class Workers:
 
     @classmethod
     def launched(cls) -> Workers:
-        """As ``mlx.launch`` started this process."""
+        """The workers among which ``mlx.launch`` started this process."""
         group = mx.distributed.init()
         return cls(group.rank(), group.size())
 
@@ -64,14 +65,15 @@ class Workers:
         return slice(self.rank * count, (self.rank + 1) * count)
 
     def announce(self, operation: str) -> None:
-        """In the first process: what all do next. The others answer whether they should stop."""
+        """In the first process: tell all what comes next, and hear whether they should stop."""
         if self.size > 1:
             number = OPERATIONS.index(operation)
             _, stops = self._exchange(number, False)
             self.stop_asked = self.stop_asked or stops
 
     def awaited(self, stop: bool) -> str:
-        """In another process: wait for what the first announces; ``stop`` asks it to end.
+        """In another process: wait for what the first announces; ``stop`` asks it to end
+        training.
 
         Raises:
             WorkerLostError: A process of the group is gone.
@@ -92,20 +94,20 @@ class Workers:
         return tree_map(lambda array: mx.distributed.all_sum(array) / self.size, tree)
 
     def joined(self, tree: Any) -> Any:
-        """Shares behind one another along the batch axis, which is the first."""
+        """The shares of all processes, joined along the batch axis, which is the first."""
         if self.size == 1:
             return tree
         return tree_map(mx.distributed.all_gather, tree)
 
     def from_first(self, tree: Any) -> Any:
-        """The first process's arrays, for all; the others give some of the same shapes."""
+        """The first process's arrays, in all processes; the others pass some of the same shapes."""
         if self.size == 1:
             return tree
         zero_unless_first = tree if self.first else tree_map(mx.zeros_like, tree)
         return tree_map(mx.distributed.all_sum, zero_unless_first)
 
     def text_from_first(self, text: str) -> str:
-        """The first process's text, for all."""
+        """The first process's text, in all processes."""
         if self.size == 1:
             return text
         raw = text.encode()
@@ -116,7 +118,7 @@ class Workers:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Tell errors of the communication from others.
+        """Turn errors of the communication into :class:`WorkerLostError`.
 
         Raises:
             WorkerLostError: A process of the group is gone.

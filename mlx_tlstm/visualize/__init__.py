@@ -1,7 +1,7 @@
-"""Looking into layers and runs: what every step computed, and what came of training.
+"""Shows what layers compute at every step, and how training went.
 
-Each drawing takes an Axes of the caller's or makes a figure, and returns the figure; none touches
-pyplot's state.
+Each ``draw_`` function draws into the Axes that it is given, or makes a figure, and returns the
+figure; none changes pyplot's state.
 """
 
 from mlx_tlstm.visualize.canvas import save_figure

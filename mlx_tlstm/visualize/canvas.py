@@ -54,7 +54,9 @@ def canvas(owner: str, axes: Axes | None, size: tuple[float, float]) -> tuple[Fi
 
 
 def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write ``stem`` with ``.png`` and ``.svg`` added, in folders that are made; both paths.
+    """Write a figure as ``stem`` with ``.png`` and with ``.svg`` added, and return both paths.
+
+    Folders that are missing are made.
 
     Raises:
         ValueError: ``stem`` does not end in a name.

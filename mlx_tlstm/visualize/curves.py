@@ -53,7 +53,7 @@ _MARKERS_A_LINE = 8
 
 
 def shown_settings(config: TrainingConfig) -> dict[str, Any]:
-    """Settings by which runs are told apart, of data its name without the folder.
+    """The settings that tell runs apart, by name; of the path of data only the last part.
 
     Seeds, budgets, checkpoints and what changes no result are none.
     """
@@ -72,13 +72,13 @@ def differing_settings(configs: Sequence[TrainingConfig]) -> list[str]:
 def draw_learning_curves(
     runs: Sequence[RunFolder | str | Path], metric: str | None = None, axes: Axes | None = None
 ) -> Figure:
-    """Draw a metric over the training samples, a line a run.
+    """Draw a metric over the training samples, a line for each run.
 
-    Runs are labelled by the settings in which they differ; those that differ in their seeds only
+    Runs are labelled by the settings in which they differ; runs that differ only in their seeds
     look the same. Where several settings share a variant, the later ones are lighter.
 
     Args:
-        runs: The runs, or paths of their folders; their tasks may differ, where they have one
+        runs: The runs, or paths of their folders. Their tasks may differ if these have the same
             metric.
         metric: One of :data:`METRICS`; ``None`` takes the task's own.
         axes: Where to draw; ``None`` makes a figure.
@@ -88,7 +88,7 @@ def draw_learning_curves(
 
     Raises:
         ValueError: There are no runs, a folder holds none, a run has no evaluation yet or none
-            with the metric, or tasks of several metrics meet.
+            with the metric, or the tasks have different metrics.
     """
     owner = "draw_learning_curves"
     one = (RunFolder, str, os.PathLike)

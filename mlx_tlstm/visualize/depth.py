@@ -32,22 +32,22 @@ def draw_by_depth(
     axes: Axes | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Draw figures over the depth, a line a variant: medians, and the range over the seeds.
+    """Draw values over the depth, a line for each variant: medians, and the range over the seeds.
 
-    Where there are several seeds the lines stand a little beside one another.
+    With several seeds each line is moved a little to the side, so that ranges do not overlap.
 
     Args:
         points: For each variant and depth the values of its seeds. What is missing, or has no
             values, is a gap.
         ylabel: What the values are, with their unit.
         axes: Where to draw; ``None`` makes a figure.
-        labels: For some variants, what the legend says in place of the name.
+        labels: Text for the legend in place of a variant's name, by variant; some may be missing.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: There is no value, or a variant, depth or value is none.
+        ValueError: There is no value, or something is no variant, no depth or no number.
     """
     owner = "draw_by_depth"
     points = {
@@ -70,10 +70,11 @@ def draw_by_depth(
 
 
 def draw_runtime(points: Mapping[str, Mapping[int, Timing]], axes: Axes | None = None) -> Figure:
-    """Draw run times over the depth, a line a variant: medians and quartiles over the rounds.
+    """Draw run times over the depth, a line for each variant: medians and quartiles of the rounds.
 
-    The legend says what the greatest depth costs, in times of the smallest: 1 is a run time that
-    does not depend on the depth. The axis is logarithmic where times span more than a factor of 10.
+    The legend has the time of the greatest depth divided by that of the smallest: 1 is a run time
+    that does not depend on the depth. The axis is logarithmic where times span more than a factor
+    of 10.
 
     Args:
         points: For each variant and depth the rounds, in milliseconds per timestep per example.
@@ -83,8 +84,8 @@ def draw_runtime(points: Mapping[str, Mapping[int, Timing]], axes: Axes | None =
         The figure.
 
     Raises:
-        ValueError: There is no time, a variant or depth is none, or depths have unequally many
-            rounds.
+        ValueError: There is no time, something is no variant or no depth, or the depths have
+            different numbers of rounds.
     """
     owner = "draw_runtime"
     medians = [timing.median for by_depth in points.values() for timing in by_depth.values()]

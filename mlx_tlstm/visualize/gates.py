@@ -23,7 +23,7 @@ def draw_gate_saturation(
     high: float = 0.9,
     axes: Axes | None = None,
 ) -> Figure:
-    """Draw how often each gate is as good as shut (below ``low``) or open (above ``high``).
+    """Draw how often each gate is nearly shut (below ``low``) or nearly open (above ``high``).
 
     Args:
         recording: From :func:`record`; shares are taken over all its sequences, steps, channels.

@@ -26,7 +26,7 @@ def draw_memory_maps(
     steps: Sequence[int] | None = None,
     axes: Axes | None = None,
 ) -> Figure:
-    """Draw the channel means of the memory cell at all locations, a small map a step.
+    """Draw the channel means of the memory cell at all locations, a small map for each step.
 
     The input enters at the top left of each map, and the output leaves at the bottom right. One
     axis, or stacked layers, run downwards; of three axes the first one's slices stand side by

@@ -13,7 +13,7 @@ GATES = ("input", "forget", "output")
 
 
 class Saturation(NamedTuple):
-    """How often a gate is as good as shut or open, from 0 to 1, for each location ``[*P]``."""
+    """How often a gate is nearly shut or nearly open, from 0 to 1, for each location ``[*P]``."""
 
     shut: np.ndarray
     open: np.ndarray
@@ -43,9 +43,10 @@ def diagonal_means(recording: Recording) -> np.ndarray:
 def memory_offsets(recording: Recording) -> np.ndarray:
     """Mean offset on each axis of the memory that a location reads, ``[B, T', *P, axes]``.
 
-    The mean is under the location's kernel Q, in locations: -1 reads the neighbour towards the
-    input, as a shift register does, and 0 the location itself. Taps beyond the tensor count as
-    the boundary location that they repeat, so that the first location never reads from before it.
+    It is the mean of the taps' offsets, weighted by the location's kernel Q: -1 reads the neighbour
+    towards the input, as a shift register does, and 0 the location itself. Taps beyond the tensor
+    count as the boundary location that they repeat, so that the first location never reads from
+    before it.
 
     Raises:
         ValueError: The layer has no memory convolution.

@@ -59,8 +59,8 @@ def draw_diagonal(
         recording: From :func:`record`.
         example: Number of the sequence, from 0.
         inputs: T symbols, or values ``[T]`` or ``[T, R]``, which are drawn in grey.
-        targets: T symbols; an empty string is none.
-        predictions: Likewise.
+        targets: T symbols; an empty string draws nothing.
+        predictions: T symbols, like ``targets``.
         axes: Where to draw; ``None`` makes a figure.
 
     Returns:

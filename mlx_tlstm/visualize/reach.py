@@ -1,4 +1,4 @@
-"""Drawings of what an input reaches."""
+"""Drawings of which outputs and locations an input reaches."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def draw_arrival(steps: np.ndarray, axes: Axes | None = None) -> Figure:
     """Draw after how many steps each location sees an input.
 
     Args:
-        steps: From :func:`arrival_steps`, ``[*P]`` of one or two axes; 0 is never, and grey.
+        steps: From :func:`arrival_steps`, ``[*P]`` of one or two axes. 0 is never, and drawn grey.
         axes: Where to draw; ``None`` makes a figure.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: ``steps`` is something else.
+        ValueError: ``steps`` is no such array.
     """
     owner = "draw_arrival"
     valid = isinstance(steps, np.ndarray) and steps.ndim in (1, 2) and steps.size > 0

@@ -25,13 +25,14 @@ class Recording:
         delay: Steps between an input and its output; output t is read at step t + delay.
         outputs: ``[B, T, M]``, as the layer returns them.
         hidden: Hidden state H after each step, ``[B, T', *P, M]``.
-        cell: Memory cell C likewise; ``None`` for a tRNN, as all that follows.
-        new_content: G = tanh(A^g), likewise.
-        input_gate: I, likewise.
-        forget_gate: F, likewise.
-        output_gate: O, likewise.
+        cell: Memory cell C, of the same shape. A tRNN has neither it nor the following: they are
+            ``None``.
+        new_content: G = tanh(A^g), of the same shape.
+        input_gate: I, of the same shape.
+        forget_gate: F, of the same shape.
+        output_gate: O, of the same shape.
         kernels: Softmax kernels Q of the memory convolution, ``[B, T', *P, *K]``; ``None`` for a
-            layer without.
+            layer without memory convolution.
     """
 
     layer: str
@@ -92,7 +93,7 @@ def record(layer: RecurrentLayer, x: mx.array, state: Any = None) -> Recording:
 
 
 def diagonal(tensor_size: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """Indices from 0, an array an axis, of the locations from ``[1, …, 1]`` to ``[P, …, P]``.
+    """Indices, from 0, of the locations from ``[1, …, 1]`` to ``[P, …, P]``, one array an axis.
 
     There are as many as the longest axis has; on a shorter one the nearest location counts.
     """

@@ -1,4 +1,4 @@
-"""What an input reaches, by gradient: outputs over time, and locations step by step."""
+"""Measures by gradients which outputs and which locations an input reaches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def receptive_field(
     """Norm of the gradient of each output by each input, ``[T, T]``: |d y_t / d x_s| at ``[t, s]``.
 
     The Frobenius norm is estimated from the derivatives along random directions of x_s, and is
-    exact for inputs of one channel. A zero is one in any case: no path leads from s to t.
+    exact for inputs of one channel. A zero is exact in any case: it means that no path leads from
+    s to t.
 
     Args:
         layer: A :class:`TLSTM`, :class:`TRNN` or :class:`StackedLSTM`.

@@ -44,10 +44,10 @@ def variant_style(name: str, number: int = 0, count: int = 1) -> dict[str, Any]:
     """The look of a variant's line, as keywords of ``Axes.plot``.
 
     Args:
-        name: Of :data:`mlx_tlstm.VARIANTS`.
+        name: Name of a variant in :data:`mlx_tlstm.VARIANTS`.
         number: Which of the variant's lines, from 0, where a drawing has several: the later ones
             are lighter and dashed in other ways.
-        count: How many these are.
+        count: How many lines the variant has in the drawing.
 
     Returns:
         ``color``, ``linestyle`` and ``marker``.
