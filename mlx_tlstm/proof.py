@@ -1,4 +1,4 @@
-"""Whether the kernels of a step are right on this device, found out before anything rests on them.
+"""Proves the kernels of a step on this device, before any result depends on them.
 
 Short sequences, forward and backward, go through the kernels as a layer would launch them, and
 through plain operations on the CPU. Every result and every gradient has to agree, as far as the
@@ -138,7 +138,8 @@ class Proof:
     Attributes:
         kernels: The step, with as many threads as the device grants.
         rounding: Relative error of the device's own matrix products of this type and size.
-        errors: By result the largest relative error over the sequences, and what was allowed there.
+        errors: For each result its largest relative error over the sequences, and the error that
+            was allowed there.
     """
 
     kernels: KernelTransition

@@ -33,8 +33,8 @@ class Problem:
         hidden_size: M.
         batch_size: B.
         dtype: Type of weights, hidden state and activations.
-        memory_convolution: See :class:`mlx_tlstm.TLSTM`; likewise the norm.
-        norm: ``None``, ``"channel"`` or ``"layer"``.
+        memory_convolution: See :class:`mlx_tlstm.TLSTM`.
+        norm: ``None``, ``"channel"`` or ``"layer"``; see :class:`mlx_tlstm.TLSTM`.
     """
 
     geometry: Geometry
@@ -60,9 +60,9 @@ class Chain:
     """Launches that depend on one another.
 
     Args:
-        start: What the first launch takes, evaluated.
-        launch: From those arrays to the outputs.
-        follow: From a launch's arrays and outputs to the arrays of the next.
+        start: The arrays that the first launch takes, evaluated.
+        launch: Takes the arrays of a launch, and returns its outputs.
+        follow: Takes the arrays and outputs of a launch, and returns the arrays of the next.
     """
 
     start: Arrays
@@ -126,7 +126,7 @@ def convolution_forward(problem: Problem) -> Chain:
 
 
 def convolution_input_gradient(problem: Problem) -> Chain:
-    """Its gradient for the hidden state and the projected input."""
+    """The convolution's gradient for the hidden state and the projected input."""
     start = (_state(problem, problem.channels, problem.dtype, seed=1), _weight(problem))
     mx.eval(start)
     return Chain(
@@ -139,7 +139,7 @@ def convolution_input_gradient(problem: Problem) -> Chain:
 
 
 def convolution_weight_gradient(problem: Problem) -> Chain:
-    """Its gradient for weight and bias, over the steps of one launch, added to those before."""
+    """The convolution's gradient for weight and bias: the steps of a launch, added to the sums."""
     steps = convolution.STEPS
     M, O, dtype = problem.hidden_size, problem.channels, problem.dtype
     hidden = [_state(problem, M, dtype, seed=10 + i) for i in range(steps)]
@@ -174,7 +174,7 @@ def _memory(problem: Problem) -> tuple[MemoryUpdate, Arrays]:
 
 
 def memory_forward(problem: Problem) -> Chain:
-    """The memory cell's update, each on the cell that the one before left."""
+    """The memory cell's update; each launch updates the cell that the launch before returned."""
     update, (A, C, gain, bias) = _memory(problem)
     norm = (gain, bias) if problem.norm else (None, None)
     return Chain(
@@ -185,7 +185,7 @@ def memory_forward(problem: Problem) -> Chain:
 
 
 def memory_backward(problem: Problem) -> Chain:
-    """Its gradient, each with what the one before handed over."""
+    """The update's gradient; each launch takes what the launch before handed over."""
     update, (A, C_before, gain, bias) = _memory(problem)
     norm = (gain, bias) if problem.norm else (None, None)
     _, C, _, statistics = memory.memory_update(A, C_before, *norm, update, problem.geometry)
@@ -346,7 +346,7 @@ _PLAIN_CHAINS = {
 
 
 def comparable(problem: Problem, kernel_name: str, outputs: Arrays) -> Arrays:
-    """Those of a kernel's outputs that :func:`plain_chain` has too, in its order."""
+    """The outputs of a kernel that :func:`plain_chain` has too, in its order."""
     if kernel_name == "memory_forward":
         return outputs[:2]
     if kernel_name != "memory_backward":
@@ -358,12 +358,12 @@ def comparable(problem: Problem, kernel_name: str, outputs: Arrays) -> Arrays:
 
 
 def label(choice: Tile | None) -> str:
-    """The tile's sizes, or what takes the kernel's place."""
+    """The tile's sizes in words, or what runs in place of the kernel."""
     return "plain" if choice is None else f"{choice.rows}x{choice.columns}x{choice.depth}"
 
 
 def asked(chain: Chain) -> Product:
-    """The product under which a convolution's launch looks its tile up."""
+    """The product by whose sizes a convolution's launch looks up its tile."""
     with tuning.forced(None) as products:
         chain.once()
     [product] = products

@@ -117,9 +117,10 @@ def _tlstm(
 def errors(
     configuration: Configuration, trial: Trial, found: list[list[np.ndarray]]
 ) -> dict[str, float]:
-    """Largest relative error of each result of a trial, by its name.
+    """Largest relative error of each result of a trial, by the result's name.
 
-    A gradient's is that of its product with a random direction, over what such a product is large.
+    For a gradient it is the error of its product with a random direction, relative to the size that
+    such products have.
     """
     inputs = [array.astype(np.float64) for array in trial.inputs]
     cotangents = [array.astype(np.float64) for array in trial.cotangents]

@@ -88,7 +88,7 @@ class Setting:
 
 
 def settings() -> list[Setting]:
-    """Those of all tasks, each once, quick ones first."""
+    """The settings of all tasks, the quick ones first; equal ones are listed once."""
     found: dict[tuple, Setting] = {}
     for scale in ("quick", "paper"):
         for name, task in TASKS.items():
@@ -116,7 +116,7 @@ class Survey:
     Args:
         say: Takes a line of text as soon as it is known.
         save: Takes the record after each part.
-        seconds: After so long nothing new begins; ``None`` takes :data:`SECONDS`.
+        seconds: How long until no new part begins; ``None`` takes :data:`SECONDS`.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Survey:
         }
 
     def run(self) -> bool:
-        """Check everything; whether all that could be checked is right."""
+        """Check everything, and return whether all that could be checked is right."""
         for name, value in self.record["machine"].items():
             self._say(f"{name}: {value}")
         self._plain()
@@ -249,7 +249,7 @@ class Survey:
         self._compare("kernels", f"{name}, {dtype}", error, tolerance, **times)
 
     def _tile(self, name: str, chain: chains.Chain) -> tiles.Tile | None:
-        """The kernel's own, also where layers would take plain operations in its place."""
+        """The kernel's own tile, even where layers would run plain operations in its place."""
         if not name.startswith("convolution"):
             return None
         product = chains.asked(chain)
@@ -284,7 +284,7 @@ class Survey:
                 self._compare("proofs", f"layer, {full}", *worst, threads=threads)
 
     def _launches(self) -> None:
-        """Those of a time step forward and backward, with kernels and without."""
+        """Launches of a time step, forward and backward, with kernels and without."""
         for backend in (self.backend, "ops"):
             if self._late(f"launches a step, {backend}"):
                 continue
@@ -392,7 +392,7 @@ def _rate() -> float:
 
 
 def _bytes(setting: Setting, length: int) -> int:
-    """Memory that a training step needs with ``length`` inputs, at least what a pass does."""
+    """Bytes that a training step with ``length`` inputs needs; a pass needs no more."""
     cell = setting.layer("ops").cell
     return memory.predict(
         memory.StepSizes(

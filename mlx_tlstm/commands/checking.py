@@ -24,20 +24,22 @@ JSON_NAME = "mlx-tlstm-check.json"
     type=UserPath(dir_okay=False),
     default=JSON_NAME,
     show_default=True,
-    help="Write everything there, as it becomes known. It names no user, host or folder.",
+    help="File for all results, written as they become known. It names no user, host or folder.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0),
-    help="Begin nothing new after so long.",
+    help="Begin no new part of the check after so many seconds.",
     show_default=f"{SECONDS:.0f} with a GPU, {SECONDS_ON_CPU:.0f} on a CPU",
 )
 def check(json_path: Path, seconds: float | None) -> None:
     """Check this device: are the kernels right, and what is quickest?
 
-    Layers and single kernels are compared with plain operations on the CPU, those with the paper's
-    equations; kernels are timed beside plain operations, and the tasks' settings on each device.
-    The last line says what came of it. The exit code is 0 when all that could be checked is right.
+    Layers and single kernels are compared with plain operations on the CPU, and these with the
+    paper's equations. Kernels are timed beside plain operations, and the tasks' settings on each
+    device. The last line is the verdict.
+
+    The exit code is 0 when all that could be checked is right.
     """
 
     def save(record: dict[str, Any]) -> None:
