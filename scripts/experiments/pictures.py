@@ -50,21 +50,29 @@ def draw_figure(target: str, request: Request, results: Results) -> Figure | Non
 
 def draw_study(target: str, request: Request, folder: Path) -> Figure | None:
     """Learning curves, a panel for each comparison; ``None`` where no run was evaluated."""
-    panels = study_runs(target, request).values()
-    return draw_curves([[folder / run.name for seeds in ways for run in seeds] for ways in panels])
+    panels = {
+        panel: [folder / run.name for seeds in ways for run in seeds]
+        for panel, ways in study_runs(target, request).items()
+    }
+    return draw_curves(list(panels.values()), list(panels))
 
 
-def draw_curves(panels: Sequence[Sequence[Path]]) -> Figure | None:
+def draw_curves(
+    panels: Sequence[Sequence[Path]], titles: Sequence[str] | None = None
+) -> Figure | None:
     """Learning curves of runs' folders, a panel for each sequence of them.
 
-    Folders that hold no evaluation yet are left out; ``None`` where none does.
+    Folders that hold no evaluation yet are left out; ``None`` where none does. ``titles`` go above
+    the panels' own.
     """
-    evaluated = [found for paths in panels if (found := _evaluated(paths))]
+    evaluated = [(found, n) for n, paths in enumerate(panels) if (found := _evaluated(paths))]
     if not evaluated:
         return None
     figure, places = _grid(len(evaluated))
-    for runs, axes in zip(evaluated, places, strict=False):
+    for (runs, number), axes in zip(evaluated, places, strict=False):
         draw_learning_curves(runs, axes=axes)
+        if titles is not None:
+            axes.set_title(f"{titles[number]}\n{axes.get_title()}", fontsize="medium")
     _hide_empty(places)
     return figure
 
