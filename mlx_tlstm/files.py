@@ -86,10 +86,15 @@ def read_json(path: Path, owner: str) -> Any:
         ValueError: The file is damaged.
         OSError: It cannot be read.
     """
+    return parse_json(path.read_bytes(), str(path), owner)
+
+
+def parse_json(text: str | bytes, source: str, owner: str) -> Any:
+    """What ``text`` means; ``ValueError``, of ``owner`` about ``source``, where it is no JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"[{owner}] '{path}' must hold JSON but {error}") from error
+        raise ValueError(f"[{owner}] '{source}' must hold JSON but {error}") from error
 
 
 def read_json_lines(path: Path, owner: str) -> list[dict[str, Any]]:
@@ -122,15 +127,17 @@ def _record(line: bytes, source: str, owner: str) -> dict[str, Any]:
     return record
 
 
-def save_arrays(path: Path, arrays: Mapping[str, mx.array]) -> None:
-    """Write arrays by name as safetensors.
+def save_arrays(
+    path: Path, arrays: Mapping[str, mx.array], header: Mapping[str, str] | None = None
+) -> None:
+    """Write arrays by name as safetensors, with words by name in the file's header.
 
     Raises:
         OSError: The file cannot be written, on a full disk too.
     """
     # Given a path, MLX reports a full disk as a RuntimeError without a reason.
     with naming(path), path.open("wb") as file:
-        mx.save_safetensors(file, dict(arrays))
+        mx.save_safetensors(file, dict(arrays), header and dict(header))
 
 
 def load_arrays(path: Path, owner: str) -> dict[str, mx.array]:
@@ -139,13 +146,18 @@ def load_arrays(path: Path, owner: str) -> dict[str, mx.array]:
     Raises:
         ValueError: The file is no whole safetensors file.
     """
+    return load_arrays_and_header(path, owner)[0]
+
+
+def load_arrays_and_header(path: Path, owner: str) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """What :func:`save_arrays` wrote; else as :func:`load_arrays`."""
     try:
-        arrays = mx.load(str(path), format="safetensors")
+        arrays, header = mx.load(str(path), format="safetensors", return_metadata=True)
         mx.eval(arrays)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"[{owner}] '{path}' must be a safetensors file but {reason}") from error
-    return arrays
+    return arrays, header
 
 
 def require_like(

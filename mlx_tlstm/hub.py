@@ -17,9 +17,8 @@ from mlx_tlstm.checks import require, require_choice, require_flag
 from mlx_tlstm.model import SequenceModel
 from mlx_tlstm.model_card import model_card
 from mlx_tlstm.paths import absence, to_path
-from mlx_tlstm.runs import WEIGHTS
-from mlx_tlstm.saving import CONFIG_FILE, WEIGHTS_FILE, is_saved_model
-from mlx_tlstm.trained import load_run_model
+from mlx_tlstm.runs import WEIGHTS, RunFolder, is_run
+from mlx_tlstm.saving import CONFIG_FILE, WEIGHTS_FILE
 
 CARD_FILE = "README.md"
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -38,9 +37,10 @@ def load(
 
     Args:
         path_or_repo: A folder that :meth:`SequenceModel.save` wrote, the folder of a training run,
-            or, where there is no such folder, a string that names a repository of the Hugging Face
-            hub, ``user/name``. Where ``user`` is a folder here, a name that is not in it counts as
-            mistyped, and the hub is asked only with a ``revision``.
+            whose ``best`` and ``last`` are such folders, or, where there is no such folder, a
+            string that names a repository of the Hugging Face hub, ``user/name``. Where ``user``
+            is a folder here, a name that is not in it counts as mistyped, and the hub is asked
+            only with a ``revision``.
         weights: Of a run: ``"best"`` or ``"last"``.
         revision: Of a repository: branch, tag or commit; ``None`` is the main branch.
 
@@ -52,7 +52,9 @@ def load(
     require_choice("load", "weights", weights, WEIGHTS)
     path = to_path("load", "path_or_repo", path_or_repo)
     if os.path.lexists(path):
-        return load_run_model(path, weights) if is_run(path) else SequenceModel.load(path)
+        if is_run(path):
+            return RunFolder.open(path).load_model(weights)
+        return SequenceModel.load(path)
     missing = absence(path)
     if not isinstance(path_or_repo, str) or not _REPOSITORY.fullmatch(path_or_repo):
         raise ValueError(f"[load] {missing}, nor is that a repository's name as in 'user/name'")
@@ -73,12 +75,6 @@ def pull(repo_id: str, revision: str | None = None) -> SequenceModel:
     """
     _require_repository("pull", repo_id)
     return _pull(repo_id, revision, "[hub] ")
-
-
-def is_run(path: str | Path) -> bool:
-    """Whether :func:`load` would take the best or last weights of a training run."""
-    path = to_path("load", "path", path)
-    return (path / CONFIG_FILE).is_file() and not is_saved_model(path)
 
 
 def push(

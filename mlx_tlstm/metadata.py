@@ -43,8 +43,8 @@ class ModelMetadata:
     Args:
         task: Name of the task it was trained on.
         variant: Name of its layer in :data:`mlx_tlstm.VARIANTS`.
-        metrics: Its figures by name: numbers, or words such as the split's. What is not finite is
-            saved as ``null``, and read as NaN.
+        metrics: Its figures by name: numbers, or words such as the split's. They are saved with
+            the weights that they belong to; what is not finite as ``null``, which is read as NaN.
         command: The command line that trains it.
         symbols: The byte value of each symbol, for a language model.
         training: The settings that it was trained with; a path to the user's own data is saved
@@ -78,15 +78,15 @@ class ModelMetadata:
         require(valid, owner, "training", "a TrainingConfig", self.training)
 
     def as_json(self) -> dict[str, Any]:
-        """The fields that are known, as values for JSON; symbols become a list of numbers."""
+        """The known fields but the metrics, as values for JSON; symbols are a list of numbers."""
         values = dataclasses.asdict(self) | {"symbols": self.symbols and list(self.symbols)}
         if self.training is not None and self.training.data is not None:
             values["training"]["data"] = Path(self.training.data).name
-        return {name: value for name, value in values.items() if value}
+        return {name: value for name, value in values.items() if value and name != "metrics"}
 
     @classmethod
     def from_json(cls, values: object) -> ModelMetadata:
-        """The reverse of :meth:`as_json`; unknown keys are a ``ValueError``."""
+        """The reverse of :meth:`as_json`, also with metrics; unknown keys are a ``ValueError``."""
         names = [field.name for field in dataclasses.fields(cls)]
         require_keys(cls.__name__, "metadata", values, names)
         values = dict(values)  # type: ignore[call-overload]

@@ -9,34 +9,34 @@ import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlx import nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from mlx_tlstm.checks import is_integer, require, require_choice
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import (
     TEMPORARY,
     json_text,
-    load_arrays,
     naming,
     read_json,
     read_json_lines,
     replace_file,
-    require_like,
-    save_arrays,
+    sync,
 )
-from mlx_tlstm.metadata import metrics_from_json, symbols_from_json
+from mlx_tlstm.metadata import ModelMetadata, metrics_from_json
+from mlx_tlstm.model import SequenceModel
 from mlx_tlstm.paths import absence, to_path
-from mlx_tlstm.snapshot import replace_weights
+from mlx_tlstm.saving import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, write_config, write_weights
 from mlx_tlstm.tasks import TASKS
 
+#: The folders of a run that each hold a model.
 WEIGHTS = ("best", "last")
-WEIGHTS_FILES = tuple(f"{name}.safetensors" for name in WEIGHTS)
-CONFIG_FILE, METRICS_FILE, TEST_FILE = "config.json", "metrics.jsonl", "test.json"
-SYMBOLS_FILE = "symbols.json"
+METRICS_FILE, TEST_FILE = "metrics.jsonl", "test.json"
+#: What version 0.1 had in their place.
+FILES_OF_0_1 = (*(f"{name}.safetensors" for name in WEIGHTS), "symbols.json")
 EVENTS_FILE, CHECKPOINTS, LOCK_FILE = "events.jsonl", "checkpoints", ".lock"
 #: Where runs go whose user named no folder.
 DEFAULT_PARENT = Path("runs")
@@ -44,6 +44,19 @@ DEFAULT_PARENT = Path("runs")
 
 class RunInUseError(OSError):
     """Another process trains in the folder."""
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a folder is a training run's: its ``config.json`` is no model's.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    path = to_path("load", "path", path)
+    if (path / WEIGHTS_FILE).exists() or not (path / CONFIG_FILE).is_file():
+        return False
+    values = read_json(path / CONFIG_FILE, "load")
+    return not isinstance(values, dict) or "format" not in values
 
 
 def check_unused(out: str | Path | None) -> None:
@@ -61,7 +74,7 @@ def check_unused(out: str | Path | None) -> None:
     owner, argument = "RunFolder", "out"
     path = to_path(owner, argument, out)
     require(not path.exists() or path.is_dir(), owner, argument, "a folder", str(out))
-    names = (CONFIG_FILE, METRICS_FILE, EVENTS_FILE, TEST_FILE, *WEIGHTS_FILES, CHECKPOINTS)
+    names = (CONFIG_FILE, METRICS_FILE, EVENTS_FILE, TEST_FILE, *WEIGHTS, CHECKPOINTS)
     present = [name for name in names if (path / name).exists()]
     if present:
         raise ValueError(
@@ -98,16 +111,16 @@ class RunFolder:
     """The files of one run.
 
     - ``config.json``: the :class:`TrainingConfig`;
-    - ``symbols.json``: of a language model, the byte value of each symbol;
     - ``metrics.jsonl``: a record an evaluation, see :func:`mlx_tlstm.training.train`;
     - ``events.jsonl``: a record a divergence, see :func:`mlx_tlstm.training.train`;
-    - ``best.safetensors``, ``last.safetensors``: weights, in the type they were trained in;
+    - ``best``, ``last``: models, each a folder as :meth:`mlx_tlstm.SequenceModel.save` writes it;
     - ``checkpoints``: see :class:`mlx_tlstm.training.checkpoints.CheckpointStore`;
     - ``test.json``: metrics of the best weights on the test split, written when training ends;
     - ``.lock``: locked by the process that trains.
 
     All but the growing ``metrics.jsonl`` and ``events.jsonl`` are written under another name and
-    renamed, so that none is ever half there.
+    renamed, so that none is ever half there. The ``config.json`` of a model comes first and once;
+    weights come with their metrics in one file. So a model is there whole, or not at all.
 
     Args:
         path: The folder.
@@ -118,10 +131,8 @@ class RunFolder:
     config: TrainingConfig
 
     @classmethod
-    def create(
-        cls, out: str | Path | None, config: TrainingConfig, symbols: bytes | None = None
-    ) -> RunFolder:
-        """Make the folder of a new run and save its configuration, and the symbols of its text.
+    def create(cls, out: str | Path | None, config: TrainingConfig) -> RunFolder:
+        """Make the folder of a new run and save its configuration.
 
         Where ``out`` is ``None`` it is named by task, variant and time in :data:`DEFAULT_PARENT`.
 
@@ -136,10 +147,7 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         with run.lock():
             check_unused(path)  # another process may have been quicker
-            if symbols is not None:
-                text = json_text(list(symbols))
-                replace_file(run.path / SYMBOLS_FILE, lambda path: path.write_text(text))
-            run.save_config()  # last: it makes the folder a run
+            run.save_config()
         return run
 
     @classmethod
@@ -154,6 +162,8 @@ class RunFolder:
             raise ValueError(f"[RunFolder] {absence(path)}")
         present = (path / CONFIG_FILE).is_file()
         require(present, "RunFolder", "run", f"a folder that holds {CONFIG_FILE}", str(path))
+        model = (path / WEIGHTS_FILE).exists()
+        require(not model, "RunFolder", "run", "a training run's folder, no model's,", str(path))
         config = TrainingConfig.load(path / CONFIG_FILE)
         require_choice("RunFolder", "task", config.task, TASKS)
         return cls(path, config)
@@ -187,23 +197,10 @@ class RunFolder:
                 ) from error
             file.truncate(0)
             print(os.getpid(), file=file, flush=True)
-            for leftover in self.path.glob(f"{TEMPORARY}*"):
-                leftover.unlink()
+            for folder in ("", *WEIGHTS):
+                for leftover in (self.path / folder).glob(f"{TEMPORARY}*"):
+                    leftover.unlink()
             yield
-
-    def read_symbols(self) -> bytes | None:
-        """The byte value of each symbol; ``None`` where the task is not on text.
-
-        Raises:
-            ValueError: The file is damaged.
-        """
-        path = self.path / SYMBOLS_FILE
-        if not path.exists():
-            return None
-        try:
-            return symbols_from_json(read_json(path, "RunFolder"))
-        except ValueError as error:
-            raise ValueError(f"[RunFolder] '{path}' must hold symbols but {error}") from error
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; it is on its way to the disk on return."""
@@ -234,41 +231,57 @@ class RunFolder:
         text = json_text(metrics, indent=2)
         replace_file(self.path / TEST_FILE, lambda path: path.write_text(text))
 
-    def save_weights(self, model: nn.Module, name: str) -> None:
-        """Write the model's weights as ``best`` or ``last``."""
-        require_choice("RunFolder", "weights", name, WEIGHTS)
-        arrays = dict(tree_flatten(model.parameters()))
-        replace_file(self.path / f"{name}.safetensors", lambda path: save_arrays(path, arrays))
+    def describe_model(self, model: SequenceModel) -> None:
+        """Write the ``config.json`` of the ``best`` and ``last`` models, where there is none."""
+        config = ModelConfig.of(model, model.metadata)
+        for name in WEIGHTS:
+            file = self.path / name / CONFIG_FILE
+            if not file.exists():
+                file.parent.mkdir(exist_ok=True)
+                replace_file(file, partial(write_config, config=config))
+                sync(self.path)
 
-    def weights_file(self, name: str) -> Path:
-        """Where the ``best`` or ``last`` weights are.
+    def save_model(self, name: str, model: SequenceModel, metrics: Mapping[str, Any]) -> None:
+        """Write a model as ``best`` or ``last``, with metrics of its weights.
 
         Raises:
-            ValueError: They are not there.
+            ValueError: ``metrics`` are not numbers and words by name; nothing was written.
         """
         require_choice("RunFolder", "weights", name, WEIGHTS)
-        path = self.path / f"{name}.safetensors"
-        if not path.is_file():
-            other = next((n for n in WEIGHTS if (self.path / f"{n}.safetensors").is_file()), None)
-            advice = f"; {other}.safetensors is there" if other else ""
+        metrics = ModelMetadata(metrics=metrics).metrics
+        self.describe_model(model)
+        parameters = dict(tree_flatten(model.parameters()))
+        replace_file(
+            self.path / name / WEIGHTS_FILE, lambda path: write_weights(path, parameters, metrics)
+        )
+
+    def load_model(self, name: str) -> SequenceModel:
+        """The ``best`` or ``last`` model in evaluation mode; the task's data is not needed.
+
+        Its metadata says where the data is, which the model's own folder does not.
+
+        Raises:
+            ValueError: It is not there, or damaged.
+        """
+        require_choice("RunFolder", "weights", name, WEIGHTS)
+        file = self.path / name / WEIGHTS_FILE
+        if not file.is_file():
+            if any((self.path / each).exists() for each in FILES_OF_0_1):
+                raise ValueError(
+                    f"[RunFolder] 'run' must hold {name}/{WEIGHTS_FILE} but {str(self.path)!r} is "
+                    "a run of version 0.1: --resume goes on with it, which changes it to this "
+                    "version; to load its model, let version 0.1 save it: "
+                    "mlx_tlstm.load(RUN).save(FOLDER)"
+                )
+            other = next((n for n in WEIGHTS if (self.path / n / WEIGHTS_FILE).is_file()), None)
+            advice = f"; {other} is there" if other else ""
             raise ValueError(
-                f"[RunFolder] 'weights' must be saved in the run but {str(path)!r} is missing"
+                f"[RunFolder] 'weights' must be saved in the run but {str(file)!r} is missing"
                 + advice
             )
-        return path
-
-    def load_weights(self, model: nn.Module, name: str) -> None:
-        """Put the ``best`` or ``last`` weights into a model built from :attr:`config`.
-
-        Raises:
-            ValueError: The file is missing, damaged, or belongs to another model.
-        """
-        path = self.weights_file(name)
-        weights = load_arrays(path, "RunFolder")
-        require_like(
-            "RunFolder", str(path), weights, dict(tree_flatten(model.parameters())), CONFIG_FILE
-        )
-        replace_weights(model, tree_unflatten(list(weights.items())))
+        model = SequenceModel.load(file.parent)
+        model.metadata = dataclasses.replace(model.metadata, training=self.config)
+        return model
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         path = self.path / name

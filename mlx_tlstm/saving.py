@@ -1,5 +1,6 @@
 """A model as a folder: ``config.json``, which rebuilds it, and ``model.safetensors``.
 
+The weights' file holds the model's metrics too, in its header, so that one rename replaces both.
 Reading one runs no code: JSON and safetensors hold numbers, strings and arrays only.
 """
 
@@ -22,8 +23,9 @@ from mlx_tlstm.config import DTYPES
 from mlx_tlstm.files import (
     TEMPORARY,
     json_text,
-    load_arrays,
+    load_arrays_and_header,
     naming,
+    parse_json,
     read_json,
     require_like,
     save_arrays,
@@ -31,12 +33,14 @@ from mlx_tlstm.files import (
 )
 from mlx_tlstm.layers import TLSTM, TRNN, StackedLSTM, StackedLSTMCell, TLSTMCell
 from mlx_tlstm.layers.base import RecurrentLayer
-from mlx_tlstm.metadata import ModelMetadata
+from mlx_tlstm.metadata import ModelMetadata, metrics_from_json
 from mlx_tlstm.paths import to_path
 
 #: Version of the format; a reader refuses those it does not know.
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+#: The entry of the weights' header that holds the metrics, as JSON.
+METRICS = "metrics"
 
 _SIZES = ("input_size", "hidden_size", "recompute")
 _TENSOR = (*_SIZES, "tensor_size", "kernel_size")
@@ -126,11 +130,6 @@ class ModelConfig:
         return cls(**values | {"metadata": ModelMetadata.from_json(values["metadata"])})
 
 
-def is_saved_model(path: str | Path) -> bool:
-    """Whether a folder holds the weights file of a saved model."""
-    return (to_path("load", "path", path) / WEIGHTS_FILE).is_file()
-
-
 def require_same_parts(model: nn.Module, built: nn.Module) -> None:
     """Raise ``ValueError`` unless weights of ``model`` would turn ``built`` into the same model.
 
@@ -175,14 +174,39 @@ def write_folder(path: str | Path, config: ModelConfig, parameters: Mapping[str,
     try:
         with naming(path):
             temporary.mkdir(parents=True)
-            save_arrays(temporary / WEIGHTS_FILE, parameters)
-            (temporary / CONFIG_FILE).write_text(json_text(config.as_json(), indent=2))
+            write_weights(temporary / WEIGHTS_FILE, parameters, config.metadata.metrics)
+            write_config(temporary / CONFIG_FILE, config)
             for file in (WEIGHTS_FILE, CONFIG_FILE, "."):
                 sync(temporary / file)
             os.replace(temporary, path)
             sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_config(file: Path, config: ModelConfig) -> None:
+    """Write the ``config.json`` of a model's folder."""
+    file.write_text(json_text(config.as_json(), indent=2))
+
+
+def write_weights(
+    file: Path, parameters: Mapping[str, mx.array], metrics: Mapping[str, Any]
+) -> None:
+    """Write the ``model.safetensors`` of a model's folder."""
+    save_arrays(file, parameters, {"format": "mlx", METRICS: json_text(metrics).strip()})
+
+
+def read_config(file: Path) -> ModelConfig:
+    """What :func:`write_config` wrote.
+
+    Raises:
+        ValueError: The file is damaged, or of another format.
+    """
+    values = read_json(file, "load")
+    try:
+        return ModelConfig.from_json(values)
+    except ValueError as error:
+        raise ValueError(f"[load] '{file}' is no model's: {error}") from error
 
 
 def read_folder(path: str | Path) -> tuple[ModelConfig, dict[str, mx.array]]:
@@ -194,12 +218,17 @@ def read_folder(path: str | Path) -> tuple[ModelConfig, dict[str, mx.array]]:
     path = to_path("load", "path", path)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         require((path / name).is_file(), "load", "path", f"a folder that holds {name}", str(path))
-    values = read_json(path / CONFIG_FILE, "load")
-    try:
-        config = ModelConfig.from_json(values)
-    except ValueError as error:
-        raise ValueError(f"[load] '{path / CONFIG_FILE}' is no model's: {error}") from error
-    return config, load_arrays(path / WEIGHTS_FILE, "load")
+    config = read_config(path / CONFIG_FILE)
+    arrays, header = load_arrays_and_header(path / WEIGHTS_FILE, "load")
+    if METRICS in header:  # version 0.1 kept them in config.json
+        source = f"{path / WEIGHTS_FILE}: {METRICS}"
+        metrics = parse_json(header[METRICS], source, "load")
+        valid = isinstance(metrics, dict)
+        valid = valid and not any(isinstance(value, (dict, list)) for value in metrics.values())
+        require(valid, "load", source, "numbers and words by name", metrics)
+        metadata = dataclasses.replace(config.metadata, metrics=metrics_from_json(metrics))
+        config = dataclasses.replace(config, metadata=metadata)
+    return config, arrays
 
 
 def _dtype_name(array: mx.array) -> str:

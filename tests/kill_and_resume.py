@@ -45,9 +45,33 @@ def outcome(run: Path) -> dict[str, Any]:
     for name in ("metrics.jsonl", "events.jsonl"):
         lines = (run / name).read_text().splitlines() if (run / name).exists() else []
         found[name] = [{**json.loads(line), "seconds": None} for line in lines]
-    for name in ("best.safetensors", "last.safetensors"):
-        found[name] = (run / name).read_bytes()
+    for name in ("best", "last"):
+        found[name] = (run / name / "model.safetensors").read_bytes()
+        found[f"{name}'s layer"] = json.loads((run / name / "config.json").read_text())
+        del found[f"{name}'s layer"]["metadata"]  # it has settings of how it was trained
     return found
+
+
+def check_models(run: Path) -> None:
+    """What a killed run has of models is whole: weights and figures of one evaluation, or none."""
+    from mlx_tlstm import SequenceModel
+
+    lines = (
+        (run / "metrics.jsonl").read_bytes().split(b"\n")
+        if (run / "metrics.jsonl").exists()
+        else []
+    )
+    records = {record["samples"]: record for record in map(json.loads, lines[:-1])}
+    for folder in (run / "best", run / "last"):
+        if (folder / "model.safetensors").exists():
+            metrics = SequenceModel.load(folder).metadata.metrics
+            record = records[metrics["samples"]]
+            names = metrics.keys() & record.keys()
+            if metrics["split"] == record["split"]:
+                assert {n: metrics[n] for n in names - {"loss"}} == {
+                    n: record[n] for n in names - {"loss"}
+                }
+                assert metrics["loss"] == record["evaluation_loss"]
 
 
 def main(config: str, run: str, kill_at: str) -> None:
@@ -75,9 +99,9 @@ def main(config: str, run: str, kill_at: str) -> None:
         if event in EVENTS and str(arguments[0]).startswith(run) and count():
             kill()
 
-    def save(file: Any, arrays: dict[str, mx.array]) -> None:
+    def save(file: Any, *content: Any) -> None:
         torn = count()
-        save_safetensors(file, arrays)
+        save_safetensors(file, *content)
         if torn:
             file.flush()
             os.truncate(file.fileno(), file.tell() // 2)

@@ -206,8 +206,8 @@ def test_the_run_s_own_files_do_not_matter(stopped):
     run, expected = stopped
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"samples": 44, "st')
-    (run / "best.safetensors").write_bytes(b"torn")
-    (run / "last.safetensors").unlink()
+    (run / "best" / "model.safetensors").write_bytes(b"torn")
+    (run / "last" / "model.safetensors").unlink()
     training.resume(run)
     assert outcome(run) == expected
 
@@ -217,7 +217,9 @@ def test_leftovers_are_removed(stopped):
     half = run / "checkpoints" / ".writing-000004-step-000000012"
     half.mkdir()
     (half / "weights.safetensors").write_bytes(b"half")
-    (run / ".writing-best.safetensors").write_bytes(b"half")
+    for name in ("test.json", "best/model.safetensors", "last/config.json"):
+        path = run / name
+        path.with_name(f".writing-{path.name}").write_bytes(b"half")
     training.resume(run)
     assert outcome(run) == expected
     assert not list(run.rglob(".writing-*"))
@@ -234,12 +236,12 @@ class FullDisk:
     def __init__(self, room):
         self._room, self._save = room, mx.save_safetensors
 
-    def __call__(self, file, arrays):
+    def __call__(self, file, *content):
         if self._room == 0:
             file.write(b"half")
             raise OSError(28, "No space left on device")
         self._room -= 1
-        self._save(file, arrays)
+        self._save(file, *content)
 
 
 @pytest.mark.parametrize("room", [0, 1, 2, 3, 8, 13])

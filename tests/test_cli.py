@@ -154,7 +154,7 @@ def test_default_folders_of_many_processes(tmp_path):
         "from mlx_tlstm.runs import RunFolder\n"
         "config = TrainingConfig.load(sys.argv[1])\n"
         "print(flush=True); sys.stdin.readline()\n"
-        "for _ in range(20): print(RunFolder.create(None, config, b'ab').path)\n"
+        "for _ in range(20): print(RunFolder.create(None, config).path)\n"
     )
     TASKS["wikipedia"].quick().save(tmp_path / "config")
     command = [sys.executable, "-c", code, tmp_path / "config"]
@@ -303,7 +303,7 @@ def test_evaluate_refusals(invoke, tmp_path):
     check_refusal(invoke("evaluate", "."), r"'path' must be a folder that holds config\.json")
     invoke("train", *TINY, "--out", "run")
     check_refusal(invoke("evaluate", "run", "--split", "train"), r"'train' is not one of 'test'")
-    (tmp_path / "run" / "best.safetensors").write_bytes(b"no weights")
+    (tmp_path / "run" / "best" / "model.safetensors").write_bytes(b"no weights")
     check_refusal(invoke("evaluate", "run"), r"must be a safetensors file but")
     (tmp_path / "run" / "config.json").write_text("{")
     check_refusal(invoke("evaluate", "run"), r"config\.json' must hold JSON but")

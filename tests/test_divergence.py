@@ -92,7 +92,7 @@ def test_rollback(settings, tmp_path):
         if step == 4:
             trainer.optimizer.learning_rate = trainer.learning_rate * ROLLBACK_FACTOR
         trainer.train_step()
-    last = mx.load(str(run / "last.safetensors"))
+    last = mx.load(str(run / "last" / "model.safetensors"))
     np.testing.assert_array_equal(np.array(trainer.model.readout.weight), last["readout.weight"])
     assert result.last["step"] == 12
 

@@ -87,7 +87,7 @@ def stopped_run() -> tuple[Path, bytes]:
     training.fit(config, folder / "whole")
     with contextlib.suppress(RuntimeError):
         training.fit(config, folder / "run", [Stop()])
-    return folder / "run", (folder / "whole" / "last.safetensors").read_bytes()
+    return folder / "run", (folder / "whole" / "last" / "model.safetensors").read_bytes()
 
 
 @fuzzed(st.tuples(st.integers(0, 30), st.booleans(), DAMAGE), few=12, many=400)
@@ -101,7 +101,7 @@ def test_checkpoints(case: tuple[int, bool, tuple[str, float, bytes]]) -> None:
         files = sorted(path for path in chosen.rglob("*") if path.is_file())
         damage(files[number % len(files)], *change)
         training.resume(run)
-        assert (run / "last.safetensors").read_bytes() == weights
+        assert (run / "last" / "model.safetensors").read_bytes() == weights
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [record["step"] for record in records] == sorted({r["step"] for r in records})
         assert np.isfinite([record["loss"] for record in records]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -329,22 +330,20 @@ def test_the_data_is_not_needed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("symbols", "message"),
     [
-        ("[1, 2", "symbols.json' must hold symbols but"),
-        ("[1, 1]", "'symbols' must be distinct bytes"),
-        ("[1, 256]", "'symbols' must be a list of numbers from 0 to 255"),
-        (
-            "[1, 2]",
-            r"'symbols.json' must be \d+ symbols, the classes of best.* got 2",
-        ),
+        ([1, 1], "'symbols' must be distinct bytes"),
+        ([1, 256], "'symbols' must be a list of numbers from 0 to 255"),
+        ([1, 2], r"'symbols' must be output_size \d+ of them"),
     ],
 )
-def test_damaged_symbols(run, damage, message):
-    file = run / "symbols.json"
+def test_damaged_symbols(run, symbols, message):
+    file = run / "best" / "config.json"
     text = file.read_text()
+    config = json.loads(text)
+    config["metadata"]["symbols"] = symbols
     try:
-        file.write_text(damage)
+        file.write_text(json.dumps(config))
         result = invoke(run)
     finally:
         file.write_text(text)

@@ -17,7 +17,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from kill_and_resume import ROOT, outcome, start
+from kill_and_resume import ROOT, check_models, outcome, start
 from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm import training
@@ -83,6 +83,7 @@ def killed(config, run, kill_at):
     process = start(config, run, kill_at)
     out, err = process.communicate(timeout=120)
     assert process.returncode in (0, -signal.SIGKILL), err
+    check_models(run)
     return process.returncode != 0, out
 
 
@@ -142,6 +143,7 @@ def test_killed_at_random_moments(task, settings, tmp_path):
                 process.kill()
                 _, err = process.communicate(timeout=120)
                 assert process.returncode in (0, -signal.SIGKILL), err
+                check_models(run)
                 kills += process.returncode != 0
             if (run / "test.json").exists():
                 break
@@ -399,8 +401,8 @@ def test_data_and_run_that_have_moved(task, settings, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda raw: raw.upper(), r"its symbols are not those of .*symbols\.json"),
-        (lambda raw: raw + b"\xff", r"its symbols are not those of .*symbols\.json"),
+        (lambda raw: raw.upper(), r"its symbols are not those of .*best/config\.json"),
+        (lambda raw: raw + b"\xff", r"its symbols are not those of .*best/config\.json"),
         (lambda raw: raw[:40], r"'data' must hold at least"),
     ],
 )
@@ -411,7 +413,7 @@ def test_other_data_is_refused(other, message, trained, settings, tmp_path):
         with pytest.raises(Stop):
             training.fit(config, run, [StopAt(steps=4)])
     else:
-        RunFolder.create(run, config, training.Trainer(config).task.symbols)
+        RunFolder.create(run, config).describe_model(training.Trainer(config).model)
     before = _files(run)
     (tmp_path / "other").write_bytes(other(text.read_bytes()))
     with pytest.raises(ValueError, match=message):

@@ -282,6 +282,11 @@ def test_saving_and_loading_draw_no_random_numbers(tmp_path):
     assert mx.array_equal(drawn, mx.random.uniform(shape=(3,)))
 
 
+def header(folder):
+    """What the header of a model's weights says."""
+    return mx.load(str(folder / "model.safetensors"), return_metadata=True)[1]
+
+
 def strict_json(text):
     def refuse(word):
         raise AssertionError(f"JSON has no {word}")
@@ -304,8 +309,8 @@ def test_metrics_of_any_kind_of_number(tmp_path):
     assert kinds == [float, float, int, float, float, float, str]
     model = build(TLSTM(INPUT, HIDDEN, 2))
     model.save(tmp_path / "model", metadata)
-    saved = strict_json((tmp_path / "model" / "config.json").read_text())["metadata"]["metrics"]
-    assert saved == {
+    assert "metrics" not in (tmp_path / "model" / "config.json").read_text()
+    assert strict_json(header(tmp_path / "model")["metrics"]) == {
         "loss": 0.5,
         "bpc": 0.25,
         "answers": 3,
@@ -335,7 +340,11 @@ def test_a_runs_files_are_json_whatever_was_measured(tmp_path):
     assert strict_json((run.path / "test.json").read_text())["loss"] is None
     # Such a run is loaded all the same.
     model = training.build_model(run.config, TASKS["memorization"](run.config))
-    run.save_weights(model, "best")
+    with pytest.raises(ValueError, match="'metrics' must be numbers and words by name but got"):
+        run.save_model("best", model, record)
+    assert not (run.path / "best").exists()
+    run.save_model("best", model, {"loss": math.inf, "step": np.int64(3)})
+    assert strict_json(header(run.path / "best")["metrics"]) == {"loss": None, "step": 3}
     assert math.isnan(mlx_tlstm.load(run.path).metadata.metrics["loss"])
 
 
@@ -487,19 +496,17 @@ def test_a_run(variant, weights, tmp_path):
     records = run.read_metrics()
     if weights == "best":
         test = json.loads((tmp_path / "run" / "test.json").read_text())
-        assert found.metrics["split"] == "test"
-        assert found.metrics["accuracy"] == test["accuracy"]
-        assert found.metrics["samples"] == test["samples"]
-        (tmp_path / "run" / "test.json").unlink()  # as in a run that has not ended
-        best = max(records, key=lambda record: record["accuracy"])
-        found = mlx_tlstm.load(tmp_path / "run").metadata
-        assert found.metrics["loss"] == best["evaluation_loss"]
-        assert found.metrics["accuracy"] == best["accuracy"]
+        assert test.pop("weights") == "best"
+        assert found.metrics == {"split": "test", **test}
     else:
         assert found.metrics["samples"] == records[-1]["samples"]
         assert found.metrics["loss"] == records[-1]["evaluation_loss"]
     model.save(tmp_path / "model")
     check_same(model, mlx_tlstm.load(tmp_path / "model"))
+    # It is the same folder as the run's, in all bytes.
+    for name in ("config.json", "model.safetensors"):
+        of_run = tmp_path / "run" / weights / name
+        assert (tmp_path / "model" / name).read_bytes() == of_run.read_bytes()
 
 
 def test_a_language_models_run(tmp_path):
@@ -540,32 +547,52 @@ def test_the_task_of_a_model_fits_it(tmp_path):
 
 
 def test_damaged_run(tmp_path):
-    config = quick("addition", samples=8)
-    training.fit(config, tmp_path / "run")
-    file = tmp_path / "run" / "best.safetensors"
+    training.fit(quick("addition", samples=8), tmp_path / "run")
+    run = RunFolder.open(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"'run' must be a training run's folder, no model's"):
+        RunFolder.open(run.path / "best")
+    (run.path / "best" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"'weights' must be saved in the run .*; last is there"):
+        mlx_tlstm.load(run.path)
+    with pytest.raises(ValueError, match=r"'path' must be a folder that holds model\.safetensors"):
+        mlx_tlstm.load(run.path / "best")
+    run.config.replace(task="chess").save(run.path / "config.json")
+    with pytest.raises(ValueError, match="'task' must be one of"):
+        mlx_tlstm.load(run.path)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ("{", "must hold JSON but"),
+        ("[" * 100_000, "must hold JSON but"),
+        ("[]", r"must be numbers and words by name but got \[\]"),
+        ('{"loss": []}', "must be numbers and words by name but got"),
+        ('{"loss": {"x": 1}}', "must be numbers and words by name but got"),
+    ],
+)
+def test_damaged_metrics(metrics, message, saved):
+    file = saved / "model.safetensors"
     arrays = mx.load(str(file))
     mx.eval(arrays)
-    RunFolder.open(tmp_path / "run").config.replace(hidden_size=5).save(
-        tmp_path / "run" / "config.json"
-    )
-    with pytest.raises(ValueError, match=r"must be float32 \[23\], as config\.json says, but got"):
-        mlx_tlstm.load(tmp_path / "run")
-    for array in (None, mx.zeros(3), mx.array(1.0)):
-        changed = arrays | {"readout.weight": array}
-        if array is None:
-            del changed["readout.weight"]
-        mx.save_safetensors(str(file), changed)
-        with pytest.raises(ValueError, match=r"best\.safetensors: readout\.weight' must be a mat"):
-            mlx_tlstm.load(tmp_path / "run")
-    file.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"best\.safetensors' must be a safetensors file"):
-        mlx_tlstm.load(tmp_path / "run")
-    file.unlink()
-    with pytest.raises(ValueError, match="'weights' must be saved in the run"):
-        mlx_tlstm.load(tmp_path / "run")
-    config.replace(task="chess").save(tmp_path / "run" / "config.json")
-    with pytest.raises(ValueError, match="'task' must be one of"):
-        mlx_tlstm.load(tmp_path / "run")
+    mx.save_safetensors(str(file), arrays, {"metrics": metrics})
+    with pytest.raises(ValueError, match=r"^\[load\] '.*model\.safetensors: metrics' " + message):
+        mlx_tlstm.load(saved)
+
+
+def test_weights_without_metrics(saved):
+    """As other programs write them, and version 0.1, which had the metrics in ``config.json``."""
+    file = saved / "model.safetensors"
+    arrays = mx.load(str(file))
+    mx.eval(arrays)
+    mx.save_safetensors(str(file), arrays)
+    assert mlx_tlstm.load(saved).metadata.metrics == {}
+    config = json.loads((saved / "config.json").read_text())
+    config["metadata"] = {"metrics": {"split": "test", "loss": None, "samples": 3}}
+    (saved / "config.json").write_text(json.dumps(config))
+    found = dict(mlx_tlstm.load(saved).metadata.metrics)
+    assert math.isnan(found.pop("loss"))
+    assert found == {"split": "test", "samples": 3}
 
 
 @pytest.mark.parametrize(

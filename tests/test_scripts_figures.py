@@ -60,7 +60,7 @@ def make_run(tmp_path):
         elif "mnist" in task:
             config = config.replace(data=str(write_mnist(tmp_path / "images")))
         run = RunFolder.create(tmp_path / "run", config)
-        run.save_weights(build_model(config, make_task(config)), "best")
+        run.save_model("best", build_model(config, make_task(config)), {})
         return run.path
 
     return make
@@ -132,7 +132,7 @@ def test_default_name_and_weights(script, make_run):
     assert (run / "memory-cells-diagonal-0.svg").exists()
     result = CliRunner().invoke(script.main, [str(run), "--weights", "last"])
     assert result.exit_code == 2
-    assert "last.safetensors' is missing" in result.output
+    assert "last/model.safetensors' is missing" in result.output
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from experiments.panels import find_runs
 
-from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.runs import WEIGHTS, RunFolder
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.visualize import variant_style
 
@@ -219,3 +220,13 @@ def test_refusals(folder, invoke, tmp_path):
     (run.path / "config.json").write_text("[")
     assert "must hold JSON" in refused("figure-4", run.path)
     assert "'figure-6' is not one of" in refused("figure-6", run.path)
+
+
+def test_the_models_in_a_run_are_no_runs(tmp_path):
+    run = make_run(tmp_path, "addition", "slstm", 1, [0.5])
+    for name in WEIGHTS:
+        (run.path / name).mkdir()
+        (run.path / name / "config.json").write_text('{"format": 1}')
+    assert find_runs([tmp_path]) == find_runs([run.path]) == [run.path]
+    with pytest.raises(ValueError, match="'path' must be a run's folder or a folder of runs"):
+        find_runs([run.path / "best"])

@@ -25,6 +25,8 @@ from mlx_tlstm.tasks.addition import addition_rows
 from mlx_tlstm.tasks.memorization import memorization_rows
 from mlx_tlstm.training import build_model
 
+FILE = "model.safetensors"
+
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
@@ -130,8 +132,7 @@ def test_run_folder(task, settings, tmp_path):
     folder = tmp_path / "a" / "run"
     assert result.folder == folder
     assert {path.name for path in folder.iterdir()} == {
-        *("config.json", "metrics.jsonl", "test.json", "best.safetensors", "last.safetensors"),
-        *("checkpoints", ".lock", *(["symbols.json"] if task == "wikipedia" else [])),
+        *("config.json", "metrics.jsonl", "test.json", "best", "last", "checkpoints", ".lock"),
     }
     assert TrainingConfig.load(folder / "config.json") == config
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -211,8 +212,8 @@ def test_seeds(settings, tmp_path):
         for record in metrics[name]:
             del record["seconds"]
     assert metrics["a"] == metrics["b"] != metrics["c"]
-    for weights in ("best.safetensors", "last.safetensors"):
-        contents = [(tmp_path / name / weights).read_bytes() for name in "abc"]
+    for weights in ("best", "last"):
+        contents = [(tmp_path / name / weights / FILE).read_bytes() for name in "abc"]
         assert contents[0] == contents[1] != contents[2]
 
 
@@ -441,7 +442,7 @@ def test_half_precision(dtype, variant, settings, tmp_path):
     assert {a.dtype for _, a in tree_flatten(trainer.weights)} == {mx.float32}
     half, full = ([report.loss for report in spy.reports] for spy in spies.values())
     np.testing.assert_allclose(half, full, rtol=0.02)
-    saved = mx.load(str(tmp_path / dtype / "last.safetensors"))
+    saved = mx.load(str(tmp_path / dtype / "last" / FILE))
     assert {a.dtype for a in saved.values()} == {getattr(mx, dtype)}
     _, task, model = training.load_run(tmp_path / dtype)
     assert (
@@ -473,7 +474,9 @@ def test_diverging_evaluation(settings, tmp_path):
     with pytest.raises(training.NonFiniteError, match="the evaluation loss is nan at step 1 "):
         training.fit(config, tmp_path / "run")
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"config.json", "events.jsonl", "checkpoints", ".lock"}
+    assert names == {"config.json", "events.jsonl", "checkpoints", ".lock", "best", "last"}
+    with pytest.raises(ValueError, match="'weights' must be saved in the run but"):
+        training.load_run(tmp_path / "run")
 
 
 def test_interrupt_between_steps(settings, tmp_path):
@@ -485,9 +488,9 @@ def test_interrupt_between_steps(settings, tmp_path):
     assert mx.set_cache_limit(limit) == 12345
     assert signal.getsignal(signal.SIGINT) is handler
     assert (spy.ended, len(spy.reports), len(spy.records)) == (1, 3, 1)
-    last = arrays(tmp_path / "run" / "last.safetensors")
+    last = arrays(tmp_path / "run" / "last" / FILE)
     assert same(last, {name: np.array(a) for name, a in tree_flatten(spy.trainer.weights)})
-    assert not same(last, arrays(tmp_path / "run" / "best.safetensors"))
+    assert not same(last, arrays(tmp_path / "run" / "best" / FILE))
     assert len(RunFolder.open(tmp_path / "run").read_metrics()) == 1
 
 
@@ -496,7 +499,7 @@ def test_interrupt_before_an_evaluation_ends(settings, tmp_path):
     with pytest.raises(training.TrainingInterrupted, match="after 16 samples"):
         training.fit(settings("wikipedia"), tmp_path / "run", [spy])
     assert len(spy.records) == 1
-    last = arrays(tmp_path / "run" / "last.safetensors")
+    last = arrays(tmp_path / "run" / "last" / FILE)
     assert same(last, {name: np.array(a) for name, a in tree_flatten(spy.trainer.weights)})
 
 
@@ -506,9 +509,9 @@ def test_interrupt_before_the_test(settings, tmp_path):
     spy = Spy(on_evaluation={1: learning_rate(10.0), 2: interrupt})
     with pytest.raises(training.TrainingInterrupted):
         training.fit(config, tmp_path / "run", [spy])
-    last = arrays(tmp_path / "run" / "last.safetensors")
+    last = arrays(tmp_path / "run" / "last" / FILE)
     assert same(last, {name: np.array(a) for name, a in tree_flatten(spy.trainer.weights)})
-    assert not same(last, arrays(tmp_path / "run" / "best.safetensors"))
+    assert not same(last, arrays(tmp_path / "run" / "best" / FILE))
     assert not (tmp_path / "run" / "test.json").exists()
 
 
@@ -568,18 +571,18 @@ def test_nothing_is_overwritten(settings, tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(settings, tmp_path, monkeypatch):
     result = training.fit(settings("memorization"), tmp_path / "run")
-    run, before = RunFolder.open(tmp_path / "run"), arrays(tmp_path / "run" / "last.safetensors")
+    run, before = RunFolder.open(tmp_path / "run"), arrays(tmp_path / "run" / "last" / FILE)
 
-    def torn(file, arrays):
+    def torn(file, *_):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    names = {path.name for path in result.folder.iterdir()}
+    names = set(result.folder.rglob("*"))
     monkeypatch.setattr(mx, "save_safetensors", torn)
-    with pytest.raises(OSError, match=r"No space left on device: '.*last\.safetensors'"):
-        run.save_weights(result.model, "last")
-    assert same(before, arrays(tmp_path / "run" / "last.safetensors"))
-    assert {path.name for path in result.folder.iterdir()} == names
+    with pytest.raises(OSError, match=r"No space left on device: '.*/last/.*model\.safetensors"):
+        run.save_model("last", result.model, {})
+    assert same(before, arrays(tmp_path / "run" / "last" / FILE))
+    assert set(result.folder.rglob("*")) == names
 
 
 @pytest.mark.parametrize(
@@ -628,9 +631,11 @@ def _damage(tmp_path, name, content):
         ("config.json", b"\xff\xfe", r"config\.json' must hold JSON but"),
         ("config.json", b"[]", r"must be a JSON object but got \[\]"),
         ("config.json", b'{"task": "addition", "x": 1}', r"unknown keys but got \['x'\]"),
-        ("best.safetensors", None, r"best\.safetensors' is missing; last\.safetensors is there"),
-        ("best.safetensors", b"", r"best\.safetensors' must be a safetensors file but"),
-        ("best.safetensors", b"\x10" * 64, r"best\.safetensors' must be a safetensors file but"),
+        (f"best/{FILE}", None, r"best/model\.safetensors' is missing; last is there"),
+        (f"best/{FILE}", b"", r"best/model\.safetensors' must be a safetensors file but"),
+        (f"best/{FILE}", b"\x10" * 64, r"best/model\.safetensors' must be a safetensors file but"),
+        ("best/config.json", None, r"'path' must be a folder that holds config\.json but got"),
+        ("best/config.json", b"{}", r"best/config\.json' is no model's: .* keys are missing"),
     ],
 )
 def test_damaged_runs(name, content, message, settings, tmp_path):
@@ -642,9 +647,9 @@ def test_damaged_runs(name, content, message, settings, tmp_path):
 
 def test_torn_weights(settings, tmp_path):
     training.fit(settings("memorization", samples=4), tmp_path / "run")
-    whole = (tmp_path / "run" / "best.safetensors").read_bytes()
+    whole = (tmp_path / "run" / "best" / FILE).read_bytes()
     for size in (4, 100, len(whole) // 2, len(whole) - 1):
-        _damage(tmp_path, "best.safetensors", whole[:size])
+        _damage(tmp_path, f"best/{FILE}", whole[:size])
         with pytest.raises(ValueError, match="must be a safetensors file but"):
             training.load_run(tmp_path / "run")
 
@@ -672,7 +677,7 @@ def test_torn_weights(settings, tmp_path):
 )
 def test_weights_of_another_model(change, message, settings, tmp_path):
     training.fit(settings("memorization", samples=4), tmp_path / "run")
-    path = str(tmp_path / "run" / "best.safetensors")
+    path = str(tmp_path / "run" / "best" / FILE)
     weights = mx.load(path)
     mx.eval(weights)
     mx.save_safetensors(path, change(weights))

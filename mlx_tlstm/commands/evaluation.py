@@ -13,7 +13,7 @@ from mlx_tlstm.commands.devices import backend_option, device_option, use_backen
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.files import json_text
-from mlx_tlstm.runs import WEIGHTS
+from mlx_tlstm.runs import WEIGHTS, is_run
 from mlx_tlstm.trained import task_of
 from mlx_tlstm.training.progress import causality_note
 
@@ -65,7 +65,7 @@ def evaluate(
         network = hub.load(model, weights)
         use_backend(network, backend)
         task = task_of(network, data)
-    kept = weights if hub.is_run(model) else None
+    kept = weights if is_run(model) else None
     with clean_errors(bad_input=False):
         metrics = training.evaluate_all(network, task, split, batch_size)
     config = task.config

@@ -14,17 +14,11 @@ import numpy as np
 from mlx_tlstm.checks import require_integer
 from mlx_tlstm.compilation import GRAPH_STEPS, CompiledFunction
 from mlx_tlstm.model import SequenceModel
-from mlx_tlstm.paths import to_path
 from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.snapshot import require_evaluated, snapshot
-from mlx_tlstm.tasks import Batch, Task, make_task
-from mlx_tlstm.training.objective import (
-    build_model,
-    check_layer,
-    cross_entropy,
-    encode,
-    logits_at,
-)
+from mlx_tlstm.tasks import Batch, Task
+from mlx_tlstm.trained import task_of
+from mlx_tlstm.training.objective import cross_entropy, encode, logits_at
 from mlx_tlstm.training.rebatching import rebatched
 
 
@@ -211,11 +205,5 @@ def load_run(
         DataUnavailableError: The data cannot be downloaded.
     """
     run = RunFolder.open(path)
-    check_layer(run.config)
-    config = run.config
-    if data is not None:
-        config = config.replace(data=str(to_path("load_run", "data", data)))
-    task = make_task(config)
-    model = build_model(config, task)
-    run.load_weights(model, weights)
-    return run, task, model
+    model = run.load_model(weights)
+    return run, task_of(model, data), model.train()

@@ -15,6 +15,7 @@ from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.model import SequenceModel
 from mlx_tlstm.paths import to_path
 from mlx_tlstm.runs import TEST_FILE, RunFolder, check_unused
+from mlx_tlstm.snapshot import replace_weights
 from mlx_tlstm.tasks import remembered_data
 from mlx_tlstm.training.evaluation import evaluate
 from mlx_tlstm.training.records import Record
@@ -141,7 +142,7 @@ def prepare(
     """
     check_unused(out)
     trainer = _leading_trainer(config, workers, backend)
-    return trainer, RunFolder.create(out, config, trainer.task.symbols)
+    return trainer, RunFolder.create(out, config)
 
 
 def reopen(
@@ -223,18 +224,18 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
     ``loss``, ``gradient_norm``: means over the training steps since the last record, and
     ``clip_rate``, the share of them whose gradient was clipped; ``split``; ``evaluation_loss`` and
     ``accuracy`` or ``bpc``, and ``sequence_accuracy`` where the task reports it, on that split;
-    ``seconds`` of training so far. It writes ``last.safetensors`` and, where the metric is better
-    than ever, ``best.safetensors``.
+    ``seconds`` of training so far. It saves the model as ``last`` and, where the metric is better
+    than ever, as ``best``.
 
     A divergence appends a record to ``events.jsonl``: ``event``, ``"stop"`` or ``"rollback"``; the
     ``step`` and training ``batch`` (from 0; none in an evaluation), the ``quantity`` that is not
     finite and its ``value``; for a rollback ``restored_step`` and the new ``learning_rate``.
 
     Training stops early when the metric reaches the task's ``solved_at``. At the end the best
-    weights' metrics on the test split go to ``test.json``.
+    weights' metrics on the test split go to them and to ``test.json``.
 
     Raises:
-        TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP came; a checkpoint and ``last.safetensors``
+        TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP came; a checkpoint and the ``last`` model
             hold what was learned. A second signal ends the run at once.
         NonFiniteError: A loss or gradient is not finite and ``config.on_divergence`` says stop, or
             going back did not help; no file but ``events.jsonl`` has it.
@@ -263,8 +264,7 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
             try:
                 test = _to_the_end(session, callbacks, check_stop)
             except StopRequested as stop:
-                if not session.finished:  # else the model may hold the best weights by now
-                    run.save_weights(trainer.model, "last")
+                session.save_last()
                 session.save()
                 raise TrainingInterrupted(run.path, trainer.samples, stop.signal_number) from None
         finally:
@@ -333,10 +333,13 @@ def _leading(workers: Workers) -> Iterator[None]:
 
 
 def _test(session: Session, check_stop: Callable[[], None]) -> Record:
-    """Put the best weights into the model, and their test metrics into ``test.json``."""
-    trainer, run = session.trainer, session.run
-    run.load_weights(trainer.model, "best")
-    metrics = evaluate(trainer.model, trainer.task, "test", on_batch=check_stop)
-    test = {"weights": "best", "samples": session.best["samples"], **metrics}
+    """Put the best weights into the model; they and ``test.json`` get their test metrics."""
+    model, run = session.trainer.model, session.run
+    replace_weights(model, run.load_model("best").parameters())
+    metrics = evaluate(model, session.trainer.task, "test", on_batch=check_stop)
+    metrics = {"samples": session.best["samples"], **metrics}
+    model.metadata = dataclasses.replace(model.metadata, metrics={"split": "test", **metrics})
+    run.save_model("best", model, model.metadata.metrics)
+    test = {"weights": "best", **metrics}
     run.save_test_metrics(test)
     return test

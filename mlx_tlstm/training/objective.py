@@ -11,8 +11,10 @@ from mlx import nn
 from mlx_tlstm.checks import require, require_choice
 from mlx_tlstm.config import BY_LAG, TrainingConfig
 from mlx_tlstm.layers.base import RecurrentLayer, normal
+from mlx_tlstm.metadata import ModelMetadata
 from mlx_tlstm.model import SequenceModel
 from mlx_tlstm.tasks import Task, task_type
+from mlx_tlstm.trained import training_command
 from mlx_tlstm.variants import VARIANTS, make_layer
 
 
@@ -33,7 +35,8 @@ def lag_forget_bias(steps: int) -> float:
 def build_model(config: TrainingConfig, task: Task, backend: str | None = None) -> SequenceModel:
     """The untrained model of a configuration; ``config.seed`` decides its weights.
 
-    ``backend`` is passed to the layer; see :class:`mlx_tlstm.TLSTM`.
+    Its metadata says where it comes from. ``backend`` is passed to the layer; see
+    :class:`mlx_tlstm.TLSTM`.
 
     Raises:
         ValueError: The settings name no layer.
@@ -46,6 +49,8 @@ def build_model(config: TrainingConfig, task: Task, backend: str | None = None) 
     layer.cell.weight = config.weight_scale * layer.cell.weight
     model = SequenceModel(layer, task.output_size)
     model.set_dtype(getattr(mx, config.dtype))
+    command = training_command(config)
+    model.metadata = ModelMetadata(config.task, config.variant, {}, command, task.symbols, config)
     return model
 
 

@@ -18,11 +18,12 @@ from mlx_tlstm.files import json_text, load_arrays, replace_file, save_arrays
 from mlx_tlstm.runs import (
     CHECKPOINTS,
     EVENTS_FILE,
+    FILES_OF_0_1,
     METRICS_FILE,
-    SYMBOLS_FILE,
-    WEIGHTS_FILES,
+    WEIGHTS,
     RunFolder,
 )
+from mlx_tlstm.saving import CONFIG_FILE, WEIGHTS_FILE, read_config
 from mlx_tlstm.tasks import Batch
 from mlx_tlstm.training.checkpoints import Checkpoint, CheckpointError, CheckpointStore
 from mlx_tlstm.training.evaluation import evaluate
@@ -30,8 +31,10 @@ from mlx_tlstm.training.records import Record, StepTotals, better
 from mlx_tlstm.training.trainer import NonFiniteError, StepReport, Trainer
 
 STATE_FILE = "state.json"
-#: What a checkpoint copies from the run folder, and puts back.
-RUN_FILES = (METRICS_FILE, EVENTS_FILE, *WEIGHTS_FILES)
+#: What a checkpoint copies from the run folder, and puts back: names here, and there.
+RUN_FILES = {name: name for name in (METRICS_FILE, EVENTS_FILE)} | {
+    f"{name}.safetensors": f"{name}/{WEIGHTS_FILE}" for name in WEIGHTS
+}
 #: A rollback multiplies the learning rate by it.
 ROLLBACK_FACTOR = 0.5
 #: Rollbacks in one run; the divergence after them stops it.
@@ -67,9 +70,9 @@ class Session:
         self._started = self._saved_at = time.perf_counter()
         self._saved_step = -1
         self._store = CheckpointStore(run.path / CHECKPOINTS, trainer.config.keep_checkpoints)
-        symbols = run.read_symbols()
-        if symbols not in (None, trainer.task.symbols):
-            raise self._other_data(f"its symbols are not those of {run.path / SYMBOLS_FILE}")
+        known = run.path / WEIGHTS[0] / CONFIG_FILE
+        if known.exists() and read_config(known).metadata.symbols != trainer.task.symbols:
+            raise self._other_data(f"its symbols are not those of {known}")
         self._store.remove_leftovers()
         checkpoint, damaged = self._store.newest()
         if checkpoint is not None:
@@ -84,12 +87,13 @@ class Session:
         if damaged:
             reasons = "; ".join(map(str, damaged))
             raise CheckpointError(f"[Session] no checkpoint is whole: {reasons}")
-        present = [name for name in RUN_FILES if (run.path / name).exists()]
+        present = [name for name in RUN_FILES.values() if (run.path / name).exists()]
         if present:
             raise CheckpointError(
                 f"[Session] 'run' must hold checkpoints but {str(run.path)!r} holds "
                 f"{', '.join(present)} and none"
             )
+        run.describe_model(trainer.model)
         self.save()
 
     @property
@@ -153,6 +157,7 @@ class Session:
         trainer, run, metric = self.trainer, self.run, self.trainer.task.metric
         split = trainer.task.monitor
         metrics = evaluate(trainer.model, trainer.task, split, on_batch=check_stop)
+        figures = {"split": split, "samples": trainer.samples, **metrics}
         evaluation_loss = metrics.pop("loss")
         trainer.require_finite("evaluation loss", evaluation_loss)
         record = {
@@ -165,12 +170,17 @@ class Session:
             "seconds": round(self.seconds, 3),
         }
         run.append_metrics(record)
-        run.save_weights(trainer.model, "last")
+        run.save_model("last", trainer.model, figures)
         if not self.records or better(metric, record[metric], self.best[metric]):
-            run.save_weights(trainer.model, "best")
+            run.save_model("best", trainer.model, figures)
         self.records.append(record)
         self._totals = StepTotals()
         return record
+
+    def save_last(self) -> None:
+        """Save the weights as the last ones, unless an evaluation has just done so."""
+        if self._totals.steps:
+            self.run.save_model("last", self.trainer.model, {"samples": self.trainer.samples})
 
     def save(self) -> None:
         """Write a checkpoint; none of weights that are not finite, as the next step will say."""
@@ -194,9 +204,9 @@ class Session:
             if name == "carried" and next_batch.fresh:
                 continue  # no step will read it
             files[f"{name}.safetensors"] = partial(save_arrays, arrays=arrays)
-        for name in RUN_FILES:
-            if (run.path / name).exists():
-                files[name] = partial(shutil.copyfile, run.path / name)
+        for name, source in RUN_FILES.items():
+            if (run.path / source).exists():
+                files[name] = partial(shutil.copyfile, run.path / source)
         self._store.write(trainer.step, files)
         self._saved_step, self._saved_at = trainer.step, time.perf_counter()
 
@@ -265,11 +275,15 @@ class Session:
                 f"batch {state['step']} differs from the one that checkpoint {path} expects"
             )
         mx.random.seed((first << 32) | second)
-        for name in RUN_FILES:
+        of_0_1 = not (run.path / WEIGHTS[0] / CONFIG_FILE).exists()
+        run.describe_model(trainer.model)
+        for name, target in RUN_FILES.items():
             if name in names:
-                replace_file(run.path / name, partial(shutil.copyfile, path / name))
+                replace_file(run.path / target, partial(shutil.copyfile, path / name))
             else:
-                (run.path / name).unlink(missing_ok=True)
+                (run.path / target).unlink(missing_ok=True)
+        for name in FILES_OF_0_1 if of_0_1 else ():
+            (run.path / name).unlink(missing_ok=True)
         self.records = run.read_metrics()
         self._saved_step, self._saved_at = trainer.step, time.perf_counter()
         return state

@@ -12,7 +12,7 @@ from experiments.results import RunResult
 from experiments.tables import size_text
 from mlx_tlstm import VARIANTS
 from mlx_tlstm.checks import require
-from mlx_tlstm.runs import CONFIG_FILE
+from mlx_tlstm.runs import is_run
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.progress import causality_note
 from mlx_tlstm.visualize import draw_by_depth
@@ -28,7 +28,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in paths:
         children = sorted(path.iterdir()) if path.is_dir() else []
-        runs = [run for run in (path, *children) if (run / CONFIG_FILE).is_file()]
+        runs = [run for run in (path, *children) if is_run(run)]
         require(bool(runs), "figures", "path", "a run's folder or a folder of runs", str(path))
         found |= {run.resolve(): run for run in runs}
     return list(found.values())
