@@ -53,8 +53,7 @@ class SequenceModel(nn.Module):
     @property
     def causal(self) -> bool:
         """Whether no output depends on a later input; layer normalisation breaks it if L > 1."""
-        update = getattr(self.layer.cell.transition, "update", None)
-        return self.layer.depth == 1 or update is None or update.norm != "layer"
+        return self.layer.cell.causal
 
     def __call__(self, x: mx.array, state: Any = None) -> tuple[mx.array, Any]:
         """Logits ``[B, T, S]`` of inputs ``[B, T, R]``, and the state after them.

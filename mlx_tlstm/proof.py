@@ -25,19 +25,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_tlstm.backend import MemoryUpdate
 from mlx_tlstm.files import read_json, replace_file
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import (
-    KernelTransition,
-    TLSTMTransition,
-    convolution,
-    library,
-    tuning,
-)
+from mlx_tlstm.kernels import convolution, library, tuning
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.paths import cache_folder
 from mlx_tlstm.recurrence import run
-from mlx_tlstm.transition import Transition
+from mlx_tlstm.transition import TensorTransition
 
 #: Examples of the sequences.
 BATCH_SIZE = 2
@@ -75,8 +70,8 @@ class Configuration:
         tiles: The tile of each convolution kernel by its name, ``None`` for plain operations.
     """
 
-    plain: Transition
-    kernels: KernelTransition
+    plain: TensorTransition
+    kernels: TensorTransition
     dtype: mx.Dtype
     recompute: bool
     tiles: tuple[tuple[str, Tile | None], ...]
@@ -91,7 +86,16 @@ class Configuration:
 
     @property
     def geometry(self) -> Geometry:
-        return self.kernels.geometry
+        return self.plain.backend.geometry
+
+    @property
+    def update(self) -> MemoryUpdate | None:
+        """That of a tLSTM; ``None`` for a tRNN."""
+        return self.plain.backend.update
+
+    def variants(self) -> list[TensorTransition]:
+        """The step as kernels, then with fewer threads, for a device that grants no more."""
+        return [self.kernels.on(backend) for backend in self.kernels.backend.variants()]
 
     @property
     def hidden_size(self) -> int:
@@ -101,9 +105,9 @@ class Configuration:
     def names(self) -> tuple[str, ...]:
         """Of the values and gradients that are compared, in their order."""
         state, parameters = ["hidden"], ["weight", "bias"]
-        if isinstance(self.kernels, TLSTMTransition):
+        if self.update is not None:
             state.append("cell")
-            if self.kernels.update.norm is not None:
+            if self.update.norm is not None:
                 parameters += ["norm.gain", "norm.bias"]
         inputs = ("projected", *state, *parameters)
         return ("outputs", *state, *(f"gradient of {name}" for name in inputs))
@@ -112,17 +116,16 @@ class Configuration:
     def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Of weight and bias and, with a norm, of its gain and bias."""
         M, geometry, channels, norm = self.hidden_size, self.geometry, self.hidden_size, ()
-        if isinstance(self.kernels, TLSTMTransition):
-            update = self.kernels.update
-            channels = 4 * M + (0 if update.geometry is None else geometry.taps)
-            norm = () if update.norm is None else ((*geometry.tensor_size, M),) * 2
+        if self.update is not None:
+            channels = 4 * M + (geometry.taps if self.update.convolve else 0)
+            norm = () if self.update.norm is None else ((*geometry.tensor_size, M),) * 2
         return ((channels, *geometry.kernel_size, M), (channels,), *norm)
 
     def __str__(self) -> str:
         kind = type(self.kernels).__name__.removesuffix("Transition")
-        update = getattr(self.kernels, "update", None)
+        update = self.update
         options = [] if update is None or update.norm is None else [f"norm={update.norm!r}"]
-        if update is not None and update.geometry is None:
+        if update is not None and not update.convolve:
             options.append("memory_convolution=False")
         if self.recompute:
             options.append("recompute=True")
@@ -142,7 +145,7 @@ class Proof:
             was allowed there.
     """
 
-    kernels: KernelTransition
+    kernels: TensorTransition
     rounding: float
     errors: dict[str, tuple[float, float]]
 
@@ -161,7 +164,7 @@ def prove(configuration: Configuration, compiled: bool = False) -> Proof:
     with mx.stream(mx.cpu):
         expected = trial.results(configuration.plain, mx.float32)
     first_error: Exception | None = None
-    for variant in configuration.kernels.variants():
+    for variant in configuration.variants():
         try:
             rounding = measured_rounding(configuration)
             with tuning.forced(dict(configuration.tiles)):
@@ -176,7 +179,7 @@ def prove(configuration: Configuration, compiled: bool = False) -> Proof:
     raise _fault(configuration, f"{type(first_error).__name__}: {text}") from first_error
 
 
-def choose(configuration: Configuration, explicit: bool) -> Transition:
+def choose(configuration: Configuration, explicit: bool) -> TensorTransition:
     """The step that a layer runs: its kernels once they are proven, else plain operations.
 
     Args:
@@ -199,7 +202,7 @@ def choose(configuration: Configuration, explicit: bool) -> Transition:
         return configuration.plain
 
 
-def proven(configuration: Configuration) -> KernelTransition:
+def proven(configuration: Configuration) -> TensorTransition:
     """The kernels' step, proven now or before; of threads that come at once the first proves it.
 
     Raises:
@@ -225,16 +228,16 @@ def forget() -> None:
 
 
 #: By configuration and device: the step that is right, or why there is none.
-_outcomes: dict[tuple[Configuration, str], KernelTransition | str] = {}
+_outcomes: dict[tuple[Configuration, str], TensorTransition | str] = {}
 _warned: set[str] = set()
 _lock = threading.Lock()
 
 
-def _settled(configuration: Configuration) -> KernelTransition | str:
+def _settled(configuration: Configuration) -> TensorTransition | str:
     key = _key(configuration)
     text = json.dumps(key, sort_keys=True)
     path = cache_folder() / "proofs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-    variants = configuration.kernels.variants()
+    variants = configuration.variants()
     if (stored := _read(path, key)) in range(len(variants)):
         return variants[stored]
     try:
@@ -316,7 +319,7 @@ class Trial:
         return dataclasses.replace(self, inputs=move(self.inputs), cotangents=move(self.cotangents))
 
     def results(
-        self, transition: Transition, dtype: mx.Dtype, compiled: bool = False
+        self, transition: TensorTransition, dtype: mx.Dtype, compiled: bool = False
     ) -> list[list[np.ndarray]]:
         """Values and gradients of each of :data:`SEQUENCES`, in the order of the names.
 

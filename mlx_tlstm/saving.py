@@ -247,6 +247,6 @@ def _arguments(layer: RecurrentLayer) -> dict[str, Any]:
         "kernel_size": list(geometry.kernel_size),
     }
     if isinstance(cell, TLSTMCell):
-        update = cell.transition.update
-        arguments |= {"memory_convolution": update.geometry is not None, "norm": update.norm}
+        update = cell.memory_update
+        arguments |= {"memory_convolution": update.convolve, "norm": update.norm}
     return arguments

@@ -1,34 +1,18 @@
-"""One step of a recurrent cell, forward and backward: what the time loop asks of it."""
+"""One step of a recurrent cell, forward and backward: what the time loop asks of it.
+
+Those of the tLSTM and the tRNN are here, written once; a backend computes their parts.
+"""
 
 from __future__ import annotations
 
 import abc
-import functools
-import math
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
-import numpy as np
 
-#: A cell's state: one array or two, batch first.
-State = tuple[mx.array, ...]
-
-
-class Step(NamedTuple):
-    """One step of the forward pass.
-
-    Attributes:
-        projected: The input of the step, ``[B, M]``.
-        before: State before the step.
-        after: State after it.
-        residuals: What else the backward pass needs.
-    """
-
-    projected: mx.array
-    before: State
-    after: State
-    residuals: Any
+from mlx_tlstm.backend import Backend, Prepared, State, Step
 
 
 class Transition(Protocol):
@@ -41,6 +25,10 @@ class Transition(Protocol):
     In the backward pass each step hands something to the step before it, whose form is the
     transition's own: the gradient of the state between them, or what that gradient is made from.
     """
+
+    @property
+    def plain(self) -> bool:
+        """Whether MLX can differentiate and export it, being made of MLX's own operations."""
 
     def prepare(self, parameters: Sequence[mx.array]) -> Any:
         """What every step of a sequence uses, made from the parameters once."""
@@ -78,8 +66,8 @@ class Transition(Protocol):
             the step before.
         """
 
-    def weight_gradient_steps(self, step: Step) -> int:
-        """The number of steps like ``step`` that :meth:`weight_gradients` takes at a time."""
+    def weight_gradient_steps(self, batch_size: int) -> int:
+        """The number of steps that :meth:`weight_gradients` takes at a time."""
 
     def weight_gradients(
         self,
@@ -99,73 +87,31 @@ class Transition(Protocol):
         """``mx.stack`` of arrays of all steps."""
 
 
-class GradientSoFar(NamedTuple):
-    """What a :class:`PlainTransition` hands from step to step, in float32.
+@dataclasses.dataclass(frozen=True)
+class TensorTransition(abc.ABC):
+    """What the tLSTM and the tRNN share; parameters: weight, bias, …
 
-    Attributes:
-        state: Gradient of the state before the step.
-        parameters: Sums over the steps so far of the gradients of the trailing parameters.
+    Args:
+        backend: What computes it.
+        hidden_size: M.
     """
 
-    state: State
-    parameters: tuple[mx.array, ...]
+    backend: Backend
+    hidden_size: int
 
+    def on(self, backend: Backend) -> TensorTransition:
+        """The same step on another backend."""
+        return dataclasses.replace(self, backend=backend)
 
-@functools.lru_cache(maxsize=64)
-def _last_rows(count: int, locations: int) -> mx.array:
-    return mx.array(np.arange(1, count + 1, dtype=np.uint32) * locations - 1)
+    @property
+    def plain(self) -> bool:
+        return self.backend.plain
 
+    def prepare(self, parameters: Sequence[mx.array]) -> Prepared:
+        return self.backend.prepare(parameters)
 
-def last_location(H: mx.array) -> mx.array:
-    """The hidden state ``[B, M]`` at the last location of ``[B, *P, M]``.
-
-    A copy, since a view would keep the whole state of every step alive. Gathered, since MLX exports
-    no ``mx.contiguous``.
-    """
-    B, *P, M = H.shape
-    return mx.take(H.reshape(-1, M), _last_rows(B, math.prod(P)), axis=0)
-
-
-#: Largest number of elements of the matrix from which a weight gradient is formed (64 MiB).
-_WEIGHT_GRADIENT_ELEMENTS = 1 << 24
-
-
-class PlainTransition(abc.ABC):
-    """Base of the transitions that are made of plain operations.
-
-    A subclass has ``prepare``, ``forward`` and ``output`` besides the abstract methods here.
-    """
-
-    def reduce(self, residuals: Any) -> None:
-        return None
-
-    def restore(self, prepared: Any, step: Step) -> Any:
-        return self.forward(prepared, step.projected, step.before)[1]
-
-    def backward(
-        self,
-        prepared: Any,
-        step: Step,
-        handed: GradientSoFar | None,
-        d_output: mx.array | None,
-        d_after: State | None,
-    ) -> tuple[mx.array, GradientSoFar, mx.array]:
-        if handed is None:
-            zeros = tuple(mx.zeros(array.shape) for array in step.after)
-            handed = GradientSoFar(zeros, ())
-        d_state = handed.state
-        if d_after is not None:
-            d_state = _add(d_state, d_after)
-        if d_output is not None:
-            d_state = self.add_output_gradient(d_state, d_output)
-        d_projected, d_state, d_activation, d_parameters = self.step_backward(
-            prepared, step, d_state
-        )
-        d_parameters = _add(handed.parameters, d_parameters)
-        return d_projected, GradientSoFar(d_state, d_parameters), d_activation
-
-    def weight_gradient_steps(self, step: Step) -> int:
-        return max(1, _WEIGHT_GRADIENT_ELEMENTS // self.weight_gradient_elements(step))
+    def weight_gradient_steps(self, batch_size: int) -> int:
+        return self.backend.weight_gradient_steps(batch_size, self.hidden_size)
 
     def weight_gradients(
         self,
@@ -173,37 +119,87 @@ class PlainTransition(abc.ABC):
         d_activations: Sequence[mx.array],
         total: Sequence[mx.array] | None,
     ) -> Sequence[mx.array]:
-        return _add(tuple(total or ()), self.steps_weight_gradients(steps, d_activations))
+        hidden, projected = [step.before[0] for step in steps], [step.projected for step in steps]
+        return self.backend.weight_gradient(hidden, projected, d_activations, total)
 
-    def finish(self, handed: GradientSoFar) -> tuple[State, Sequence[mx.array]]:
-        return handed
+    def output(self, state: State) -> mx.array:
+        return self.backend.output(state[0])
 
     def stack(self, arrays: Sequence[mx.array]) -> mx.array:
-        return mx.concatenate(list(arrays)).reshape(-1, *arrays[0].shape)
-
-    @abc.abstractmethod
-    def step_backward(
-        self, prepared: Any, step: Step, d_after: State
-    ) -> tuple[mx.array, State, mx.array, Sequence[mx.array]]:
-        """Gradients of projected, of the state before and of the activations, and those of the
-        trailing parameters, from the gradient of the state after the step."""
-
-    @abc.abstractmethod
-    def weight_gradient_elements(self, step: Step) -> int:
-        """Elements of the matrix from which the weight gradient of one step is formed."""
-
-    @abc.abstractmethod
-    def steps_weight_gradients(
-        self, steps: Sequence[Step], d_activations: Sequence[mx.array]
-    ) -> Sequence[mx.array]:
-        """Gradients of the leading parameters, summed over ``steps``."""
-
-    @abc.abstractmethod
-    def add_output_gradient(self, d_state: State, d_output: mx.array) -> State:
-        """``d_state`` with the gradient of the output added."""
+        return self.backend.stack(arrays)
 
 
-def _add(total: Sequence[mx.array], terms: Sequence[mx.array]) -> tuple[mx.array, ...]:
-    """Sum in float32; an empty total is zero."""
-    terms = tuple(term.astype(mx.float32) for term in terms)
-    return tuple(a + b for a, b in zip(total, terms, strict=True)) if total else terms
+class TLSTMTransition(TensorTransition):
+    """One step of a tLSTM; parameters: weight, bias and, with a norm, its gain and bias."""
+
+    def forward(
+        self, prepared: Prepared, projected: mx.array, state: State
+    ) -> tuple[State, Any, mx.array]:
+        H, C = state
+        A = self.backend.convolution(H, projected, prepared)
+        H, C, output, residuals = self.backend.memory_update(A, C, prepared)
+        return (H, C), residuals, output
+
+    def reduce(self, residuals: Any) -> Any:
+        return self.backend.reduce(residuals)
+
+    def restore(self, prepared: Prepared, step: Step) -> Any:
+        H, C = step.before
+        A = self.backend.convolution(H, step.projected, prepared)
+        return self.backend.restore(step.residuals, A, C, prepared)
+
+    def backward(
+        self,
+        prepared: Prepared,
+        step: Step,
+        handed: tuple[mx.array, Any] | None,
+        d_output: mx.array | None,
+        d_after: State | None,
+    ) -> tuple[mx.array, tuple[mx.array, Any], mx.array]:
+        d_H, later = handed if handed is not None else (mx.zeros(step.after[0].shape), None)
+        d_C = None
+        if d_after is not None:
+            d_H, d_C = d_H + d_after[0], d_after[1]
+        d_A, memory = self.backend.memory_gradient(d_H, d_output, d_C, later, step, prepared)
+        d_H, d_projected = self.backend.convolution_gradient(d_A, prepared)
+        return d_projected, (d_H, memory), d_A
+
+    def finish(self, handed: tuple[mx.array, Any]) -> tuple[State, Sequence[mx.array]]:
+        d_H, memory = handed
+        d_C, d_norm = self.backend.first_gradients(memory)
+        return (d_H, d_C), d_norm
+
+
+class TRNNTransition(TensorTransition):
+    """One step of a tRNN, whose state is all that its gradient needs; parameters: weight, bias."""
+
+    def forward(
+        self, prepared: Prepared, projected: mx.array, state: State
+    ) -> tuple[State, None, mx.array]:
+        H = self.backend.convolution(state[0], projected, prepared, tanh=True)
+        return (H,), None, self.backend.output(H)
+
+    def reduce(self, residuals: None) -> None:
+        return None
+
+    def restore(self, prepared: Prepared, step: Step) -> None:
+        return None
+
+    def backward(
+        self,
+        prepared: Prepared,
+        step: Step,
+        handed: mx.array | None,
+        d_output: mx.array | None,
+        d_after: State | None,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        (H,) = step.after
+        d_H = handed if handed is not None else mx.zeros(H.shape)
+        if d_after is not None:
+            d_H = d_H + d_after[0]
+        d_A = self.backend.tanh_gradient(d_H, d_output, H)
+        d_H, d_projected = self.backend.convolution_gradient(d_A, prepared)
+        return d_projected, d_H, d_A
+
+    def finish(self, handed: mx.array) -> tuple[State, Sequence[mx.array]]:
+        return (handed,), ()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import mlx.core as mx
 import numpy as np
 import reference
 
+from mlx_tlstm.backend import Prepared
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import convolution
+from mlx_tlstm.kernels import KernelBackend, tuning
 from mlx_tlstm.kernels.tiles import Tile
 
 #: Arrays of each time step, and the parameters: float64 holding numbers of the case's type.
@@ -47,8 +49,16 @@ class Case:
         return {"tlstm": 4 * M + self.geometry.taps, "noconv": 4 * M, "trnn": M}[self.cell]
 
     @property
-    def activation(self) -> str | None:
-        return "tanh" if self.cell == "trnn" else None
+    def tanh(self) -> bool:
+        return self.cell == "trnn"
+
+    @property
+    def backend(self) -> KernelBackend:
+        return KernelBackend(self.geometry, None)  # its convolutions know no memory update
+
+    def on_tile(self) -> AbstractContextManager[object]:
+        """Launches take the case's tile, if it has one."""
+        return tuning.forced(self.tile) if self.tile else nullcontext()
 
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.tensor_size))
@@ -87,23 +97,21 @@ def forward(case: Case, given: Arrays) -> dict[str, mx.array]:
     """What the kernel makes of the first step."""
     names = ("hidden", "projected", "weight", "bias")
     first = [given[name][0] if name in names[:2] else given[name] for name in names]
-    activation = convolution.cross_layer_convolution(
-        *(_typed(case, array) for array in first),
-        case.geometry,
-        tile=case.tile,
-        activation=case.activation,
-    )
+    hidden, projected, *parameters = (_typed(case, array) for array in first)
+    with case.on_tile():
+        activation = case.backend.convolution(
+            hidden, projected, Prepared(*parameters), tanh=case.tanh
+        )
     return {"activation": activation}
 
 
 def input_gradient(case: Case, given: Arrays) -> dict[str, mx.array]:
     """What the kernel makes of the first step."""
-    d_hidden, d_projected = convolution.cross_layer_convolution_input_gradient(
-        _typed(case, given["d_activation"][0]),
-        _typed(case, given["weight"]),
-        case.geometry,
-        tile=case.tile,
-    )
+    prepared = Prepared(*(_typed(case, given[name]) for name in ("weight", "bias")))
+    with case.on_tile():
+        d_hidden, d_projected = case.backend.convolution_gradient(
+            _typed(case, given["d_activation"][0]), prepared
+        )
     return {"d_hidden": d_hidden, "d_projected": d_projected}
 
 
@@ -113,9 +121,8 @@ def weight_gradient(case: Case, given: Arrays) -> dict[str, mx.array]:
         [_typed(case, array) for array in given[name]]
         for name in ("hidden", "projected", "d_activation")
     ]
-    d_weight, d_bias = convolution.cross_layer_convolution_weight_gradient(
-        *series, case.geometry, tile=case.tile
-    )
+    with case.on_tile():
+        d_weight, d_bias = case.backend.weight_gradient(*series)
     return {"d_weight": d_weight, "d_bias": d_bias}
 
 
@@ -140,7 +147,7 @@ def expected(case: Case, given: Arrays) -> Arrays:
     A = reference.convolve_hidden(spec, parameters, H_cat)
     d_projected, d_hidden = of_inputs[0]
     return {
-        "activation": np.tanh(A) if case.activation == "tanh" else A,
+        "activation": np.tanh(A) if case.tanh else A,
         "d_hidden": d_hidden,
         "d_projected": d_projected,
         "d_weight": gradients["weight"],

@@ -7,7 +7,7 @@ activations that the kernels are given, and by a catcher of their gradient.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import mlx.core as mx
@@ -16,9 +16,9 @@ import reference
 from layer_helpers import single
 from reference import Specification
 
+from mlx_tlstm.backend import MemoryUpdate, Prepared, Step
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import memory
-from mlx_tlstm.ops import MemoryUpdate
+from mlx_tlstm.kernels import KernelBackend, memory
 
 Arrays = dict[str, np.ndarray]
 
@@ -44,9 +44,9 @@ class Case:
         return Geometry(self.spec.tensor_size, self.spec.kernel_size)
 
     @property
-    def update(self) -> MemoryUpdate:
-        geometry = self.geometry if self.spec.memory_convolution else None
-        return MemoryUpdate(self.hidden_size, geometry, self.spec.norm)
+    def backend(self) -> KernelBackend:
+        update = MemoryUpdate(self.spec.memory_convolution, self.spec.norm)
+        return KernelBackend(self.geometry, update)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -104,41 +104,41 @@ def _single(array: np.ndarray) -> mx.array:
     return mx.array(array.astype(np.float32))
 
 
-def forward(case: Case, given: Arguments) -> list[dict[str, mx.array]]:
-    """What the kernel makes of each step: A, C_before, H, C, output, statistics."""
-    gain, bias = (_single(array) for array in given.norm.values()) if given.norm else (None, None)
+def _prepared(given: Arguments) -> Prepared:
+    none = mx.zeros((1,))  # the memory update reads no weight
+    return Prepared(none, none, *(_single(array) for array in given.norm.values()))
+
+
+def forward(case: Case, given: Arguments) -> list[dict[str, Any]]:
+    """What the kernel makes of each step: C_before, H, C, output, residuals."""
     C, steps = _single(given.cell), []
     for A in given.A:
         A, C_before = _single(A).astype(case.dtype), C
-        H, C, output, statistics = memory.memory_update(
-            A, C_before, gain, bias, case.update, case.geometry
-        )
-        names = {"A": A, "C_before": C_before, "H": H, "C": C, "output": output}
-        steps.append(names | {"statistics": statistics})
+        H, C, output, residuals = case.backend.memory_update(A, C_before, _prepared(given))
+        names = {"C_before": C_before, "H": H, "C": C, "output": output}
+        steps.append(names | {"residuals": residuals})
     return steps
 
 
 def backward(
-    case: Case, given: Arguments, steps: list[dict[str, mx.array]]
+    case: Case, given: Arguments, steps: list[dict[str, Any]]
 ) -> tuple[list[mx.array], mx.array, memory.MemoryGradient]:
     """The kernels' gradients of each step's A, and of C_0; what the first step hands over."""
-    gain, bias = (_single(array) for array in given.norm.values()) if given.norm else (None, None)
     later, d_A = None, []
     for t in range(len(steps) - 1, -1, -1):
         output, cell = case.steps[t]
-        gradient, later = memory.memory_update_backward(
+        step = steps[t]
+        states = (None, step["C_before"]), (step["H"], step["C"])
+        gradient, later = case.backend.memory_gradient(
             _single(given.d_hidden[t]),
             _single(given.d_output[t]) if output else None,
             _single(given.d_cell[t]) if cell else None,
             later,
-            *(steps[t][name] for name in ("A", "C_before", "C", "statistics")),
-            gain,
-            bias,
-            case.update,
-            case.geometry,
+            Step(None, *states, step["residuals"]),
+            _prepared(given),
         )
         d_A.insert(0, gradient)
-    return d_A, memory.memory_gradient(later, case.update, case.geometry), later
+    return d_A, case.backend.first_gradients(later)[0], later
 
 
 def reference_steps(case: Case, given: Arguments) -> list[reference.Step]:
@@ -190,7 +190,7 @@ def compare_forward(case: Case, given: Arguments) -> Compared:
         pairs |= {f"H[{t}]": (step["H"], expected.H), f"C[{t}]": (step["C"], expected.C)}
         pairs[f"output[{t}]"] = (step["output"], corner)
         if case.spec.norm:
-            pairs[f"statistics[{t}]"] = (step["statistics"], _statistics(case, expected))
+            pairs[f"statistics[{t}]"] = (step["residuals"].statistics, _statistics(case, expected))
     return pairs
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_tlstm.ops.activations import rational_tanh
+from mlx_tlstm.ops.cpu import rational_tanh
 
 
 @pytest.fixture(params=[rational_tanh, mx.compile(rational_tanh)], ids=["plain", "compiled"])

@@ -17,6 +17,7 @@ from layer_helpers import (
     INPUT,
     STEPS,
     build,
+    peak_bytes,
     random_arrays,
     relative_error,
     to_mlx,
@@ -47,9 +48,17 @@ GEOMETRIES = [
 ]
 
 
-def compare(kind: str, spec: Specification | int, flush: bool, training: bool = True) -> None:
+def compare(
+    kind: str,
+    spec: Specification | int,
+    flush: bool,
+    training: bool = True,
+    backend: str | None = None,
+    recompute: bool = False,
+) -> None:
     layer, parameters = build(kind, spec)
     layer.train(training)
+    layer.cell.backend, layer.cell.recompute = backend, recompute
     rng = np.random.default_rng(1)
     state_shape = (BATCH, *layer.cell.state_shape)
     names = layer.cell.state_type._fields
@@ -116,6 +125,53 @@ def test_trnn(tensor_size, kernel_size, flush):
     compare("trnn", Specification(tensor_size, kernel_size), flush)
 
 
+@pytest.mark.parametrize("norm", [None, "channel", "layer"])
+@pytest.mark.parametrize("memory_convolution", [True, False], ids=["convolved", "plain"])
+@pytest.mark.parametrize(("tensor_size", "kernel_size"), GEOMETRIES)
+def test_equations_of_the_tlstm(tensor_size, kernel_size, memory_convolution, norm):
+    spec = Specification(tensor_size, kernel_size, memory_convolution, norm)
+    compare("tlstm", spec, flush=True, backend="reference")
+
+
+@pytest.mark.parametrize(
+    ("tensor_size", "kernel_size"), [*GEOMETRIES, ((2, 1, 2, 1), (2, 3, 3, 4))]
+)
+def test_equations_of_the_trnn(tensor_size, kernel_size):
+    spec = Specification(tensor_size, kernel_size)
+    compare("trnn", spec, flush=False, backend="reference")
+
+
+@pytest.mark.parametrize("options", [{"training": False}, {"recompute": True}])
+@pytest.mark.parametrize("kind", ["tlstm", "trnn"])
+def test_equations_with_less_kept(kind, options):
+    spec = Specification((2, 1, 2, 2), (3, 2, 2, 2), True, "layer")
+    compare(kind, spec, flush=True, backend="reference", **options)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("tensor_size", [(1,), (3,)])
+def test_compiled_equations(tensor_size, training):
+    layer, _ = build("tlstm", Specification(tensor_size, (3,), True, "channel"))
+    layer.cell.backend = "reference"
+    layer.train(training)
+    x = mx.random.normal((BATCH, STEPS, INPUT))
+    gradient = mx.grad(lambda x: mx.sum(layer(x)[0] ** 2))
+    expected = np.array(gradient(x), dtype=np.float64)
+    assert relative_error(mx.compile(gradient)(x), expected) < VALUE_TOLERANCE
+
+
+@pytest.mark.parametrize("backend", ["ops", "reference"])
+def test_memory_grows_with_the_number_of_steps(backend):
+    layer, _ = build("tlstm", Specification((2,), (3,), True, "channel"))
+    layer.cell.backend = backend
+
+    def peak(steps: int) -> int:
+        x = mx.zeros((8, steps, INPUT))
+        return peak_bytes(lambda: mx.eval(mx.grad(lambda x: mx.sum(layer(x)[0]))(x)))
+
+    assert peak(480) < 5 * peak(120)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_stacked_lstm(depth):
     compare("stacked", depth, flush=True)
@@ -128,7 +184,7 @@ def test_gradient_in_evaluation_mode_runs_forward_again(norm):
 
 def test_weight_gradient_formed_in_pieces(monkeypatch):
     # As on long sequences, where the matrix of all steps would be too large.
-    monkeypatch.setattr("mlx_tlstm.transition._WEIGHT_GRADIENT_ELEMENTS", 1500)
+    monkeypatch.setattr("mlx_tlstm.ops.convolution._WEIGHT_GRADIENT_ELEMENTS", 1500)
     compare("tlstm", Specification((2, 3), (3, 2), True, "channel"), flush=True)
 
 

@@ -350,4 +350,4 @@ def test_choices_are_compared_with_their_own_kind():
     for value in (np.array(["channel", "layer"]), mx.array([1.0, 2.0]), ["channel"], 1):
         with pytest.raises(ValueError, match="'norm' must be one of None, 'channel', 'layer' but"):
             TLSTM(3, 4, 2, norm=value)
-    assert json.dumps(TLSTM(3, 4, 2, norm=np.str_("layer")).cell.transition.update.norm)
+    assert json.dumps(TLSTM(3, 4, 2, norm=np.str_("layer")).cell.memory_update.norm)

@@ -88,9 +88,9 @@ def test_the_backend_reaches_the_layer(option, backend, invoke, backends, tmp_pa
 
 REFUSALS = [
     (["--device", "gpu"], "Invalid value for '--device': MLX has no GPU here"),
-    (["--backend", "metal"], "must be 'ops' here"),
-    (["--backend", "cuda", "--device", "cpu"], "must be 'ops' here"),
-    (["--backend", "gpu"], "is not one of 'auto', 'ops', 'metal', 'cuda'"),
+    (["--backend", "metal"], "must be 'ops' or 'reference' here"),
+    (["--backend", "cuda", "--device", "cpu"], "must be 'ops' or 'reference' here"),
+    (["--backend", "gpu"], "is not one of 'auto', 'ops', 'metal', 'cuda', 'reference'"),
 ]
 
 

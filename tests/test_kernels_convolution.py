@@ -15,11 +15,12 @@ from convolution_cases import Case
 from kernel_devices import counted, needs_compiler, on_cpu
 from metal_on_cpu import Spec, standin
 
-from mlx_tlstm import ops
+from mlx_tlstm.backend import Prepared
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import convolution, library, tiles
+from mlx_tlstm.kernels import KernelBackend, convolution, library, tiles
 from mlx_tlstm.kernels.stacking import stack
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
+from mlx_tlstm.ops import PlainBackend
 
 SMALL = Tile(8, 8, 8, (1, 1, 1))
 CASES = [
@@ -75,14 +76,12 @@ def test_matches_plain_operations() -> None:
     arrays = {name: mx.array(array.astype(np.float32)) for name, array in given.items()}
     weight, bias = arrays.pop("weight"), arrays.pop("bias")
     hidden, projected, d_activation = (series[0] for series in arrays.values())
-    geometry = case.geometry
-    A = ops.cross_layer_convolution(hidden, projected, ops.transposed(weight), bias, geometry)
-    plain = {"activation": A}
-    plain["d_hidden"], plain["d_projected"] = ops.cross_layer_convolution_input_gradient(
-        d_activation, weight, geometry
-    )
-    plain["d_weight"], plain["d_bias"] = ops.cross_layer_convolution_weight_gradient(
-        [hidden], [projected], [d_activation], geometry
+    backend = PlainBackend(case.geometry, None)
+    prepared = backend.prepare([weight, bias])
+    plain = {"activation": backend.convolution(hidden, projected, prepared)}
+    plain["d_hidden"], plain["d_projected"] = backend.convolution_gradient(d_activation, prepared)
+    plain["d_weight"], plain["d_bias"] = backend.weight_gradient(
+        [hidden], [projected], [d_activation]
     )
     for name, array in plain.items():
         error = mx.max(mx.abs(computed[name] - array)) / mx.max(mx.abs(array))
@@ -222,16 +221,12 @@ def test_choice_of_tile(rows: int, columns: int, tile: Tile) -> None:
 
 
 def test_refuses_other_arrays() -> None:
-    geometry = Geometry((2,), (2,))
+    backend = KernelBackend(Geometry((2,), (2,)), None)
     H, x, W, b = mx.zeros((1, 2, 3)), mx.zeros((1, 3)), mx.zeros((3, 2, 3)), mx.zeros(3)
     with pytest.raises(ValueError, match="'dtype' must be float32, float16 or bfloat16 for all"):
-        convolution.cross_layer_convolution(H.astype(mx.float16), x, W, b, geometry)
+        backend.convolution(H.astype(mx.float16), x, Prepared(W, b))
     with pytest.raises(ValueError, match="'dtype' must be float32, float16 or bfloat16 for all"):
-        convolution.cross_layer_convolution_input_gradient(
-            H.astype(mx.int32), W.astype(mx.int32), geometry
-        )
-    with pytest.raises(ValueError, match="'activation' must be one of None, 'tanh'"):
-        convolution.cross_layer_convolution(H, x, W, b, geometry, activation="relu")
+        backend.convolution_gradient(H.astype(mx.int32), Prepared(W.astype(mx.int32), b))
     for series in (([], [], []), ([H], [x], [H, H])):
-        with pytest.raises(ValueError, match="must be of one length, 1 or more"):
-            convolution.cross_layer_convolution_weight_gradient(*series, geometry)
+        with pytest.raises(ValueError, match="must be as many in all arguments, 1 or more"):
+            backend.weight_gradient(*series)

@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_tlstm import TLSTM, TRNN, VARIANTS, SequenceModel, make_layer
 from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.kernels import dispatch
+from mlx_tlstm.reference import ReferenceBackend
 
 VALUES, GRADIENTS = 1e-5, 4e-5
 TENSOR_VARIANTS = [name for name in VARIANTS if name != "slstm"]
@@ -59,9 +60,9 @@ def inputs(layer, batch_size, steps):
     return x, state, cotangents
 
 
-def compare(layer, batch_size, steps, values=VALUES, gradients=GRADIENTS):
+def compare(layer, batch_size, steps, other="ops", values=VALUES, gradients=GRADIENTS):
     arguments = inputs(layer, batch_size, steps)
-    expected, expected_gradients = results(layer, "ops", *arguments)
+    expected, expected_gradients = results(layer, other, *arguments)
     got, got_gradients = results(layer, None, *arguments)
     for mine, theirs in zip(got, expected, strict=True):
         assert mine.dtype == theirs.dtype
@@ -91,6 +92,12 @@ LAYERS = {
 def test_layers_agree_with_plain_operations(kernel_calls, name):
     mx.random.seed(1)
     compare(randomized(LAYERS[name]()), batch_size=2, steps=5)
+
+
+@pytest.mark.parametrize("name", ["two unequal axes", "tRNN"])
+def test_layers_agree_with_the_equations(kernel_calls, name):
+    mx.random.seed(1)
+    compare(randomized(LAYERS[name]()), batch_size=2, steps=5, other="reference")
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
@@ -252,6 +259,13 @@ class TestSelection:
     def test_plain_operations_on_the_cpu(self):
         assert dispatch.select_backend("TLSTM", None, 2) == "ops"
 
+    def test_the_equations_run_everywhere(self, monkeypatch):
+        assert dispatch.select_backend("TLSTM", "reference", 4) == "reference"
+        monkeypatch.setenv("MLX_TLSTM_BACKEND", "reference")
+        cell = TLSTM(4, 7, (3,)).cell
+        assert cell.selected_backend() == "reference"
+        assert isinstance(cell.active_transition(2).backend, ReferenceBackend)
+
     def test_kernels_where_the_device_has_them(self, kernel_calls):
         chosen = dispatch.select_backend("TLSTM", None, 2)
         assert chosen in ("metal", "cuda")
@@ -261,31 +275,35 @@ class TestSelection:
     def test_more_axes_than_the_kernels_take(self, kernel_calls):
         assert dispatch.select_backend("TLSTM", None, 4) == "ops"
         layer = TLSTM(2, 3, (1, 2, 1, 2), backend="metal")
-        with pytest.raises(ValueError, match=r"\[TLSTMCell\] 'backend' must be 'ops' here .*3 ten"):
+        with pytest.raises(
+            ValueError, match=r"\[TLSTMCell\] 'backend' must be 'ops' or 'reference' here .*3 ten"
+        ):
             layer(mx.zeros((1, 2, 2)))
 
     def test_environment_variable(self, kernel_calls, monkeypatch):
         monkeypatch.setenv("MLX_TLSTM_BACKEND", "ops")
         assert dispatch.select_backend("TLSTM", None, 2) == "ops"
         monkeypatch.setenv("MLX_TLSTM_BACKEND", "vulkan")
-        message = r"'MLX_TLSTM_BACKEND' must be one of 'ops', 'metal', 'cuda' but got 'vulkan'"
+        message = "'MLX_TLSTM_BACKEND' must be one of .*'cuda', 'reference' but got 'vulkan'"
         with pytest.raises(ValueError, match=message):
             dispatch.select_backend("TLSTM", None, 2)
 
     @pytest.mark.parametrize("backend", ["metal", "cuda"])
     def test_what_the_machine_lacks(self, backend):
         layer = make_layer("2d-tlstm", 4, 7, 3, backend=backend)
-        message = r"\[TLSTMCell\] 'backend' must be 'ops' here \(the default device is .*cpu"
+        message = r"'backend' must be 'ops' or 'reference' here \(the default device is .*cpu"
         with pytest.raises(ValueError, match=message):
             layer(mx.zeros((2, 5, 4)))
 
     def test_the_environment_may_not_ask_for_it_either(self, monkeypatch):
         monkeypatch.setenv("MLX_TLSTM_BACKEND", "metal")
-        with pytest.raises(ValueError, match="'MLX_TLSTM_BACKEND' must be 'ops' here"):
+        with pytest.raises(
+            ValueError, match="'MLX_TLSTM_BACKEND' must be 'ops' or 'reference' here"
+        ):
             TLSTM(4, 7, (3,))(mx.zeros((2, 5, 4)))
 
     def test_unknown_names(self):
-        message = "'backend' must be one of None, 'ops', 'metal', 'cuda' but got 'gpu'"
+        message = "'backend' must be one of None, 'ops', 'metal', 'cuda', 'reference' but got 'gpu'"
         with pytest.raises(ValueError, match=message):
             TLSTM(4, 7, (3,), backend="gpu")
 

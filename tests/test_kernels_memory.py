@@ -17,12 +17,13 @@ import pytest
 from kernel_devices import counted, needs_compiler, on_cpu
 from memory_cases import Case
 from metal_on_cpu import Spec, standin
+from mlx.utils import tree_flatten
 from reference import Specification
 
-from mlx_tlstm import ops
+from mlx_tlstm.backend import EPSILON, Backend, MemoryUpdate, Prepared, Step
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import library, memory
-from mlx_tlstm.ops.memory import EPSILON
+from mlx_tlstm.kernels import KernelBackend, library
+from mlx_tlstm.ops import PlainBackend
 
 
 def tensor(P, K, norm=None, memory_convolution=True) -> Specification:
@@ -93,7 +94,7 @@ def test_order_of_execution_changes_no_bit(case: Case) -> None:
         with on_cpu(check=False, order=order):
             steps = memory_cases.forward(case, given)
             d_A, d_C, handed = memory_cases.backward(case, given, steps)
-        results.append([*steps[-1].values(), *d_A, d_C, *handed])
+        results.append([a for _, a in tree_flatten([steps[-1], d_A, d_C, handed])])
     for other in results[1:]:
         assert all(mx.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -132,32 +133,30 @@ def test_matches_plain_operations(norm: str | None) -> None:
     """At a size of training, in the quick mode."""
     B, P, M = 3, (5, 4), 100
     geometry = Geometry(P, (3, 3))
-    update = ops.MemoryUpdate(M, geometry, norm)
+    update = MemoryUpdate(True, norm)
     key = mx.random.key(3)
     A, C_before, d_H, d_C = (
         mx.random.normal((B, *P, channels), key=k)
         for channels, k in zip((4 * M + 9, M, M, M), mx.random.split(key, 4), strict=True)
     )
-    gain, bias = mx.random.normal((2, *P, M), key=key) if norm else (None, None)
+    d_output = mx.random.normal((B, M), key=key)
+    norms = mx.random.normal((2, *P, M), key=key) if norm else ()
+    prepared = Prepared(mx.zeros((4 * M + 9, 3, 3, M)), mx.zeros(4 * M + 9), *norms)
+
+    def results(backend: Backend) -> dict[str, mx.array]:
+        H, C, output, residuals = backend.memory_update(A, C_before, prepared)
+        step = Step(d_output, (H, C_before), (H, C), residuals)
+        d_A, handed = backend.memory_gradient(d_H, d_output, d_C, None, step, prepared)
+        d_C_before, d_norm = backend.first_gradients(handed)
+        found = {"H": H, "C": C, "output": output, "d_A": d_A, "d_C_before": d_C_before}
+        return found | dict(zip(("gain", "bias"), d_norm, strict=False))
+
     with on_cpu(mode="fast", check=False):
-        H, C, output, statistics = memory.memory_update(A, C_before, gain, bias, update, geometry)
-        d_A, handed = memory.memory_update_backward(
-            d_H, None, d_C, None, A, C_before, C, statistics, gain, bias, update, geometry
-        )
-        d_C_before = memory.memory_gradient(handed, update, geometry)
-    expected_H, expected_C, residuals = ops.memory_update(A, C_before, gain, bias, update)
-    expected = ops.memory_update_backward(d_H, d_C, C_before, gain, residuals, update)
-    pairs = {
-        "H": (H, expected_H),
-        "C": (C, expected_C),
-        "output": (output, expected_H[:, -1, -1]),
-        "d_A": (d_A, expected[0]),
-        "d_C_before": (d_C_before, expected[1]),
-    }
-    if norm:
-        pairs["gain"] = (mx.sum(handed.gain, axis=0), expected[2][0])
-        pairs["bias"] = (mx.sum(handed.bias, axis=0), expected[2][1])
-    assert (statistics is None) == (norm is None)
+        found = results(KernelBackend(geometry, update))
+    expected = results(PlainBackend(geometry, update))
+    assert found.keys() == expected.keys()
+    assert ("gain" in found) == (norm is not None)
+    pairs = {name: (array, expected[name]) for name, array in found.items()}
     wrong = {name: (got, np.array(b).astype(np.float64)) for name, (got, b) in pairs.items()}
     assert memory_cases.wrong(wrong) == {}
 

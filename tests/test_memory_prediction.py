@@ -99,7 +99,7 @@ def test_accumulation():
 @pytest.fixture
 def short_turns(monkeypatch):
     """Weight gradients in turns of few steps, as at the paper's sizes."""
-    monkeypatch.setattr("mlx_tlstm.transition._WEIGHT_GRADIENT_ELEMENTS", 1 << 21)
+    monkeypatch.setattr("mlx_tlstm.ops.convolution._WEIGHT_GRADIENT_ELEMENTS", 1 << 21)
 
 
 @pytest.mark.usefixtures("short_turns")

@@ -275,7 +275,7 @@ def test_fewer_threads_where_a_pipeline_has_no_more(device, monkeypatch, tmp_pat
             file.unlink()
         monkeypatch.setattr(Kernel, "__call__", limited(limit))
         layer = TLSTM(2, 3, (4, 4), norm="layer")
-        assert layer.cell.active_transition(2).threads == granted
+        assert layer.cell.active_transition(2).backend.threads == granted
         proof.forget()
         assert runs(layer)  # from the disk
         most = max(call.threadgroup[0] for call in device if call.kernel == "memory_forward")

@@ -44,7 +44,7 @@ def test_recomputed_gradients_are_the_same_to_the_bit(variant):
 def test_recomputing_saves_memory(monkeypatch):
     # The states are 2M numbers a location and step, the activations 7M more. The rows from which
     # the weight gradient is formed, of one step at a time here, would hide both.
-    monkeypatch.setattr("mlx_tlstm.transition._WEIGHT_GRADIENT_ELEMENTS", 1)
+    monkeypatch.setattr("mlx_tlstm.ops.convolution._WEIGHT_GRADIENT_ELEMENTS", 1)
     layer = TLSTM(4, 24, (4, 5), norm="channel")
     x, cotangent = mx.random.normal((3, 60, 4)), mx.random.normal((3, 60, 24))
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from mlx_tlstm import ops
+from mlx_tlstm.backend import Backend, MemoryUpdate, Prepared, Step
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import activation, convolution, memory, stacking, tuning
+from mlx_tlstm.kernels import KernelBackend, convolution, stacking, tuning
 from mlx_tlstm.kernels.memory import MemoryGradient
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.kernels.tuning import Product
-from mlx_tlstm.ops import MemoryUpdate
+from mlx_tlstm.ops import PlainBackend
 from mlx_tlstm.ops.memory import memory_convolution_backward
 
 Arrays = tuple[mx.array, ...]
@@ -53,6 +53,16 @@ class Problem:
     def channels(self) -> int:
         """O, output channels of the cross-layer convolution."""
         return 4 * self.hidden_size + (self.geometry.taps if self.memory_convolution else 0)
+
+    @property
+    def kernels(self) -> KernelBackend:
+        """What launches them."""
+        return KernelBackend(self.geometry, MemoryUpdate(self.memory_convolution, self.norm))
+
+    @property
+    def plain(self) -> PlainBackend:
+        """The same as plain operations."""
+        return PlainBackend(self.geometry, self.kernels.update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +130,7 @@ def convolution_forward(problem: Problem) -> Chain:
     mx.eval(start)
     return Chain(
         start,
-        lambda *arrays: (convolution.cross_layer_convolution(*arrays, problem.geometry),),
+        lambda H, x, *parameters: (problem.kernels.convolution(H, x, Prepared(*parameters)),),
         lambda arrays, outputs: (*arrays[:-1], _with_first(arrays[-1], outputs[0])),
     )
 
@@ -128,12 +138,11 @@ def convolution_forward(problem: Problem) -> Chain:
 def convolution_input_gradient(problem: Problem) -> Chain:
     """The convolution's gradient for the hidden state and the projected input."""
     start = (_state(problem, problem.channels, problem.dtype, seed=1), _weight(problem))
+    bias = mx.zeros((problem.channels,))
     mx.eval(start)
     return Chain(
         start,
-        lambda *arrays: convolution.cross_layer_convolution_input_gradient(
-            *arrays, problem.geometry
-        ),
+        lambda d_A, weight: problem.kernels.convolution_gradient(d_A, Prepared(weight, bias)),
         lambda arrays, outputs: (_with_first(arrays[0], outputs[0]), arrays[1]),
     )
 
@@ -151,53 +160,48 @@ def convolution_weight_gradient(problem: Problem) -> Chain:
 
     def launch(*arrays: mx.array) -> Arrays:
         series = (arrays[i * steps : (i + 1) * steps] for i in range(3))
-        gradients = convolution.cross_layer_convolution_weight_gradient(
-            *series, problem.geometry, total=arrays[3 * steps :]
-        )
-        return tuple(gradients)
+        return problem.kernels.weight_gradient(*series, arrays[3 * steps :])
 
     return Chain(start, launch, lambda arrays, outputs: (*arrays[: 3 * steps], *outputs))
 
 
-def _memory(problem: Problem) -> tuple[MemoryUpdate, Arrays]:
-    """The update, and its activations, memory cell, and gain and bias of its norm."""
-    geometry, M = problem.geometry, problem.hidden_size
-    update = MemoryUpdate(M, geometry if problem.memory_convolution else None, problem.norm)
-    shape = (*geometry.tensor_size, M)
-    arrays = (
-        _state(problem, problem.channels, problem.dtype, seed=1),
-        _state(problem, M, mx.float32, seed=2),
-        *(_normal(shape, 1.0, mx.float32, seed=3 + i) for i in range(2)),
-    )
-    mx.eval(arrays)
-    return update, arrays
+def _memory(problem: Problem) -> tuple[mx.array, mx.array, Prepared]:
+    """Activations, memory cell, and gain and bias of the norm among the parameters."""
+    M = problem.hidden_size
+    shape = (*problem.geometry.tensor_size, M)
+    A = _state(problem, problem.channels, problem.dtype, seed=1)
+    C = _state(problem, M, mx.float32, seed=2)
+    norm = [_normal(shape, 1.0, mx.float32, seed=3 + i) for i in range(2) if problem.norm]
+    prepared = Prepared(_weight(problem), mx.zeros((problem.channels,)), *norm)
+    mx.eval(A, C, prepared)
+    return A, C, prepared
 
 
-def memory_forward(problem: Problem) -> Chain:
-    """The memory cell's update; each launch updates the cell that the launch before returned."""
-    update, (A, C, gain, bias) = _memory(problem)
-    norm = (gain, bias) if problem.norm else (None, None)
+def _memory_forward(problem: Problem, backend: Backend) -> Chain:
+    A, C, prepared = _memory(problem)
     return Chain(
         (C,),
-        lambda C: memory.memory_update(A, C, *norm, update, problem.geometry),
+        lambda C: backend.memory_update(A, C, prepared)[:3],
         lambda arrays, outputs: (outputs[1],),
     )
 
 
+def memory_forward(problem: Problem) -> Chain:
+    """The memory cell's update; each launch updates the cell that the launch before returned."""
+    return _memory_forward(problem, problem.kernels)
+
+
 def memory_backward(problem: Problem) -> Chain:
     """The update's gradient; each launch takes what the launch before handed over."""
-    update, (A, C_before, gain, bias) = _memory(problem)
-    norm = (gain, bias) if problem.norm else (None, None)
-    _, C, _, statistics = memory.memory_update(A, C_before, *norm, update, problem.geometry)
+    A, C_before, prepared = _memory(problem)
+    H, C, _, residuals = problem.kernels.memory_update(A, C_before, prepared)
     d_H = _state(problem, problem.hidden_size, mx.float32, seed=6)
     d_output = d_H[(slice(None), *([-1] * problem.geometry.axes))] + 0
-    states = (A, C_before, C, statistics, *norm)
+    step = Step(d_output, (H, C_before), (H, C), residuals)
 
     def launch(*handed: mx.array) -> Arrays:
         later = _handed(handed) if handed else None
-        d_A, gradient = memory.memory_update_backward(
-            d_H, d_output, None, later, *states, update, problem.geometry
-        )
+        d_A, gradient = problem.kernels.memory_gradient(d_H, d_output, None, later, step, prepared)
         return (d_A, *(array for array in gradient if array is not None))
 
     def _handed(arrays: Arrays) -> MemoryGradient:
@@ -215,24 +219,24 @@ def memory_backward(problem: Problem) -> Chain:
 
 def memory_gather(problem: Problem) -> Chain:
     """The gradient of the memory cell before a step, from what the step handed over."""
-    geometry, M = problem.geometry, problem.hidden_size
-    update = MemoryUpdate(M, geometry, None)
-    start = _handed_over(problem)
 
     def launch(carried: mx.array, Q: mx.array) -> Arrays:
-        return (memory.memory_gradient(MemoryGradient(carried, Q, None, None), update, geometry),)
+        return problem.kernels.first_gradients(MemoryGradient(carried, Q, None, None))[:1]
 
-    return Chain(start, launch, lambda arrays, outputs: (outputs[0], arrays[1]))
+    return Chain(_handed_over(problem), launch, lambda arrays, outputs: (outputs[0], arrays[1]))
+
+
+def _tanh_backward(problem: Problem, backend: Backend) -> Chain:
+    return Chain(
+        _hidden_gradient(problem),
+        lambda d_H, H: (backend.tanh_gradient(d_H, None, H),),
+        lambda arrays, outputs: (outputs[0].astype(mx.float32), arrays[1]),
+    )
 
 
 def tanh_backward(problem: Problem) -> Chain:
     """The gradient of a tRNN's activation."""
-    start = _hidden_gradient(problem)
-    return Chain(
-        start,
-        lambda d_H, H: (activation.tanh_backward(d_H, None, H, problem.geometry),),
-        lambda arrays, outputs: (outputs[0].astype(mx.float32), arrays[1]),
-    )
+    return _tanh_backward(problem, problem.kernels)
 
 
 def stack(problem: Problem) -> Chain:
@@ -288,29 +292,25 @@ def plain_chain(problem: Problem, kernel_name: str) -> Chain:
 
 
 def _plain_memory_forward(problem: Problem) -> Chain:
-    update, (A, C, gain, bias) = _memory(problem)
-    norm = (gain, bias) if problem.norm else (None, None)
-    return Chain(
-        (C,),
-        lambda C: ops.memory_update(A, C, *norm, update)[:2],
-        lambda arrays, outputs: (outputs[1],),
-    )
+    return _memory_forward(problem, problem.plain)
 
 
 def _plain_memory_backward(problem: Problem) -> Chain:
-    update, (A, C, gain, bias) = _memory(problem)
-    norm = (gain, bias) if problem.norm else (None, None)
+    A, C, prepared = _memory(problem)
     d_H = _state(problem, problem.hidden_size, mx.float32, seed=6)
     corner = (slice(None), *([-1] * problem.geometry.axes))
     # The kernel's chain starts from what its own first launch hands over.
-    d_both = d_H.at[corner].add(d_H[corner])
+    d_output = d_H[corner] + 0
 
     def launch(d_C: mx.array) -> Arrays:
-        _, _, residuals = ops.memory_update(A, C, *norm, update)
-        return ops.memory_update_backward(d_both, d_C, C, norm[0], residuals, update)[:2]
+        H, C_after, _, residuals = problem.plain.memory_update(A, C, prepared)
+        step = Step(d_output, (H, C), (H, C_after), residuals)
+        d_A, handed = problem.plain.memory_gradient(d_H, d_output, d_C, None, step, prepared)
+        return d_A, handed.C
 
+    mx.eval(d_output)
     start = launch(mx.zeros(C.shape))[1:]
-    mx.eval(start, d_both)
+    mx.eval(start)
     return Chain(start, launch, lambda arrays, outputs: (outputs[1],))
 
 
@@ -322,14 +322,7 @@ def _plain_memory_gather(problem: Problem) -> Chain:
 
 
 def _plain_tanh_backward(problem: Problem) -> Chain:
-    def launch(d_H: mx.array, H: mx.array) -> Arrays:
-        return ((d_H * (1 - H.astype(mx.float32).square())).astype(H.dtype),)
-
-    return Chain(
-        _hidden_gradient(problem),
-        launch,
-        lambda arrays, outputs: (outputs[0].astype(mx.float32), arrays[1]),
-    )
+    return _tanh_backward(problem, problem.plain)
 
 
 def _plain_stack(problem: Problem) -> Chain:
@@ -347,14 +340,11 @@ _PLAIN_CHAINS = {
 
 def comparable(problem: Problem, kernel_name: str, outputs: Arrays) -> Arrays:
     """The outputs of a kernel that :func:`plain_chain` has too, in its order."""
-    if kernel_name == "memory_forward":
-        return outputs[:2]
     if kernel_name != "memory_backward":
         return outputs
-    update, _ = _memory(problem)
     Q = outputs[2] if problem.memory_convolution else None
-    gradient = MemoryGradient(outputs[1], Q, None, None)
-    return outputs[0], memory.memory_gradient(gradient, update, problem.geometry)
+    d_C, _ = problem.kernels.first_gradients(MemoryGradient(outputs[1], Q, None, None))
+    return outputs[0], d_C
 
 
 def label(choice: Tile | None) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlx_tlstm import kernels
 from mlx_tlstm.proof import SEQUENCES, Configuration, Trial
 
 _EPSILON = 1e-5
@@ -32,7 +31,7 @@ def sequence(
         steps: How many of the projected inputs are used; the others as in
             :func:`mlx_tlstm.recurrence.run`.
     """
-    is_lstm = isinstance(configuration.kernels, kernels.TLSTMTransition)
+    is_lstm = configuration.update is not None
     width = 2 if is_lstm else 1
     projected, *rest = inputs
     state, parameters = tuple(rest[:width]), rest[width:]
@@ -92,11 +91,11 @@ def _tlstm(
     configuration: Configuration, x: np.ndarray, state: Arrays, parameters: Arrays
 ) -> Arrays:
     (H, C), (W, b, *norm), M = state, parameters, configuration.hidden_size
-    update, P = configuration.kernels.update, configuration.geometry.tensor_size
+    update, P = configuration.update, configuration.geometry.tensor_size
     A = _activations(configuration, x, H, W, b)
     g, i, f, o, q = np.split(A, [M, 2 * M, 3 * M, 4 * M], axis=-1)
     kept = C
-    if update.geometry is not None:
+    if update.convolve:
         Q = np.exp(q) / np.exp(q).sum(axis=-1, keepdims=True)  # Eq. 15
         kept = np.zeros_like(C)
         for p in _locations(configuration):

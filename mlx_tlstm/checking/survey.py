@@ -280,7 +280,7 @@ class Survey:
                     self._failed("proofs", f"layer, {full}", error)
                     continue
                 worst = max(found.errors.values(), key=lambda pair: pair[0] / pair[1])
-                threads = getattr(found.kernels, "threads", None)
+                threads = found.kernels.backend.threads
                 self._compare("proofs", f"layer, {full}", *worst, threads=threads)
 
     def _launches(self) -> None:

@@ -61,8 +61,8 @@ def backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice([AUTO, *kernels.BACKENDS]),
         default=AUTO,
         show_default=True,
-        help="How layers compute: by plain MLX operations (ops) or by kernels (metal, cuda); auto "
-        "takes what suits the device.",
+        help="How layers compute: by plain MLX operations (ops), kernels (metal, cuda) or the "
+        "paper's equations as they stand (reference); auto takes what suits the device.",
     )(with_backend)
 
 

@@ -1,7 +1,7 @@
-"""The two operations of a step as Metal kernels, which CUDA runs too, and who runs them when.
+"""The parts of a step as Metal kernels, which CUDA runs too, and who runs them when.
 
 ``metal/`` holds the sources, :mod:`~mlx_tlstm.kernels.library` builds them, the modules named after
-:mod:`mlx_tlstm.ops`' launch them, and :mod:`~mlx_tlstm.kernels.transitions` makes steps of them.
+:mod:`mlx_tlstm.ops`' launch them, and :class:`KernelBackend` is all of that together.
 """
 
 from mlx_tlstm.kernels.dispatch import (
@@ -10,14 +10,12 @@ from mlx_tlstm.kernels.dispatch import (
     named_backend,
     select_backend,
 )
-from mlx_tlstm.kernels.transitions import KernelTransition, TLSTMTransition, TRNNTransition
+from mlx_tlstm.kernels.launching import KernelBackend
 
 __all__ = [
     "BACKENDS",
     "ENVIRONMENT_VARIABLE",
-    "KernelTransition",
-    "TLSTMTransition",
-    "TRNNTransition",
+    "KernelBackend",
     "named_backend",
     "select_backend",
 ]

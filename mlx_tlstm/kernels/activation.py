@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.backend import Backend
 from mlx_tlstm.kernels.library import Kernel, geometry_template
 
 _THREADS = 128
@@ -12,28 +12,21 @@ _THREADS = 128
 _TANH_BACKWARD = Kernel("tanh_backward", ("d_hidden", "d_output", "hidden"), ("d_activation",))
 
 
-def tanh_backward(
-    d_H: mx.array, d_output: mx.array | None, H: mx.array, geometry: Geometry
-) -> mx.array:
-    """Gradient of A_t, ``[B, *P, M]`` in H's type, where H_t = tanh(A_t).
+class Tanh(Backend):
+    """The tRNN's share of the backend of kernels."""
 
-    Args:
-        d_H: Gradient of H_t, ``[B, *P, M]`` float32.
-        d_output: Gradient of H_t at the last location besides, ``[B, M]`` float32, or ``None``.
-        H: H_t, ``[B, *P, M]``.
-        geometry: The locations.
-    """
-    (d_A,) = _TANH_BACKWARD(
-        [d_H, d_H if d_output is None else d_output, H],
-        template={
-            "T": H.dtype,
-            "M": H.shape[-1],
-            **geometry_template(geometry),
-            "OUTPUT": d_output is not None,
-        },
-        groups=(-(-H.size // _THREADS), 1, 1),
-        threads=_THREADS,
-        shapes=[H.shape],
-        dtypes=[H.dtype],
-    )
-    return d_A
+    def tanh_gradient(self, d_H: mx.array, d_output: mx.array | None, H: mx.array) -> mx.array:
+        (d_A,) = _TANH_BACKWARD(
+            [d_H, d_H if d_output is None else d_output, H],
+            template={
+                "T": H.dtype,
+                "M": H.shape[-1],
+                **geometry_template(self.geometry),
+                "OUTPUT": d_output is not None,
+            },
+            groups=(-(-H.size // _THREADS), 1, 1),
+            threads=_THREADS,
+            shapes=[H.shape],
+            dtypes=[H.dtype],
+        )
+        return d_A

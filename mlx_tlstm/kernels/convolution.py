@@ -1,9 +1,8 @@
 """Cross-layer convolution (Eq. 5, 22, 24) and its gradients as kernels.
 
-Shapes as in :mod:`mlx_tlstm.ops.convolution`: ``B`` batch, ``*P`` tensor size, ``*K`` kernel size,
-``<K>`` number of taps, ``M`` hidden channels, ``O`` output channels. Sums are float32 whatever the
-type of the arrays. The kernels read several elements at once: arrays start where MLX allocates, or
-a whole number of rows of channels further on.
+Shapes as in :mod:`mlx_tlstm.backend`. Sums are float32 whatever the type of the arrays. The kernels
+read several elements at once: arrays start where MLX allocates, or a whole number of rows of
+channels further on.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_tlstm import ops
-from mlx_tlstm.checks import require, require_choice
+from mlx_tlstm.backend import Backend, Prepared
+from mlx_tlstm.checks import require
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import tuning
 from mlx_tlstm.kernels.library import Kernel, absent, geometry_template
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.kernels.tuning import Product
+from mlx_tlstm.ops import PlainBackend
 
 #: Time steps that one launch of the weight gradient serves.
 STEPS = 8
@@ -66,143 +66,98 @@ def products(
     )
 
 
-def cross_layer_convolution(
-    hidden: mx.array,
-    projected: mx.array,
-    weight: mx.array,
-    bias: mx.array,
-    geometry: Geometry,
-    *,
-    tile: Tile | None = None,
-    activation: str | None = None,
-) -> mx.array:
-    """Activations A_t of all locations (Eq. 24), in one launch.
+class Convolution(Backend):
+    """The convolution's share of the backend of kernels, one launch each.
 
-    Args:
-        hidden: H_{t-1}, ``[B, *P, M]``, float32, float16 or bfloat16 like the other arrays.
-        projected: x_t W^x + b^x, ``[B, M]``.
-        weight: ``[O, *K, M]``.
-        bias: ``[O]``.
-        geometry: Tensor and kernel size.
-        tile: Instead of the one that :func:`tuning.select` takes, which may be plain operations.
-        activation: ``"tanh"`` gives tanh(A_t) (Eq. 7).
-
-    Returns:
-        ``[B, *P, O]``, rounded once from float32.
+    Where :func:`tuning.select` says so, plain operations take a launch's place.
 
     Raises:
-        ValueError: The arrays' types differ or are none of the three, or the activation is unknown.
+        ValueError: The arrays' types differ or are none of float32, float16 and bfloat16.
     """
-    require_choice("cross_layer_convolution", "activation", activation, (None, "tanh"))
-    O, M, rows = weight.shape[0], weight.shape[-1], hidden.shape[0] * geometry.locations
-    product, _, _ = products(hidden.shape[0], M, O, geometry, hidden.dtype)
-    tile = tile or tuning.select(product)
-    if tile is None:
-        A = ops.cross_layer_convolution(hidden, projected, ops.transposed(weight), bias, geometry)
-        return mx.tanh(A) if activation == "tanh" else A
-    inputs = [hidden, projected, weight, bias]
-    [result] = FORWARD(
-        inputs,
-        template=_template(inputs, M, O, geometry, tile) | {"TANH": activation == "tanh"},
-        groups=tile.groups(rows, O),
-        threads=tile.threads,
-        shapes=[(*hidden.shape[:-1], O)],
-        dtypes=[hidden.dtype],
-    )
-    return result
 
-
-def cross_layer_convolution_input_gradient(
-    d_activation: mx.array, weight: mx.array, geometry: Geometry, *, tile: Tile | None = None
-) -> tuple[mx.array, mx.array]:
-    """Gradients for ``hidden`` ``[B, *P, M]`` and ``projected`` ``[B, M]``, float32, in one launch.
-
-    Args:
-        d_activation: ``[B, *P, O]``.
-        weight: ``[O, *K, M]`` of the same type.
-        geometry: Tensor and kernel size.
-        tile: Instead of the one that :func:`tuning.select` takes, which may be plain operations.
-
-    Raises:
-        ValueError: The arrays' types differ or are none of the three.
-    """
-    O, M, B = weight.shape[0], weight.shape[-1], d_activation.shape[0]
-    _, product, _ = products(B, M, O, geometry, weight.dtype)
-    tile = tile or tuning.select(product)
-    if tile is None:
-        gradients = ops.cross_layer_convolution_input_gradient(d_activation, weight, geometry)
-        return tuple(gradient.astype(mx.float32) for gradient in gradients)
-    inputs = [d_activation, weight]
-    d_hidden, d_projected = INPUT_GRADIENT(
-        inputs,
-        template=_template(inputs, M, O, geometry, tile),
-        groups=tile.groups(product.rows, M),
-        threads=tile.threads,
-        shapes=[(*d_activation.shape[:-1], M), (B, M)],
-        dtypes=[mx.float32, mx.float32],
-    )
-    return d_hidden, d_projected
-
-
-def cross_layer_convolution_weight_gradient(
-    hidden: Sequence[mx.array],
-    projected: Sequence[mx.array],
-    d_activations: Sequence[mx.array],
-    geometry: Geometry,
-    *,
-    total: Sequence[mx.array] | None = None,
-    tile: Tile | None = None,
-) -> tuple[mx.array, mx.array]:
-    """Gradients for ``weight`` ``[O, *K, M]`` and ``bias`` ``[O]``, float32, summed over time.
-
-    One launch serves :data:`STEPS` steps and adds to the sums of the one before, so the order of
-    all sums is fixed.
-
-    Args:
-        hidden: Of each step ``[B, *P, M]``.
-        projected: Of each step ``[B, M]``.
-        d_activations: Of each step ``[B, *P, O]``.
-        geometry: Tensor and kernel size.
-        total: Gradients to which these are added.
-        tile: Instead of the one that :func:`tuning.select` takes, which may be plain operations.
-
-    Raises:
-        ValueError: There is no step, the numbers of steps differ, or types as above.
-    """
-    lengths = (len(hidden), len(projected), len(d_activations))
-    valid = len(set(lengths)) == 1 and lengths[0] > 0
-    owner = "cross_layer_convolution_weight_gradient"
-    require(valid, owner, "hidden, projected, d_activations", "of one length, 1 or more,", lengths)
-    O, M = d_activations[0].shape[-1], hidden[0].shape[-1]
-    B = hidden[0].shape[0]
-    series = (hidden, projected, d_activations)
-    dtype = hidden[0].dtype
-    for first in range(0, lengths[0], STEPS):
-        steps = min(STEPS, lengths[0] - first)
-        _, _, product = products(B, M, O, geometry, dtype, steps)
-        chosen = tile or tuning.select(product)
-        if chosen is None:
-            window = slice(first, first + steps)
-            gradients = ops.cross_layer_convolution_weight_gradient(
-                *(one[window] for one in series), geometry
+    def convolution(
+        self, hidden: mx.array, projected: mx.array, prepared: Prepared, tanh: bool = False
+    ) -> mx.array:
+        # Rounded once, from float32.
+        weight, bias, geometry = prepared.weight, prepared.bias, self.geometry
+        O, M, rows = weight.shape[0], weight.shape[-1], hidden.shape[0] * geometry.locations
+        product, _, _ = products(hidden.shape[0], M, O, geometry, hidden.dtype)
+        tile = tuning.select(product)
+        if tile is None:
+            return self._plain.convolution(
+                hidden, projected, self._plain.prepare([weight, bias]), tanh
             )
-            gradients = [gradient.astype(mx.float32) for gradient in gradients]
-            if total is not None:
-                gradients = [a + b for a, b in zip(total, gradients, strict=True)]
-            total = gradients
-            continue
-        inputs = _window(series, first)
-        template = _template(inputs, M, O, geometry, chosen)
-        total = WEIGHT_GRADIENT(
-            [*inputs, *(total or (absent(), absent()))],
-            template=template | {"STEPS": steps, "ACCUMULATE": total is not None},
-            groups=chosen.groups(O, product.columns),
-            threads=chosen.threads,
-            shapes=[(O, *geometry.kernel_size, M), (O,)],
+        inputs = [hidden, projected, weight, bias]
+        [result] = FORWARD(
+            inputs,
+            template=_template(inputs, M, O, geometry, tile) | {"TANH": tanh},
+            groups=tile.groups(rows, O),
+            threads=tile.threads,
+            shapes=[(*hidden.shape[:-1], O)],
+            dtypes=[hidden.dtype],
+        )
+        return result
+
+    def convolution_gradient(self, d_A: mx.array, prepared: Prepared) -> tuple[mx.array, mx.array]:
+        weight, geometry = prepared.weight, self.geometry
+        O, M, B = weight.shape[0], weight.shape[-1], d_A.shape[0]
+        _, product, _ = products(B, M, O, geometry, weight.dtype)
+        tile = tuning.select(product)
+        if tile is None:
+            d_hidden, d_projected = self._plain.convolution_gradient(d_A, prepared)
+            return d_hidden, d_projected.astype(mx.float32)
+        inputs = [d_A, weight]
+        d_hidden, d_projected = INPUT_GRADIENT(
+            inputs,
+            template=_template(inputs, M, O, geometry, tile),
+            groups=tile.groups(product.rows, M),
+            threads=tile.threads,
+            shapes=[(*d_A.shape[:-1], M), (B, M)],
             dtypes=[mx.float32, mx.float32],
         )
-    d_weight, d_bias = total
-    return d_weight, d_bias
+        return d_hidden, d_projected
+
+    def weight_gradient_steps(self, batch_size: int, hidden_size: int) -> int:
+        return STEPS
+
+    def weight_gradient(
+        self,
+        hidden: Sequence[mx.array],
+        projected: Sequence[mx.array],
+        d_A: Sequence[mx.array],
+        total: Sequence[mx.array] | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        # A launch serves STEPS steps and adds to the sums of the one before, so that the order of
+        # all sums is fixed.
+        series = (hidden, projected, d_A)
+        lengths = tuple(map(len, series))
+        valid = len(set(lengths)) == 1 and lengths[0] > 0
+        require(valid, "weight_gradient", "steps", "as many in all arguments, 1 or more,", lengths)
+        O, (B, *_, M), geometry = d_A[0].shape[-1], hidden[0].shape, self.geometry
+        for first in range(0, lengths[0], STEPS):
+            steps = min(STEPS, lengths[0] - first)
+            _, _, product = products(B, M, O, geometry, hidden[0].dtype, steps)
+            tile = tuning.select(product)
+            if tile is None:
+                window = slice(first, first + steps)
+                total = self._plain.weight_gradient(*(one[window] for one in series), total)
+                continue
+            inputs = _window(series, first)
+            template = _template(inputs, M, O, geometry, tile)
+            total = WEIGHT_GRADIENT(
+                [*inputs, *(total or (absent(), absent()))],
+                template=template | {"STEPS": steps, "ACCUMULATE": total is not None},
+                groups=tile.groups(O, product.columns),
+                threads=tile.threads,
+                shapes=[(O, *geometry.kernel_size, M), (O,)],
+                dtypes=[mx.float32, mx.float32],
+            )
+        d_weight, d_bias = total
+        return d_weight, d_bias
+
+    @property
+    def _plain(self) -> PlainBackend:
+        return PlainBackend(self.geometry, self.update)
 
 
 def _window(series: Sequence[Sequence[mx.array]], first: int) -> list[mx.array]:

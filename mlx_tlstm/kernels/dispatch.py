@@ -1,4 +1,4 @@
-"""Which implementation a layer runs: Metal kernels, the same kernels through CUDA, or plain ops."""
+"""What runs a layer: Metal kernels, the same through CUDA, plain operations, or the equations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import mlx.core as mx
 from mlx_tlstm.checks import require, require_choice
 
 #: What a layer's ``backend`` may be, besides ``None``: whatever suits the default device.
-BACKENDS = ("ops", "metal", "cuda")
+BACKENDS = ("ops", "metal", "cuda", "reference")
+
+#: Those that run everywhere.
+_EVERYWHERE = ("ops", "reference")
 
 #: Overrides the choice of layers that have no ``backend`` of their own.
 ENVIRONMENT_VARIABLE = "MLX_TLSTM_BACKEND"
@@ -77,13 +80,14 @@ def select_backend(owner: str, requested: str | None, axes: int) -> str:
     requested, argument = named_backend(requested)
     if requested is not None:
         require_choice(owner, argument, requested, BACKENDS)
-    if requested == "ops":
-        return "ops"
+    if requested in _EVERYWHERE:
+        return requested
     available, reason = kernel_backend()
     if axes > MAX_AXES:
         available, reason = None, f"the kernels take up to {MAX_AXES} tensor axes, not {axes}"
     if requested is None:
         return available or "ops"
-    expected = f"{available!r} or 'ops' here" if available else f"'ops' here ({reason})"
+    here = " or ".join(map(repr, ((available,) if available else ()) + _EVERYWHERE)) + " here"
+    expected = here if available else f"{here} ({reason})"
     require(requested == available, owner, argument, expected, requested)
     return requested

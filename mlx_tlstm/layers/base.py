@@ -11,7 +11,7 @@ from mlx import nn
 from mlx.utils import tree_map
 
 from mlx_tlstm.checks import is_number, plain, require, require_flag, require_integer
-from mlx_tlstm.recurrence import run, unroll
+from mlx_tlstm.recurrence import Keep, forward, run
 from mlx_tlstm.transition import Transition
 
 
@@ -85,6 +85,8 @@ class RecurrentCell(nn.Module):
     state_shape: tuple[int, ...]
     #: The step as plain operations, which works on every device.
     transition: Transition
+    #: Whether no output depends on a later input: not under layer normalisation when deep.
+    causal: bool = True
 
     def __init__(self, input_size: int, hidden_size: int, recompute: bool) -> None:
         super().__init__()
@@ -109,20 +111,9 @@ class RecurrentCell(nn.Module):
         """The step as the default device runs it on ``batch_size`` examples."""
         return self.transition
 
-    def run(
-        self, projected: mx.array, state: Any, *, skip: int, final_step: int, keep: bool
-    ) -> tuple[mx.array, Any]:
-        """:func:`mlx_tlstm.recurrence.run` with this cell's step, weights and state type."""
-        outputs, final = run(
-            self.active_transition(projected.shape[1]),
-            self.transition_parameters(),
-            projected,
-            tuple(state),
-            skip=skip,
-            final_step=final_step,
-            keep=("states" if self.recompute else "residuals") if keep else "nothing",
-        )
-        return outputs, self.state_type(*final)
+    def keep(self, training: bool) -> Keep:
+        """What the time loop keeps for the gradient."""
+        return ("states" if self.recompute else "residuals") if training else "nothing"
 
     def initial_state(self, batch_size: int) -> Any:
         """The zero state of ``batch_size`` sequences; the memory cell is float32."""
@@ -206,8 +197,16 @@ class RecurrentCell(nn.Module):
         owner = type(self).__name__
         self.check_input(owner, x, (2,), "[B, R]")
         state = self.check_state(owner, state, x.shape[0])
-        projected = self.project(x)[None]
-        return self.run(projected, state, skip=0, final_step=1, keep=self.training)[1]
+        _, after = run(
+            self.active_transition(x.shape[0]),
+            self.transition_parameters(),
+            self.project(x)[None],
+            state,
+            skip=0,
+            final_step=1,
+            keep=self.keep(self.training),
+        )
+        return self.state_type(*after)
 
     def output(self, state: Any) -> mx.array:
         """The output ``[B, M]`` in ``state``: the hidden state at the corner far from the input."""
@@ -240,7 +239,9 @@ class RecurrentLayer(nn.Module):
         """L, the layers or steps that an input passes on its way to the output."""
         return self.cell.depth
 
-    def __call__(self, x: mx.array, state: Any = None) -> tuple[mx.array, Any]:
+    def __call__(
+        self, x: mx.array, state: Any = None, *, flush: bool = True
+    ) -> tuple[mx.array, Any]:
         """Run whole sequences; each output inside its own call.
 
         The last ``delay`` steps, which bring out the last outputs, are a side branch: the state
@@ -249,6 +250,7 @@ class RecurrentLayer(nn.Module):
         Args:
             x: Inputs ``[B, T, R]``, or ``[T, R]`` for one sequence.
             state: State before the first input; ``None`` is the zero state.
+            flush: False runs no such steps: see :meth:`stream`.
 
         Returns:
             Outputs ``[B, T, M]`` (``[T, M]`` for one sequence), where ``y[:, t]`` answers
@@ -257,7 +259,19 @@ class RecurrentLayer(nn.Module):
         Raises:
             ValueError: A shape or dtype is wrong.
         """
-        return self._run(x, state, flush=self.delay)
+        cell, skip = self.cell, self.delay if flush else 0
+        projected, state, batched = self._prepare(x, state, skip)
+        outputs, after = run(
+            cell.active_transition(projected.shape[1]),
+            cell.transition_parameters(),
+            projected,
+            state,
+            skip=skip,
+            final_step=projected.shape[0] - skip,
+            keep=cell.keep(self.training),
+        )
+        outputs = outputs.swapaxes(0, 1)
+        return outputs if batched else outputs[0], cell.state_type(*after)
 
     def stream(self, x: mx.array, state: Any = None) -> tuple[mx.array, Any]:
         """Run a part of a stream, without flush: one step for each input.
@@ -265,22 +279,29 @@ class RecurrentLayer(nn.Module):
         Arguments and results are those of a call, but ``y[:, t]`` answers the input ``delay``
         steps before, so that the first ``delay`` outputs of a stream answer nothing.
         """
-        return self._run(x, state, flush=0)
+        return self(x, state, flush=False)
 
     def trace(self, x: mx.array, state: Any = None, flush: bool = True) -> Trace:
         """Every step's state and gates, for inspection; see :class:`Trace`.
 
         It costs the memory of all steps, and its gradient is MLX's own through plain operations.
         """
-        projected, state, _ = self._prepare(x, state, self.delay if flush else 0)
-        cell = self.cell
-        prepared = cell.transition.prepare(cell.transition_parameters())
-        walk = list(unroll(cell.transition, prepared, projected, tuple(state), own_gradient=False))
-        steps = [step for step, _ in walk]
-        outputs = [output for _, output in walk[self.delay if flush else 0 :]]
+        cell, skip = self.cell, self.delay if flush else 0
+        projected, state, _ = self._prepare(x, state, skip)
+        outputs, _ = forward(
+            cell.transition,
+            skip,
+            1,
+            "residuals",
+            steps := [],
+            projected,
+            tuple(state),
+            cell.transition_parameters(),
+            widen=True,
+        )
         states = [cell.state_type(*step.after) for step in steps]
         residuals = [step.residuals for step in steps]
-        return Trace(_over_time(outputs), _over_time(states), _over_time(residuals))
+        return Trace(outputs.swapaxes(0, 1), _over_time(states), _over_time(residuals))
 
     def _prepare(self, x: mx.array, state: Any, flush: int) -> tuple[mx.array, Any, bool]:
         """Projected inputs ``[T + flush, B, M]``, the checked state, and whether x had a batch."""
@@ -295,15 +316,6 @@ class RecurrentLayer(nn.Module):
         else:
             state = cell.check_state(owner, state, batch_size)
         return cell.project_flushed(x.swapaxes(0, 1), flush), state, batched
-
-    def _run(self, x: mx.array, state: Any, flush: int) -> tuple[mx.array, Any]:
-        projected, state, batched = self._prepare(x, state, flush)
-        final_step = projected.shape[0] - flush
-        outputs, final = self.cell.run(
-            projected, state, skip=flush, final_step=final_step, keep=self.training
-        )
-        outputs = outputs.swapaxes(0, 1)
-        return outputs if batched else outputs[0], final
 
 
 def _over_time(trees: Sequence[Any]) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import mlx.core as mx
 
-from mlx_tlstm import ops
+from mlx_tlstm.backend import MemoryUpdate, Prepared, State, Step
 from mlx_tlstm.checks import require_integer
+from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import (
     RecurrentCell,
     RecurrentLayer,
@@ -18,7 +19,9 @@ from mlx_tlstm.layers.base import (
     require_countable,
     require_forget_bias,
 )
-from mlx_tlstm.transition import PlainTransition, State, Step, last_location
+from mlx_tlstm.ops import PlainBackend, last_location
+from mlx_tlstm.ops.convolution import added, steps_at_once
+from mlx_tlstm.ops.cpu import transposed
 
 
 class StackedLSTMState(NamedTuple):
@@ -31,72 +34,93 @@ class StackedLSTMState(NamedTuple):
 class PreparedStack(NamedTuple):
     """Arrays that every step uses."""
 
-    weight: mx.array
+    shared: Prepared
     from_below: mx.array
     from_past: mx.array
-    bias: mx.array
+
+
+#: A layer is a memory cell without tensor axes.
+LAYER = PlainBackend(Geometry((), ()), MemoryUpdate(convolve=False, norm=None))
 
 
 @dataclasses.dataclass(frozen=True)
-class StackedLSTMTransition(PlainTransition):
+class StackedLSTMTransition:
     """One step through all layers; parameters: weight ``[4M, 2, M]``, bias ``[4M]``."""
 
     depth: int
-    update: ops.MemoryUpdate
+    hidden_size: int
+
+    plain: ClassVar[bool] = True
 
     def prepare(self, parameters: Sequence[mx.array]) -> PreparedStack:
         weight, bias = parameters
-        return PreparedStack(
-            weight, ops.transposed(weight[:, 0]), ops.transposed(weight[:, 1]), bias
-        )
+        below, past = transposed(weight[:, 0]), transposed(weight[:, 1])
+        return PreparedStack(Prepared(weight, bias), below, past)
 
     def forward(
         self, prepared: PreparedStack, projected: mx.array, state: State
     ) -> tuple[State, Any, mx.array]:
-        _, from_below, from_past, bias = prepared
+        shared, from_below, from_past = prepared
         H, C = state
         # Own past of all layers in one product; the layer below has to be waited for.
-        A_past = H @ from_past + bias
+        A_past = H @ from_past + shared.bias
         below, after, residuals = projected, [], []
         for layer in range(self.depth):
             A = A_past[:, layer] + below @ from_below  # Eq. 10
-            h, c, kept = ops.memory_update(A, C[:, layer], None, None, self.update)
-            below = h.astype(bias.dtype)
+            below, c, _, kept = LAYER.memory_update(A, C[:, layer], shared)
             after.append((below, c))
             residuals.append(kept)
         state = tuple(mx.stack(arrays, axis=1) for arrays in zip(*after, strict=True))
         return state, residuals, self.output(state)
 
-    def step_backward(
-        self, prepared: PreparedStack, step: Step, d_after: State
-    ) -> tuple[mx.array, State, mx.array, Sequence[mx.array]]:
-        weight = prepared.weight
-        d_H, d_C = d_after
-        C = step.before[1]
+    def reduce(self, residuals: Any) -> None:
+        return None
+
+    def restore(self, prepared: PreparedStack, step: Step) -> Any:
+        return self.forward(prepared, step.projected, step.before)[1]
+
+    def backward(
+        self,
+        prepared: PreparedStack,
+        step: Step,
+        handed: State | None,
+        d_output: mx.array | None,
+        d_after: State | None,
+    ) -> tuple[mx.array, State, mx.array]:
+        weight = prepared.shared.weight
+        d_H, d_C = handed or [mx.zeros(array.shape) for array in step.after]
+        if d_after is not None:
+            d_H, d_C = d_H + d_after[0], d_C + d_after[1]
+        if d_output is not None:
+            d_H = d_H.at[:, -1].add(d_output)
         d_below = mx.zeros_like(d_H[:, 0])
         d_As, d_Cs = [], []
         for layer in range(self.depth - 1, -1, -1):
-            d_A, d_c, _ = ops.memory_update_backward(
-                d_H[:, layer] + d_below,
-                d_C[:, layer],
-                C[:, layer],
-                None,
-                step.residuals[layer],
-                self.update,
+            before = (step.before[0], step.before[1][:, layer])
+            part = step._replace(before=before, residuals=step.residuals[layer])
+            d_h = d_H[:, layer] + d_below
+            d_A, (d_c, _) = LAYER.memory_gradient(
+                d_h, None, d_C[:, layer], None, part, prepared.shared
             )
-            d_A = d_A.astype(weight.dtype)
             d_below = (d_A @ weight[:, 0]).astype(mx.float32)
             d_As.append(d_A)
             d_Cs.append(d_c)
         d_A = mx.stack(d_As[::-1], axis=1)
         d_H = (d_A @ weight[:, 1]).astype(mx.float32)
-        return d_below, (d_H, mx.stack(d_Cs[::-1], axis=1)), d_A, ()
+        return d_below, (d_H, mx.stack(d_Cs[::-1], axis=1)), d_A
 
-    def weight_gradient_elements(self, step: Step) -> int:
-        return step.projected.shape[0] * self.depth * 2 * self.update.hidden_size
+    def weight_gradient_steps(self, batch_size: int) -> int:
+        return steps_at_once(self.gathered(batch_size))
 
-    def steps_weight_gradients(
-        self, steps: Sequence[Step], d_activations: Sequence[mx.array]
+    def gathered(self, batch_size: int) -> int:
+        """Elements of the matrix from which the weight gradient of one step is formed."""
+        return batch_size * self.depth * 2 * self.hidden_size
+
+    def weight_gradients(
+        self,
+        steps: Sequence[Step],
+        d_activations: Sequence[mx.array],
+        total: Sequence[mx.array] | None,
     ) -> Sequence[mx.array]:
         d_A = mx.concatenate(list(d_activations))
         below = [
@@ -107,14 +131,16 @@ class StackedLSTMTransition(PlainTransition):
         rows = mx.stack([mx.concatenate(below), mx.concatenate(past)], axis=2)
         d_A = d_A.reshape(-1, d_A.shape[-1])
         d_weight = d_A.T @ rows.reshape(d_A.shape[0], -1)
-        return d_weight.reshape(d_A.shape[-1], 2, -1), mx.sum(d_A, axis=0)
+        return added(total, (d_weight.reshape(d_A.shape[-1], 2, -1), mx.sum(d_A, axis=0)))
+
+    def finish(self, handed: State) -> tuple[State, Sequence[mx.array]]:
+        return handed, ()
 
     def output(self, state: State) -> mx.array:
         return last_location(state[0])
 
-    def add_output_gradient(self, d_state: State, d_output: mx.array) -> State:
-        d_H, d_C = d_state
-        return d_H.at[:, -1].add(d_output), d_C
+    def stack(self, arrays: Sequence[mx.array]) -> mx.array:
+        return LAYER.stack(arrays)
 
 
 class StackedLSTMCell(RecurrentCell):
@@ -151,7 +177,7 @@ class StackedLSTMCell(RecurrentCell):
         M = self.hidden_size
         self.depth = depth
         self.delay = 0
-        self.transition = StackedLSTMTransition(depth, ops.MemoryUpdate(M, None, None))
+        self.transition = StackedLSTMTransition(depth, M)
         require_countable(owner, "weight", (4 * M, 2, M))
         require_countable(owner, "state", self.state_shape)
         self.weight = normal((4 * M, 2, M), fan_in=2 * M)

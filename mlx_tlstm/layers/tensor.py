@@ -2,67 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from typing import ClassVar
 
 import mlx.core as mx
 
-from mlx_tlstm import kernels, ops, proof
+from mlx_tlstm import kernels, proof
+from mlx_tlstm.backend import MemoryUpdate
 from mlx_tlstm.checks import require_choice
 from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.kernels import KernelBackend
 from mlx_tlstm.layers.base import RecurrentCell, normal, require_countable
-from mlx_tlstm.transition import PlainTransition, State, Step, Transition, last_location
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorTransition(PlainTransition):
-    """The parts of a step that a cross-layer convolution settles; parameters: weight, bias, …"""
-
-    hidden_size: int
-    geometry: Geometry
-
-    @property
-    def _corner(self) -> tuple[slice | int, ...]:
-        return (slice(None), *([-1] * self.geometry.axes))
-
-    def weight_gradient_elements(self, step: Step) -> int:
-        rows = step.projected.shape[0] * self.geometry.locations
-        return rows * self.geometry.taps * self.hidden_size
-
-    def steps_weight_gradients(
-        self, steps: Sequence[Step], d_activations: Sequence[mx.array]
-    ) -> Sequence[mx.array]:
-        return ops.cross_layer_convolution_weight_gradient(
-            [step.before[0] for step in steps],
-            [step.projected for step in steps],
-            d_activations,
-            self.geometry,
-        )
-
-    def output(self, state: State) -> mx.array:
-        return last_location(state[0])
-
-    def add_output_gradient(self, d_state: State, d_output: mx.array) -> State:
-        d_H, *rest = d_state
-        return (d_H.at[self._corner].add(d_output), *rest)
+from mlx_tlstm.ops import PlainBackend
+from mlx_tlstm.reference import ReferenceBackend
+from mlx_tlstm.transition import TensorTransition
 
 
 class TensorCell(RecurrentCell):
     """A cell whose state is a tensor ``[B, *P, M]`` and whose weight is a convolution kernel.
 
-    ``backend`` names what runs its steps: ``"metal"``, ``"cuda"``, ``"ops"``, or ``None`` for what
-    suits the default device; it may be set at any time. Kernels that are not right on a device
-    (:mod:`mlx_tlstm.proof`) give way to plain operations, or are an error where they were named.
+    A subclass names its step. ``backend`` names what runs it: ``"metal"``, ``"cuda"``, ``"ops"``,
+    ``"reference"``, or ``None`` for what suits the default device; it may be set at any time.
+    Kernels that are not right on a device (:mod:`mlx_tlstm.proof`) give way to plain operations, or
+    are an error where they were named.
     """
 
-    #: The step as kernels.
-    kernel_transition: Transition
+    transition_type: ClassVar[type[TensorTransition]]
+    transition: TensorTransition
 
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
         geometry: Geometry,
+        update: MemoryUpdate | None,
         channels: int,
         recompute: bool,
         backend: str | None,
@@ -74,6 +46,7 @@ class TensorCell(RecurrentCell):
         self.geometry = geometry
         self.depth = geometry.depth
         self.delay = geometry.depth - 1
+        self.transition = self.transition_type(PlainBackend(geometry, update), self.hidden_size)
         shape = (channels, *geometry.kernel_size, hidden_size)
         require_countable(owner, "weight", shape)
         require_countable(owner, "state", self.state_shape)
@@ -83,11 +56,23 @@ class TensorCell(RecurrentCell):
     def selected_backend(self) -> str:
         return kernels.select_backend(type(self).__name__, self.backend, self.geometry.axes)
 
-    def active_transition(self, batch_size: int) -> Transition:
-        if self.selected_backend() == "ops":
+    def active_transition(self, batch_size: int) -> TensorTransition:
+        selected = self.selected_backend()
+        if selected == "ops":
             return self.transition
+        if selected == "reference":
+            return self.transition.on(ReferenceBackend(*self._design))
         named, _ = kernels.named_backend(self.backend)
         return proof.choose(proof.Configuration.of(self, batch_size), explicit=named is not None)
+
+    @property
+    def kernel_transition(self) -> TensorTransition:
+        """The step as kernels, proven or not."""
+        return self.transition.on(KernelBackend(*self._design))
+
+    @property
+    def _design(self) -> tuple[Geometry, MemoryUpdate | None]:
+        return self.geometry, self.transition.backend.update
 
     @property
     def state_shape(self) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,13 +9,13 @@ from typing import NamedTuple
 import mlx.core as mx
 from mlx import nn
 
-from mlx_tlstm import kernels, ops
+from mlx_tlstm.backend import MemoryUpdate
 from mlx_tlstm.checks import require, require_choice, require_flag, require_integer
 from mlx_tlstm.config import MEMORY_INITS
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import RecurrentLayer, gate_bias, require_forget_bias
-from mlx_tlstm.layers.tensor import TensorCell, TensorTransition
-from mlx_tlstm.transition import State, Step
+from mlx_tlstm.layers.tensor import TensorCell
+from mlx_tlstm.transition import TLSTMTransition
 
 #: Share of the memory kernel that "shift" and "hold" give their tap at the start (ours).
 FAVOURED_TAP = 0.75
@@ -27,49 +26,6 @@ class TLSTMState(NamedTuple):
 
     hidden: mx.array
     cell: mx.array
-
-
-class PreparedTLSTM(NamedTuple):
-    """Arrays that every step uses; gain and bias of the norm in float32."""
-
-    weight: mx.array
-    matrix: mx.array
-    bias: mx.array
-    norm_gain: mx.array | None
-    norm_bias: mx.array | None
-
-
-@dataclasses.dataclass(frozen=True)
-class TLSTMTransition(TensorTransition):
-    """One step of a tLSTM; parameters: weight, bias and, with a norm, its gain and bias."""
-
-    update: ops.MemoryUpdate
-
-    def prepare(self, parameters: Sequence[mx.array]) -> PreparedTLSTM:
-        weight, bias, *norm = parameters
-        gain, norm_bias = (array.astype(mx.float32) for array in norm) if norm else (None, None)
-        return PreparedTLSTM(weight, ops.transposed(weight), bias, gain, norm_bias)
-
-    def forward(
-        self, prepared: PreparedTLSTM, projected: mx.array, state: State
-    ) -> tuple[State, ops.Residuals, mx.array]:
-        weight, matrix, bias, *norm = prepared
-        H, C = state
-        A = ops.cross_layer_convolution(H, projected, matrix, bias, self.geometry)
-        H, C, residuals = ops.memory_update(A, C, *norm, self.update)
-        after = H.astype(weight.dtype), C
-        return after, residuals, self.output(after)
-
-    def step_backward(
-        self, prepared: PreparedTLSTM, step: Step, d_after: State
-    ) -> tuple[mx.array, State, mx.array, Sequence[mx.array]]:
-        weight = prepared.weight
-        d_A, d_C, d_norm = ops.memory_update_backward(
-            *d_after, step.before[1], prepared.norm_gain, step.residuals, self.update
-        )
-        d_A = d_A.astype(weight.dtype)
-        d_H, d_projected = ops.cross_layer_convolution_input_gradient(d_A, weight, self.geometry)
-        return d_projected, (d_H.astype(mx.float32), d_C), d_A, d_norm
 
 
 class Normalization(nn.Module):
@@ -122,6 +78,7 @@ class TLSTMCell(TensorCell):
     """
 
     state_type = TLSTMState
+    transition_type = TLSTMTransition
 
     def __init__(
         self,
@@ -147,10 +104,8 @@ class TLSTMCell(TensorCell):
         require(not needless, owner, "memory_init", expected, memory_init)
         M, taps = require_integer(owner, "hidden_size", hidden_size), geometry.taps
         channels = 4 * M + (taps if memory_convolution else 0)
-        super().__init__(input_size, M, geometry, channels, recompute, backend)
-        update = ops.MemoryUpdate(M, geometry if memory_convolution else None, norm)
-        self.transition = TLSTMTransition(M, geometry, update)
-        self.kernel_transition = kernels.TLSTMTransition(geometry, update)
+        update = MemoryUpdate(memory_convolution, norm)
+        super().__init__(input_size, M, geometry, update, channels, recompute, backend)
         self.bias = gate_bias(channels, M, taps * M, forget_bias)
         if memory_init != "uniform":
             favoured = geometry.tap_index(-1 if memory_init == "shift" else 0)
@@ -162,10 +117,18 @@ class TLSTMCell(TensorCell):
         norm = [] if self.norm is None else [self.norm.gain, self.norm.bias]
         return [self.weight, self.bias, *norm]
 
+    @property
+    def memory_update(self) -> MemoryUpdate:
+        """Which memory update it has."""
+        return self.transition.backend.update
+
+    @property
+    def causal(self) -> bool:
+        return self.depth == 1 or self.memory_update.norm != "layer"
+
     def _extra_repr(self) -> str:
-        update = self.transition.update
-        convolved = update.geometry is not None
-        return f"{super()._extra_repr()}, memory_convolution={convolved}, norm={update.norm!r}"
+        convolved, norm = self.memory_update.convolve, self.memory_update.norm
+        return f"{super()._extra_repr()}, memory_convolution={convolved}, norm={norm!r}"
 
 
 class TLSTM(RecurrentLayer):

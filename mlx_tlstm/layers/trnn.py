@@ -7,51 +7,17 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_tlstm import kernels, ops
 from mlx_tlstm.checks import require_integer
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import RecurrentLayer
-from mlx_tlstm.layers.tensor import TensorCell, TensorTransition
-from mlx_tlstm.transition import State, Step
+from mlx_tlstm.layers.tensor import TensorCell
+from mlx_tlstm.transition import TRNNTransition
 
 
 class TRNNState(NamedTuple):
     """State of a tRNN: the hidden state H, ``[B, *P, M]``."""
 
     hidden: mx.array
-
-
-class PreparedTRNN(NamedTuple):
-    """Arrays that every step uses."""
-
-    weight: mx.array
-    matrix: mx.array
-    bias: mx.array
-
-
-class TRNNTransition(TensorTransition):
-    """One step of a tRNN; parameters: weight, bias."""
-
-    def prepare(self, parameters: Sequence[mx.array]) -> PreparedTRNN:
-        weight, bias = parameters
-        return PreparedTRNN(weight, ops.transposed(weight), bias)
-
-    def forward(
-        self, prepared: PreparedTRNN, projected: mx.array, state: State
-    ) -> tuple[State, None, mx.array]:
-        _, matrix, bias = prepared
-        A = ops.cross_layer_convolution(state[0], projected, matrix, bias, self.geometry)
-        after = (mx.tanh(A),)  # Eq. 7
-        return after, None, self.output(after)
-
-    def step_backward(
-        self, prepared: PreparedTRNN, step: Step, d_after: State
-    ) -> tuple[mx.array, State, mx.array, Sequence[mx.array]]:
-        weight = prepared.weight
-        H = step.after[0].astype(mx.float32)
-        d_A = (d_after[0] * (1 - mx.square(H))).astype(weight.dtype)
-        d_H, d_projected = ops.cross_layer_convolution_input_gradient(d_A, weight, self.geometry)
-        return d_projected, (d_H.astype(mx.float32),), d_A, ()
 
 
 class TRNNCell(TensorCell):
@@ -72,6 +38,7 @@ class TRNNCell(TensorCell):
     """
 
     state_type = TRNNState
+    transition_type = TRNNTransition
 
     def __init__(
         self,
@@ -84,9 +51,7 @@ class TRNNCell(TensorCell):
     ) -> None:
         geometry = Geometry.checked(type(self).__name__, tensor_size, kernel_size)
         M = require_integer(type(self).__name__, "hidden_size", hidden_size)
-        super().__init__(input_size, M, geometry, M, recompute, backend)
-        self.transition = TRNNTransition(M, geometry)
-        self.kernel_transition = kernels.TRNNTransition(geometry)
+        super().__init__(input_size, M, geometry, None, M, recompute, backend)
 
 
 class TRNN(RecurrentLayer):

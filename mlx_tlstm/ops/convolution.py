@@ -1,7 +1,6 @@
-"""Cross-layer convolution (Eq. 5, 22, 24) and its gradients.
+"""Cross-layer convolution (Eq. 5, 22, 24) and its gradients: products of ``B·P`` rows each.
 
-Shapes: ``B`` batch, ``*P`` tensor size, ``*K`` kernel size, ``<K>`` number of taps, ``M`` hidden
-channels, ``O`` output channels. Each convolution is one matrix product of ``B·P`` rows.
+Shapes as in :mod:`mlx_tlstm.backend`.
 """
 
 from __future__ import annotations
@@ -13,8 +12,12 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from mlx_tlstm import blas
+from mlx_tlstm.backend import Backend, Prepared
 from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.ops import cpu
+
+#: Largest number of elements of the matrix from which a weight gradient is formed (64 MiB).
+_WEIGHT_GRADIENT_ELEMENTS = 1 << 24
 
 
 @functools.lru_cache(maxsize=16)
@@ -83,75 +86,57 @@ def _fold(windows: mx.array, geometry: Geometry) -> mx.array:
     return windows
 
 
-def transposed(weight: mx.array) -> mx.array:
-    """A weight ``[O, …]`` as the matrix ``[…, O]`` that rows are multiplied by.
+class Convolution(Backend):
+    """The convolution's share of the plain backend."""
 
-    Taken once a sequence: MLX's reference BLAS on Linux multiplies by a transposed view at half
-    the speed, so that a copy pays there: by joining halves, since MLX exports no mx.contiguous.
-    """
-    matrix = weight.reshape(weight.shape[0], -1).T
-    slow = mx.default_device().type == mx.cpu and not blas.is_fast()
-    half = len(matrix) // 2
-    return mx.concatenate([matrix[:half], matrix[half:]]) if slow else matrix
+    def prepare(self, parameters: Sequence[mx.array]) -> Prepared:
+        prepared = super().prepare(parameters)
+        return prepared._replace(matrix=cpu.transposed(prepared.weight))
 
+    def convolution(
+        self, hidden: mx.array, projected: mx.array, prepared: Prepared, tanh: bool = False
+    ) -> mx.array:
+        rows = _windows([hidden], [projected], self.geometry)
+        A = mx.addmm(prepared.bias, rows, prepared.matrix)  # Eq. 24
+        A = A.reshape(*hidden.shape[:-1], -1)
+        return mx.tanh(A) if tanh else A  # Eq. 7
 
-def cross_layer_convolution(
-    hidden: mx.array,
-    projected: mx.array,
-    matrix: mx.array,
-    bias: mx.array,
-    geometry: Geometry,
-) -> mx.array:
-    """Activations A_t of all locations (Eq. 24).
+    def convolution_gradient(self, d_A: mx.array, prepared: Prepared) -> tuple[mx.array, mx.array]:
+        geometry, weight = self.geometry, prepared.weight
+        B, O, M = d_A.shape[0], weight.shape[0], weight.shape[-1]
+        windows = d_A.reshape(-1, O) @ weight.reshape(O, -1)
+        windows = windows.reshape(B, *geometry.tensor_size, *geometry.kernel_size, M)
+        d_H_cat = _fold(windows, geometry)
+        corner = (slice(None), *itertools.repeat(0, geometry.axes))
+        inside = (slice(None), *itertools.repeat(slice(1, None), geometry.axes))
+        return d_H_cat[inside].astype(mx.float32), d_H_cat[corner]
 
-    Args:
-        hidden: H_{t-1}, ``[B, *P, M]``.
-        projected: x_t W^x + b^x, ``[B, M]``.
-        matrix: The weight ``[O, *K, M]``, :func:`transposed` to ``[<K>·M, O]``.
-        bias: ``[O]``.
+    def weight_gradient_steps(self, batch_size: int, hidden_size: int) -> int:
+        return steps_at_once(self.gathered(batch_size, hidden_size))
 
-    Returns:
-        ``[B, *P, O]``.
-    """
-    rows = _windows([hidden], [projected], geometry)
-    A = mx.addmm(bias, rows, matrix)  # Eq. 24
-    return A.reshape(*hidden.shape[:-1], -1)
+    def gathered(self, batch_size: int, hidden_size: int) -> int:
+        """Elements of the matrix from which the weight gradient of one step is formed."""
+        return batch_size * self.geometry.locations * self.geometry.taps * hidden_size
 
-
-def cross_layer_convolution_input_gradient(
-    d_activation: mx.array, weight: mx.array, geometry: Geometry
-) -> tuple[mx.array, mx.array]:
-    """Gradients for ``hidden`` ``[B, *P, M]`` and ``projected`` ``[B, M]``.
-
-    Args:
-        d_activation: ``[B, *P, O]``.
-        weight: ``[O, *K, M]``.
-    """
-    B, O, M = d_activation.shape[0], weight.shape[0], weight.shape[-1]
-    windows = d_activation.reshape(-1, O) @ weight.reshape(O, -1)
-    windows = windows.reshape(B, *geometry.tensor_size, *geometry.kernel_size, M)
-    d_H_cat = _fold(windows, geometry)
-    corner = (slice(None), *itertools.repeat(0, geometry.axes))
-    inside = (slice(None), *itertools.repeat(slice(1, None), geometry.axes))
-    return d_H_cat[inside], d_H_cat[corner]
+    def weight_gradient(
+        self,
+        hidden: Sequence[mx.array],
+        projected: Sequence[mx.array],
+        d_A: Sequence[mx.array],
+        total: Sequence[mx.array] | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        rows = _windows(hidden, projected, self.geometry)
+        d_A = mx.concatenate([d.reshape(-1, d.shape[-1]) for d in d_A])
+        d_weight = (d_A.T @ rows).reshape(d_A.shape[-1], *self.geometry.kernel_size, -1)
+        return added(total, (d_weight, mx.sum(d_A, axis=0)))
 
 
-def cross_layer_convolution_weight_gradient(
-    hidden: Sequence[mx.array],
-    projected: Sequence[mx.array],
-    d_activations: Sequence[mx.array],
-    geometry: Geometry,
-) -> tuple[mx.array, mx.array]:
-    """Gradients for ``weight`` ``[O, *K, M]`` and ``bias`` ``[O]``, summed over steps and batch.
+def steps_at_once(elements: int) -> int:
+    """Steps whose weight gradient is formed from one matrix, with so many elements of each."""
+    return max(1, _WEIGHT_GRADIENT_ELEMENTS // elements)
 
-    One product serves all steps.
 
-    Args:
-        hidden: Of each step, ``[B, *P, M]``.
-        projected: Of each step, ``[B, M]``.
-        d_activations: Of each step, ``[B, *P, O]``.
-    """
-    rows = _windows(hidden, projected, geometry)
-    d_A = mx.concatenate([d.reshape(-1, d.shape[-1]) for d in d_activations])
-    d_weight = (d_A.T @ rows).reshape(d_A.shape[-1], *geometry.kernel_size, -1)
-    return d_weight, mx.sum(d_A, axis=0)
+def added(total: Sequence[mx.array] | None, terms: Sequence[mx.array]) -> tuple[mx.array, ...]:
+    """Sum in float32; no total, or an empty one, is zero."""
+    terms = tuple(term.astype(mx.float32) for term in terms)
+    return tuple(a + b for a, b in zip(total, terms, strict=True)) if total else terms

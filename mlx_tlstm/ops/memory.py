@@ -6,19 +6,19 @@ Everything here is float32 whatever the weights' type. Shapes: ``[B, *P, M]`` fo
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from mlx_tlstm.backend import EPSILON, Backend, MemoryUpdate, Prepared, Step
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.ops.activations import tanh
+from mlx_tlstm.ops.convolution import added
+from mlx_tlstm.ops.cpu import channel_mean, tanh
 from mlx_tlstm.ops.ordering import after
-
-#: Inside the root of both normalisations (the paper gives none).
-EPSILON = 1e-5
 
 
 class Residuals(NamedTuple):
@@ -61,19 +61,16 @@ def _gate(T: mx.array, index: int, hidden_size: int) -> mx.array:
     return 0.5 * _channels(T, index, hidden_size) + 0.5
 
 
-@dataclasses.dataclass(frozen=True)
-class MemoryUpdate:
-    """Which memory update a cell has.
+class MemoryGradient(NamedTuple):
+    """What the backward pass of a step hands to the step before it; all float32.
 
-    Args:
-        hidden_size: M.
-        geometry: Tensor and kernel size; ``None`` without memory convolution.
-        norm: ``None``, ``"channel"`` (over M) or ``"layer"`` (over all locations and channels).
+    Attributes:
+        C: Gradient of C_{t-1}, ``[B, *P, M]``.
+        norm: Sums over this step and those after of the gradients of gain and bias, if any.
     """
 
-    hidden_size: int
-    geometry: Geometry | None
-    norm: str | None
+    C: mx.array
+    norm: tuple[mx.array, ...]
 
 
 #: Locations up to which tensor axes are taken together in one matrix product.
@@ -152,106 +149,120 @@ def _gate_scale(hidden_size: int, taps: int) -> mx.array:
     return mx.array(np.repeat([1, 0.5, 0], [hidden_size, 3 * hidden_size, taps]).astype(np.float32))
 
 
-@functools.lru_cache(maxsize=64)
-def _mean_weights(hidden_size: int) -> mx.array:
-    return mx.array(np.full((hidden_size, 1), 1 / hidden_size, np.float32))
-
-
 def _mean(x: mx.array, update: MemoryUpdate) -> mx.array:
     """Mean over the channels, or over the whole tensor for layer normalisation; axes are kept."""
     if update.norm == "layer":
         return mx.mean(x, axis=tuple(range(1, x.ndim)), keepdims=True)
-    if mx.default_device().type == mx.cpu:
-        return x @ _mean_weights(x.shape[-1])  # there a sum is one chain of additions
-    return mx.mean(x, axis=-1, keepdims=True)
+    return channel_mean(x)
 
 
-def memory_update(
-    A: mx.array,
-    C_before: mx.array,
-    gain: mx.array | None,
-    bias: mx.array | None,
-    update: MemoryUpdate,
-) -> tuple[mx.array, mx.array, Residuals]:
-    """New hidden state and memory cell from the activations (Eq. 15-19, 31).
+@functools.lru_cache(maxsize=64)
+def _last_rows(count: int, locations: int) -> mx.array:
+    return mx.array(np.arange(1, count + 1, dtype=np.uint32) * locations - 1)
 
-    Args:
-        A: Activations g, i, f, o and, with memory convolution, q: ``[B, *P, 4M (+ <K>)]``.
-        C_before: C_{t-1}, ``[B, *P, M]`` float32.
-        gain: Gain of the normalisation, ``[*P, M]``, or ``None``.
-        bias: Bias of the normalisation, likewise.
 
-    Returns:
-        H_t and C_t in float32, and what :func:`memory_update_backward` needs.
+def last_location(H: mx.array) -> mx.array:
+    """The hidden state ``[B, M]`` at the last location of ``[B, *P, M]``.
+
+    A copy, since a view would keep the whole state of every step alive. Gathered, since MLX exports
+    no ``mx.contiguous``.
     """
-    M = update.hidden_size
-    T = tanh(A.astype(mx.float32) * _gate_scale(M, A.shape[-1] - 4 * M))
-    G, I, F, O = _channels(T, 0, M), *(_gate(T, index, M) for index in (1, 2, 3))  # Eq. 15
-    if update.geometry is None:
-        Q, C_conv, carried = None, None, C_before
-    else:
-        Q = mx.softmax(A[..., 4 * M :].astype(mx.float32), axis=-1)
-        C_conv = carried = memory_convolution(C_before, Q, update.geometry)
-    C = G * I + carried * F  # Eq. 18 (Eq. 12 without memory convolution)
-    if update.norm is None:
-        C_hat = scale = None
-        Z = tanh(C)
-    else:
-        centred = C - _mean(C, update)
-        scale = mx.rsqrt(_mean(mx.square(centred), update) + EPSILON)
-        C_hat = centred * scale  # Eq. 21
-        Z = tanh(C_hat * gain + bias)  # Eq. 20
-    H = Z * O  # Eq. 19, 31
-    return H, C, Residuals(T, Q, C_conv, C_hat, scale, Z)
+    B, *P, M = H.shape
+    return mx.take(H.reshape(-1, M), _last_rows(B, math.prod(P)), axis=0)
 
 
-def memory_update_backward(
-    d_H: mx.array,
-    d_C: mx.array,
-    C_before: mx.array,
-    gain: mx.array | None,
-    residuals: Residuals,
-    update: MemoryUpdate,
-) -> tuple[mx.array, mx.array, tuple[mx.array, ...]]:
-    """Gradient of :func:`memory_update`.
+class Memory(Backend):
+    """The memory update's share of the plain backend."""
 
-    Args:
-        d_H: Gradient of H_t, float32.
-        d_C: Gradient of C_t from the step after.
+    def memory_update(
+        self, A: mx.array, C_before: mx.array, prepared: Prepared
+    ) -> tuple[mx.array, mx.array, mx.array, Residuals]:
+        update, M = self.update, C_before.shape[-1]
+        T = tanh(A.astype(mx.float32) * _gate_scale(M, A.shape[-1] - 4 * M))
+        G, I, F, O = _channels(T, 0, M), *(_gate(T, index, M) for index in (1, 2, 3))  # Eq. 15
+        if update.convolve:
+            Q = mx.softmax(A[..., 4 * M :].astype(mx.float32), axis=-1)
+            C_conv = carried = memory_convolution(C_before, Q, self.geometry)
+        else:
+            Q, C_conv, carried = None, None, C_before
+        C = G * I + carried * F  # Eq. 18 (Eq. 12 without memory convolution)
+        if update.norm is None:
+            C_hat = scale = None
+            Z = tanh(C)
+        else:
+            centred = C - _mean(C, update)
+            scale = mx.rsqrt(_mean(mx.square(centred), update) + EPSILON)
+            C_hat = centred * scale  # Eq. 21
+            Z = tanh(C_hat * prepared.norm_gain + prepared.norm_bias)  # Eq. 20
+        H = (Z * O).astype(prepared.weight.dtype)  # Eq. 19, 31
+        return H, C, self.output(H), Residuals(T, Q, C_conv, C_hat, scale, Z)
 
-    Returns:
-        The gradients of A and of C_before, and those of gain and bias (empty without
-        normalisation).
-    """
-    T, Q, C_conv, C_hat, scale, Z = residuals
-    # Without it mx.compile would share the gates and the mixing matrices with the forward pass,
-    # which would keep them.
-    if Q is None:
-        (T,) = after([T], [d_H])
-    else:
-        T, Q, C_before = after([T, Q, C_before], [d_H])
-    residuals = residuals._replace(T=T)
-    G, I, F, O = residuals.G, residuals.I, residuals.F, residuals.O
-    d_N = d_H * O * (1 - Z * Z)
-    if update.norm is None:
-        d_C = d_C + d_N
+    def reduce(self, residuals: Residuals) -> None:
+        return None
+
+    def restore(
+        self, residuals: None, A: mx.array, C_before: mx.array, prepared: Prepared
+    ) -> Residuals:
+        return self.memory_update(A, C_before, prepared)[-1]
+
+    def memory_gradient(
+        self,
+        d_H: mx.array,
+        d_output: mx.array | None,
+        d_C: mx.array | None,
+        later: MemoryGradient | None,
+        step: Step,
+        prepared: Prepared,
+    ) -> tuple[mx.array, MemoryGradient]:
+        update, C_before = self.update, step.before[1]
+        d_norm_after = later.norm if later is not None else ()
+        if later is not None:
+            d_C = later.C if d_C is None else later.C + d_C
+        elif d_C is None:
+            d_C = mx.zeros(d_H.shape)
+        d_H = self.with_output(d_H, d_output)
+        T, Q, C_conv, C_hat, scale, Z = step.residuals
+        # Without it mx.compile would share the gates and the mixing matrices with the forward pass,
+        # which would keep them.
+        if Q is None:
+            (T,) = after([T], [d_H])
+        else:
+            T, Q, C_before = after([T, Q, C_before], [d_H])
+        residuals = step.residuals._replace(T=T)
+        G, I, F, O = residuals.G, residuals.I, residuals.F, residuals.O
+        d_N = d_H * O * (1 - Z * Z)
         d_norm: tuple[mx.array, ...] = ()
-    else:
-        d_norm = (mx.sum(d_N * C_hat, axis=0), mx.sum(d_N, axis=0))
-        d_hat = d_N * gain
-        along = _mean(d_hat * C_hat, update)
-        d_C = d_C + (d_hat - _mean(d_hat, update) - C_hat * along) * scale
-    carried = C_before if C_conv is None else C_conv
-    d_A = [
-        d_C * I * (1 - G * G),
-        d_C * G * I * (1 - I),
-        d_C * carried * F * (1 - F),
-        d_H * Z * O * (1 - O),
-    ]
-    d_C_before = d_C * F
-    if update.geometry is not None:
-        d_C_before, d_Q = memory_convolution_backward(C_before, Q, d_C_before, update.geometry)
-        d_A.append(Q * (d_Q - mx.sum(d_Q * Q, axis=-1, keepdims=True)))
-    # As matrices, which MLX joins faster than arrays of more axes.
-    joined = mx.concatenate([d.reshape(-1, d.shape[-1]) for d in d_A], axis=-1)
-    return joined.reshape(T.shape), d_C_before, d_norm
+        if update.norm is None:
+            d_C = d_C + d_N
+        else:
+            d_norm = (mx.sum(d_N * C_hat, axis=0), mx.sum(d_N, axis=0))
+            d_hat = d_N * prepared.norm_gain
+            along = _mean(d_hat * C_hat, update)
+            d_C = d_C + (d_hat - _mean(d_hat, update) - C_hat * along) * scale
+        carried = C_before if C_conv is None else C_conv
+        d_A = [
+            d_C * I * (1 - G * G),
+            d_C * G * I * (1 - I),
+            d_C * carried * F * (1 - F),
+            d_H * Z * O * (1 - O),
+        ]
+        d_C_before = d_C * F
+        if update.convolve:
+            d_C_before, d_Q = memory_convolution_backward(C_before, Q, d_C_before, self.geometry)
+            d_A.append(Q * (d_Q - mx.sum(d_Q * Q, axis=-1, keepdims=True)))
+        # As matrices, which MLX joins faster than arrays of more axes.
+        joined = mx.concatenate([d.reshape(-1, d.shape[-1]) for d in d_A], axis=-1)
+        joined = joined.reshape(T.shape).astype(prepared.weight.dtype)
+        return joined, MemoryGradient(d_C_before, added(d_norm_after, d_norm))
+
+    def first_gradients(self, handed: MemoryGradient) -> tuple[mx.array, Sequence[mx.array]]:
+        return handed
+
+    def with_output(self, d_H: mx.array, d_output: mx.array | None) -> mx.array:
+        """``d_H`` with the gradient of the output, if any, added at the last location."""
+        if d_output is None:
+            return d_H
+        return d_H.at[(slice(None), *([-1] * self.geometry.axes))].add(d_output)
+
+    def output(self, H: mx.array) -> mx.array:
+        return last_location(H)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import mlx.core as mx
-
 from mlx_tlstm.layers.base import RecurrentCell
 from mlx_tlstm.layers.stacked import StackedLSTMCell
 from mlx_tlstm.layers.tensor import TensorCell
 from mlx_tlstm.layers.tlstm import TLSTMCell
-from mlx_tlstm.transition import PlainTransition, Step
 
 FLOAT32 = 4
 #: Elements for each element of the state that a step of the LSTMs' backward pass makes and drops.
@@ -59,14 +56,13 @@ class StepBytes:
         """
         transition = cell.active_transition(rows)
         size, M = cell.weight.dtype.size, cell.hidden_size
-        # Never evaluated: only its shape is asked for.
-        step = Step(mx.zeros((rows, M)), (), (), None)
-        turn = transition.weight_gradient_steps(step)
-        if not isinstance(transition, PlainTransition):
+        turn = transition.weight_gradient_steps(rows)
+        if not transition.plain:
             return _kernels(cell, rows, recompute, size, turn)
-        product_rows = size * transition.weight_gradient_elements(step)
         if isinstance(cell, StackedLSTMCell):
+            product_rows = size * transition.gathered(rows)
             return _stacked(cell, rows, recompute, size, turn, product_rows)
+        product_rows = size * cell.transition.backend.gathered(rows, M)
         return _tensor(cell, rows, recompute, size, turn, product_rows)
 
 
@@ -79,9 +75,9 @@ def _state(cell: RecurrentCell, rows: int) -> tuple[int, int]:
 
 def _memory_residuals(cell: TLSTMCell, rows: int) -> int:
     """Bytes of :class:`mlx_tlstm.ops.Residuals`, all float32."""
-    update, M = cell.transition.update, cell.hidden_size
+    update, M = cell.memory_update, cell.hidden_size
     channels = cell.weight.shape[0] + M  # the gates with q, and Z
-    if update.geometry is not None:
+    if update.convolve:
         channels += cell.geometry.taps + M  # Q, C_conv
     if update.norm is not None:
         channels += M  # C_hat
@@ -138,7 +134,7 @@ def _kernels(cell: TensorCell, rows: int, recompute: bool, size: int, turn: int)
     residuals = 0
     handed = FLOAT32 * locations * M  # the gradient of H
     if isinstance(cell, TLSTMCell):
-        norm = cell.transition.update.norm
+        norm = cell.memory_update.norm
         statistics = {None: 0, "channel": locations, "layer": rows}[norm]
         residuals = 2 * FLOAT32 * statistics + (0 if recompute else activation)
         sums = 2 if norm is not None else 0  # of the gradients of gain and bias
