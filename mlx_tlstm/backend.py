@@ -53,6 +53,14 @@ class MemoryUpdate:
     convolve: bool
     norm: str | None
 
+    def is_causal(self, depth: int) -> bool:
+        """Whether no output depends on a later input.
+
+        Layer normalisation's statistics run over the whole tensor, where later inputs are on their
+        way already, unless there is one location.
+        """
+        return depth == 1 or self.norm != "layer"
+
 
 class Prepared(NamedTuple):
     """A cell's parameters as every step of a sequence uses them."""

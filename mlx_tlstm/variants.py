@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from mlx_tlstm.backend import MemoryUpdate
 from mlx_tlstm.checks import require_choice, require_integer
 from mlx_tlstm.layers import TLSTM, TRNN, StackedLSTM
 from mlx_tlstm.layers.base import RecurrentLayer
@@ -27,10 +28,9 @@ class Variant:
     memory_convolution: bool = False
     norm: str | None = None
 
-    @property
-    def causal(self) -> bool:
-        """False if outputs may depend on later inputs: with layer normalisation, if L > 1."""
-        return self.norm != "layer"
+    def is_causal(self, depth: int) -> bool:
+        """Whether no output depends on a later input, as the layer's cell says."""
+        return MemoryUpdate(self.memory_convolution, self.norm).is_causal(depth)
 
     def delay(self, depth: int) -> int:
         """Time steps between an input and its output at depth L; the layer's ``delay``."""

@@ -4,6 +4,7 @@ Both round to float32 (or half precision) at the same places, but sum in another
 within 1e-5 and gradients, which sum over more, within 4e-5, norm-wise.
 """
 
+import inspect
 from collections import Counter
 
 import mlx.core as mx
@@ -19,6 +20,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_tlstm import TLSTM, TRNN, VARIANTS, SequenceModel, make_layer
 from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.kernels import dispatch
+from mlx_tlstm.kernels.library import Kernel
 from mlx_tlstm.reference import ReferenceBackend
 
 VALUES, GRADIENTS = 1e-5, 4e-5
@@ -205,6 +207,27 @@ def test_the_kernels_can_be_compiled_into_a_larger_graph():
     assert len(launched) > 5 * 4
     shapes = [(name, array.shape) for name, array in tree_flatten(gradients)]
     assert shapes == [(name, array.shape) for name, array in tree_flatten(parameters)]
+
+
+@pytest.mark.parametrize("name", ["two unequal axes", "tRNN"])
+def test_a_layers_call_is_near_its_launches(monkeypatch, name):
+    """Call, time loop, its forward pass, the cell's step, the backend: then a kernel."""
+    layer, stacks, launch = LAYERS[name](), [], Kernel.__call__
+
+    def recording(self, *arguments, **options):
+        functions = [frame.function for frame in inspect.stack()[1:]]
+        stacks.append(functions[: functions.index(test) + 1])
+        return launch(self, *arguments, **options)
+
+    test = inspect.currentframe().f_code.co_name
+    monkeypatch.setattr(Kernel, "__call__", recording)
+    with launches.recorded():
+        layer(mx.zeros((2, 5, 4)))
+    steps = [stack for stack in stacks if "forward" in stack[1:3]]
+    assert len(steps) >= 5 + layer.delay
+    for stack in steps:
+        assert stack[-2:] == ["__call__", test]
+        assert len(stack) - 1 <= 5, stack
 
 
 def losses(variant, backend, compiled=False):

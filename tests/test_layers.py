@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 
 import mlx.core as mx
@@ -328,3 +329,26 @@ def test_evaluation_mode_keeps_nothing():
     training = peak_bytes(run)
     layer.eval()
     assert peak_bytes(run) < training / 5
+
+
+@pytest.mark.parametrize("kind", [TLSTM, TRNN, StackedLSTM])
+def test_a_layer_takes_its_cells_arguments(kind):
+    signature = inspect.signature(kind)
+    assert signature == inspect.signature(kind.cell_type)
+    for name in signature.parameters:
+        assert f"        {name}: " in kind.__doc__, name
+    with pytest.raises(TypeError, match="nrom"):
+        kind(3, 4, 2, nrom="channel")
+
+
+def test_a_subclass_has_its_own_arguments():
+    class Narrow(TLSTM):
+        def __init__(self, width: int) -> None:
+            super().__init__(width, width, 2)
+
+    class Same(TLSTM):
+        pass
+
+    assert list(inspect.signature(Narrow).parameters) == ["width"]
+    assert Narrow(3).cell.hidden_size == 3
+    assert inspect.signature(Same) == inspect.signature(TLSTM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -85,7 +86,7 @@ class RecurrentCell(nn.Module):
     state_shape: tuple[int, ...]
     #: The step as plain operations, which works on every device.
     transition: Transition
-    #: Whether no output depends on a later input: not under layer normalisation when deep.
+    #: Whether no output depends on a later input.
     causal: bool = True
 
     def __init__(self, input_size: int, hidden_size: int, recompute: bool) -> None:
@@ -223,11 +224,19 @@ class RecurrentLayer(nn.Module):
     gradient runs them a second time.
     """
 
+    #: A layer takes its cell's arguments, which are listed there and nowhere else.
+    cell_type: ClassVar[type[RecurrentCell]]
     cell: RecurrentCell
+    __signature__: ClassVar[inspect.Signature | None]
 
-    def __init__(self, cell: RecurrentCell) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = cls.__init__ is not RecurrentLayer.__init__
+        cls.__signature__ = None if own else inspect.signature(cls.cell_type)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__()
-        self.cell = cell
+        self.cell = self.cell_type(*arguments, **options)
 
     @property
     def delay(self) -> int:

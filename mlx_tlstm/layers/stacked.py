@@ -144,21 +144,7 @@ class StackedLSTMTransition:
 
 
 class StackedLSTMCell(RecurrentCell):
-    """One time step of a stacked LSTM whose layers share their weights (Eq. 10-13 a layer).
-
-    Args:
-        input_size: R, width of an input; the first layer reads its projection to M channels.
-        hidden_size: M, hidden size of each layer.
-        depth: L, number of layers.
-        forget_bias: Starting bias of the forget gate.
-        recompute: See :class:`TLSTM`.
-
-    Parameters: ``weight [4M, 2, M]`` (layer below, own past), ``bias [4M]``, gates in the order
-    g, i, f, o; ``input_projection`` (``nn.Linear``).
-
-    Raises:
-        ValueError: An argument is out of range; the message names it.
-    """
+    """One time step of a stacked LSTM; arguments and errors as :class:`StackedLSTM` lists them."""
 
     state_type = StackedLSTMState
 
@@ -192,17 +178,23 @@ class StackedLSTMCell(RecurrentCell):
 
 
 class StackedLSTM(RecurrentLayer):
-    """A stacked LSTM over sequences; arguments as in :class:`StackedLSTMCell`.
+    """A stacked LSTM whose layers share their weights (Eq. 10-13 a layer), over sequences.
 
-    Its delay is 0, so that :meth:`stream` is the same as a call.
+    From ``x [B, T, R]`` to outputs ``y [B, T, M]`` of the last layer. Its delay is 0, so that
+    :meth:`stream` is the same as a call. ``layer.cell`` is one time step.
+
+    Args:
+        input_size: R, width of an input; the first layer reads its projection to M channels.
+        hidden_size: M, hidden size of each layer.
+        depth: L, number of layers.
+        forget_bias: Starting bias of the forget gate.
+        recompute: See :class:`TLSTM`.
+
+    Parameters: ``weight [4M, 2, M]`` (layer below, own past), ``bias [4M]``, gates in the order
+    g, i, f, o; ``input_projection`` (``nn.Linear``).
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        depth: int,
-        forget_bias: float = 1.0,
-        recompute: bool = False,
-    ) -> None:
-        super().__init__(StackedLSTMCell(input_size, hidden_size, depth, forget_bias, recompute))
+    cell_type = StackedLSTMCell

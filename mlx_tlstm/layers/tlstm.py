@@ -42,40 +42,7 @@ class Normalization(nn.Module):
 
 
 class TLSTMCell(TensorCell):
-    r"""One time step of a Tensorized LSTM.
-
-    .. math::
-        [A^g, A^i, A^f, A^o, A^q] &= H^{cat}_{t-1} \circledast \{W^h, b^h\} \\
-        C_t &= \tanh(A^g) \odot \sigma(A^i) + C^{conv}_{t-1} \odot \sigma(A^f) \\
-        H_t &= \tanh(\mathrm{Norm}(C_t)) \odot \sigma(A^o)
-
-    where C^{conv} is the memory cell convolved with the kernels softmax(A^q), one for each
-    location and time (Eq. 14-22, 31).
-
-    Args:
-        input_size: R, width of an input.
-        hidden_size: M, channels of each location.
-        tensor_size: P of each tensor axis; an integer is one axis.
-        kernel_size: K, 2 or more; an integer serves all axes. K = 2 has no feedback.
-        memory_convolution: Convolve the memory cell (Eq. 16-18); otherwise Eq. 12.
-        norm: ``None``, ``"channel"`` or ``"layer"``. With ``"layer"`` and a depth above 1 an
-            output depends on later inputs, since the statistics run over the whole tensor.
-        forget_bias: Starting bias of the forget gate.
-        memory_init: Where the memory kernels start: ``"uniform"`` spreads memory evenly over the
-            taps (the paper's), ``"shift"`` favours the tap towards the input, so that memory moves
-            one location a step, ``"hold"`` the centre tap, so that it stays.
-        recompute: Keep no gate activations for the backward pass, but compute them anew there:
-            one more convolution a step, the same gradients, less memory.
-        backend: What runs the steps: ``"metal"``, ``"cuda"``, ``"ops"``; ``None`` takes what the
-            environment variable ``MLX_TLSTM_BACKEND`` says, else what suits the default device.
-
-    Parameters, in MLX's convolution layout: ``weight [4M + <K>, *K, M]`` and ``bias``, output
-    channels in the order g, i, f, o, q; ``input_projection`` (``nn.Linear``); ``norm.gain`` and
-    ``norm.bias`` ``[*P, M]``.
-
-    Raises:
-        ValueError: An argument is out of range; the message names it.
-    """
+    """One time step of a tLSTM; arguments, parameters and errors as :class:`TLSTM` lists them."""
 
     state_type = TLSTMState
     transition_type = TLSTMTransition
@@ -124,7 +91,7 @@ class TLSTMCell(TensorCell):
 
     @property
     def causal(self) -> bool:
-        return self.depth == 1 or self.memory_update.norm != "layer"
+        return self.memory_update.is_causal(self.depth)
 
     def _extra_repr(self) -> str:
         convolved, norm = self.memory_update.convolve, self.memory_update.norm
@@ -132,35 +99,49 @@ class TLSTMCell(TensorCell):
 
 
 class TLSTM(RecurrentLayer):
-    """A Tensorized LSTM over sequences; arguments as in :class:`TLSTMCell`.
+    r"""A Tensorized LSTM over sequences: ``x [B, T, R]`` to outputs ``y [B, T, M]``.
 
-    ``layer.cell`` is the cell, ``layer.depth`` L (Eq. 9), ``layer.delay`` L - 1.
+    At each step the projected input stands before the first location of the hidden tensor
+    H ``[B, *P, M]``, which makes H^{cat} (Eq. 5, 22), and
+
+    .. math::
+        [A^g, A^i, A^f, A^o, A^q] &= H^{cat}_{t-1} \circledast \{W^h, b^h\} \\
+        [G, I, F, O] &= [\tanh A^g, \sigma(A^i), \sigma(A^f), \sigma(A^o)],
+            \quad Q = \mathrm{softmax}(A^q) \\
+        C_t &= G \odot I + (C_{t-1} \circledast Q) \odot F \\
+        H_t &= \tanh(\mathrm{Norm}(C_t)) \odot O
+
+    where Q are kernels for the memory cell C ``[B, *P, M]``, one for each location and time
+    (Eq. 14-21, 25, 31; each is a function of :mod:`mlx_tlstm.reference`). The output is H at the
+    last location, L - 1 steps after its input (Eq. 8, 9, 23).
+
+    ``layer.cell`` is one time step, a :class:`TLSTMCell`; ``layer.depth`` is L, ``layer.delay``
+    L - 1.
+
+    Args:
+        input_size: R, width of an input.
+        hidden_size: M, channels of each location.
+        tensor_size: P of each tensor axis; an integer is one axis.
+        kernel_size: K, 2 or more; an integer serves all axes. K = 2 has no feedback.
+        memory_convolution: Convolve the memory cell (Eq. 16-18); otherwise Eq. 12.
+        norm: ``None``, ``"channel"`` or ``"layer"``. With ``"layer"`` and a depth above 1 an
+            output depends on later inputs, since the statistics run over the whole tensor.
+        forget_bias: Starting bias of the forget gate.
+        memory_init: Where the memory kernels start: ``"uniform"`` spreads memory evenly over the
+            taps (the paper's), ``"shift"`` favours the tap towards the input, so that memory moves
+            one location a step, ``"hold"`` the centre tap, so that it stays.
+        recompute: Keep no gate activations for the backward pass, but compute them anew there:
+            one more convolution a step, the same gradients, less memory.
+        backend: What runs the steps: kernels, ``"metal"`` or ``"cuda"``; ``"ops"``, plain
+            operations; ``"reference"``, the equations as they stand, slowly. ``None`` takes what
+            the environment variable ``MLX_TLSTM_BACKEND`` says, else what suits the default device.
+
+    Parameters, in MLX's convolution layout: ``weight [4M + <K>, *K, M]`` and ``bias``, output
+    channels in the order g, i, f, o, q, with <K> taps, the product of K; ``input_projection``
+    (``nn.Linear``); ``norm.gain`` and ``norm.bias`` ``[*P, M]``.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        tensor_size: int | Sequence[int],
-        kernel_size: int | Sequence[int] = 3,
-        memory_convolution: bool = True,
-        norm: str | None = None,
-        forget_bias: float = 1.0,
-        memory_init: str = "uniform",
-        recompute: bool = False,
-        backend: str | None = None,
-    ) -> None:
-        super().__init__(
-            TLSTMCell(
-                input_size,
-                hidden_size,
-                tensor_size,
-                kernel_size,
-                memory_convolution,
-                norm,
-                forget_bias,
-                memory_init,
-                recompute,
-                backend,
-            )
-        )
+    cell_type = TLSTMCell

@@ -21,21 +21,7 @@ class TRNNState(NamedTuple):
 
 
 class TRNNCell(TensorCell):
-    r"""One time step of a Tensorized RNN, H_t = tanh(H^{cat}_{t-1} ⊛ {W^h, b^h}) (Eq. 5-7).
-
-    Args:
-        input_size: R, width of an input.
-        hidden_size: M, channels of each location.
-        tensor_size: P of each tensor axis; an integer is one axis.
-        kernel_size: K, 2 or more; an integer serves all axes.
-        recompute: See :class:`TLSTM`; a tRNN keeps nothing besides its states in any case.
-        backend: See :class:`TLSTM`.
-
-    Parameters: ``weight [M, *K, M]``, ``bias [M]``, ``input_projection`` (``nn.Linear``).
-
-    Raises:
-        ValueError: An argument is out of range; the message names it.
-    """
+    """One time step of a tRNN; arguments, parameters and errors as :class:`TRNN` lists them."""
 
     state_type = TRNNState
     transition_type = TRNNTransition
@@ -55,17 +41,25 @@ class TRNNCell(TensorCell):
 
 
 class TRNN(RecurrentLayer):
-    """A Tensorized RNN over sequences; arguments as in :class:`TRNNCell`."""
+    r"""A Tensorized RNN over sequences: ``x [B, T, R]`` to outputs ``y [B, T, M]``.
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        tensor_size: int | Sequence[int],
-        kernel_size: int | Sequence[int] = 3,
-        recompute: bool = False,
-        backend: str | None = None,
-    ) -> None:
-        super().__init__(
-            TRNNCell(input_size, hidden_size, tensor_size, kernel_size, recompute, backend)
-        )
+    A step is H_t = tanh(H^{cat}_{t-1} ⊛ {W^h, b^h}) (Eq. 5-8), where H ``[B, *P, M]`` is the hidden
+    tensor and H^{cat} has the projected input before its first location.
+
+    ``layer.cell`` is one time step, a :class:`TRNNCell`.
+
+    Args:
+        input_size: R, width of an input.
+        hidden_size: M, channels of each location.
+        tensor_size: P of each tensor axis; an integer is one axis.
+        kernel_size: K, 2 or more; an integer serves all axes.
+        recompute: See :class:`TLSTM`; a tRNN keeps nothing besides its states in any case.
+        backend: See :class:`TLSTM`.
+
+    Parameters: ``weight [M, *K, M]``, ``bias [M]``, ``input_projection`` (``nn.Linear``).
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+    """
+
+    cell_type = TRNNCell

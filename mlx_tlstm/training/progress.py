@@ -32,7 +32,7 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
 
 def causality_note(config: TrainingConfig, task: Task) -> str | None:
     """A warning that belongs beside a language model's figure where later text leaks into it."""
-    if task.metric != "bpc" or config.depth == 1 or VARIANTS[config.variant].causal:
+    if task.metric != "bpc" or VARIANTS[config.variant].is_causal(config.depth):
         return None
     return (
         f"Note: {config.variant} is not causal at depth {config.depth}: its layer normalisation "
