@@ -22,7 +22,19 @@ class Docstrings(griffe.Extension):
     """Rewrites every docstring of a package once it is loaded."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        _add_constructors(pkg)
         _rewrite(pkg)
+
+
+def _add_constructors(scope: griffe.Object) -> None:
+    """Give layers the arguments of their cells, which Python finds out when it runs."""
+    for member in list(scope.members.values()):
+        if member.is_alias:
+            continue
+        if member.is_class and (cell := member.members.get("cell_type")) and cell.value:
+            arguments = scope[str(cell.value)]["__init__"].parameters
+            member.set_member("__init__", griffe.Function("__init__", parameters=arguments))
+        _add_constructors(member)
 
 
 def _rewrite(scope: griffe.Object) -> None:

@@ -4,13 +4,13 @@
 :mod:`mlx_tlstm.ops`' launch them, and :class:`KernelBackend` is all of that together.
 """
 
+from mlx_tlstm.kernels.backend import KernelBackend
 from mlx_tlstm.kernels.dispatch import (
     BACKENDS,
     ENVIRONMENT_VARIABLE,
     named_backend,
     select_backend,
 )
-from mlx_tlstm.kernels.launching import KernelBackend
 
 __all__ = [
     "BACKENDS",
