@@ -115,17 +115,21 @@ class ReferenceBackend(Backend):
     def convolution(
         self, hidden: mx.array, projected: mx.array, prepared: Prepared, tanh: bool = False
     ) -> mx.array:
-        H_cat = concatenated(hidden, projected)
-        A = convolved(H_cat, prepared.weight, prepared.bias, self.geometry)
-        return tanh_hidden(A) if tanh else A
+        A = self._activations(hidden, projected, prepared.weight, prepared.bias)
+        return (tanh_hidden(A) if tanh else A).astype(hidden.dtype)
+
+    def _activations(self, *arrays: mx.array) -> mx.array:
+        H, x, W, b = (array.astype(mx.float32) for array in arrays)
+        return convolved(concatenated(H, x), W, b, self.geometry)
 
     def convolution_gradient(self, d_A: mx.array, prepared: Prepared) -> tuple[mx.array, mx.array]:
         # The convolution is linear: its gradient is the same everywhere.
-        M = prepared.weight.shape[-1]
-        inputs = [mx.zeros((*d_A.shape[:-1], M), d_A.dtype), mx.zeros((len(d_A), M), d_A.dtype)]
-        _, gradients = mx.vjp(lambda H, x: self.convolution(H, x, prepared), inputs, [d_A])
-        d_H, d_projected = gradients
-        return d_H.astype(mx.float32), d_projected
+        W, b, M = prepared.weight, prepared.bias, prepared.weight.shape[-1]
+        zeros = [mx.zeros((*d_A.shape[:-1], M)), mx.zeros((len(d_A), M))]
+        cotangent = d_A.astype(mx.float32)
+        _, gradients = mx.vjp(lambda H, x: self._activations(H, x, W, b), zeros, [cotangent])
+        d_hidden, d_projected = gradients
+        return d_hidden, d_projected
 
     def weight_gradient_steps(self, batch_size: int, hidden_size: int) -> int:
         return 1
@@ -138,14 +142,13 @@ class ReferenceBackend(Backend):
         total: Sequence[mx.array] | None = None,
     ) -> tuple[mx.array, mx.array]:
         O, M = d_A[0].shape[-1], hidden[0].shape[-1]
-        shapes = ((O, *self.geometry.kernel_size, M), (O,))
-        zeros = [mx.zeros(shape, d_A[0].dtype) for shape in shapes]
-        sums = total or [mx.zeros(shape) for shape in shapes]
+        zeros = [mx.zeros((O, *self.geometry.kernel_size, M)), mx.zeros((O,))]
+        total = total or zeros
         for H, x, d in zip(hidden, projected, d_A, strict=True):
-            of_step = partial(convolved, concatenated(H, x), geometry=self.geometry)
-            _, terms = mx.vjp(of_step, zeros, [d])
-            sums = [a + b.astype(mx.float32) for a, b in zip(sums, terms, strict=True)]
-        d_weight, d_bias = sums
+            of_step = partial(self._activations, H, x)
+            _, gradients = mx.vjp(of_step, zeros, [d.astype(mx.float32)])
+            total = [a + b for a, b in zip(total, gradients, strict=True)]
+        d_weight, d_bias = total
         return d_weight, d_bias
 
     def memory_update(

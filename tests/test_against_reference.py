@@ -160,6 +160,36 @@ def test_compiled_equations(tensor_size, training):
     assert relative_error(mx.compile(gradient)(x), expected) < VALUE_TOLERANCE
 
 
+@pytest.mark.parametrize("kind", ["tlstm", "trnn"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("dtype", "unit"), [(mx.float16, 2.0**-11), (mx.bfloat16, 2.0**-8)])
+def test_equations_in_half_precision(kind, training, dtype, unit):
+    layer, _ = build(kind, Specification((2, 3), (3, 2), True, "channel"))
+    layer.cell.backend = "reference"
+    layer.train(training)
+    x = mx.random.normal((BATCH, STEPS, INPUT), key=mx.random.key(1))
+
+    def gradients(dtype):
+        layer.set_dtype(dtype)
+
+        def loss(parameters, x):
+            layer.update(parameters)
+            y, state = layer(x)
+            return mx.sum(y.astype(mx.float32) ** 2) + sum(mx.sum(array) for array in state)
+
+        parameters = layer.parameters()
+        found = mx.grad(loss, argnums=(0, 1))(parameters, x)
+        layer.update(parameters)
+        return dict(tree_flatten(found))
+
+    # The weights' rounding, and that of hidden states over the steps.
+    layer.set_dtype(dtype)
+    expected, found = gradients(mx.float32), gradients(dtype)
+    for name, gradient in expected.items():
+        exact = np.array(gradient, dtype=np.float64)
+        assert relative_error(found[name], exact) < 16 * unit, name
+
+
 @pytest.mark.parametrize("backend", ["ops", "reference"])
 def test_memory_grows_with_the_number_of_steps(backend):
     layer, _ = build("tlstm", Specification((2,), (3,), True, "channel"))

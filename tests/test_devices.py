@@ -72,7 +72,12 @@ def backends(monkeypatch):
 
 @pytest.mark.parametrize(
     ("option", "backend"),
-    [([], None), (["--backend", "auto"], None), (["--backend", "ops"], "ops")],
+    [
+        ([], None),
+        (["--backend", "auto"], None),
+        (["--backend", "ops"], "ops"),
+        (["--backend", "reference"], "reference"),
+    ],
 )
 def test_the_backend_reaches_the_layer(option, backend, invoke, backends, tmp_path):
     text = write_text(tmp_path / "text")
