@@ -150,6 +150,13 @@ def test_kernels_keep_what_their_table_says(norm, recompute, monkeypatch):
     assert (trnn.state, trnn.residuals, trnn.gathered) == (4 * B * P * M, 0, 0)
 
 
+@pytest.mark.parametrize("variant", ["3d-tlstm+cn", "3d-trnn"])
+def test_the_equations_need_no_more_than_predicted(variant, monkeypatch):
+    monkeypatch.setenv("MLX_TLSTM_BACKEND", "reference")
+    measured, predicted = _measure(_config(variant=variant, depth=4, length=20, batch_size=15))
+    assert measured < (1 + TOLERANCE) * predicted
+
+
 def test_limits(monkeypatch):
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert memory.limit() == physical

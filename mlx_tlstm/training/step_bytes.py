@@ -56,13 +56,16 @@ class StepBytes:
         """
         transition = cell.active_transition(rows)
         size, M = cell.weight.dtype.size, cell.hidden_size
-        turn = transition.weight_gradient_steps(rows)
         if not transition.plain:
+            turn = transition.weight_gradient_steps(rows)
             return _kernels(cell, rows, recompute, size, turn)
+        # The reference's equations need no more than plain operations do.
+        transition = cell.transition
+        turn = transition.weight_gradient_steps(rows)
         if isinstance(cell, StackedLSTMCell):
             product_rows = size * transition.gathered(rows)
             return _stacked(cell, rows, recompute, size, turn, product_rows)
-        product_rows = size * cell.transition.backend.gathered(rows, M)
+        product_rows = size * transition.backend.gathered(rows, M)
         return _tensor(cell, rows, recompute, size, turn, product_rows)
 
 
