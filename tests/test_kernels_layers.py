@@ -230,6 +230,18 @@ def test_a_layers_call_is_near_its_launches(monkeypatch, name):
         assert len(stack) - 1 <= 5, stack
 
 
+@pytest.mark.standin(mode="fast", check=False)
+@pytest.mark.parametrize("name", ["two unequal axes", "tRNN"])
+def test_gradient_in_evaluation_mode_runs_forward_again(kernel_calls, name):
+    mx.random.seed(1)
+    layer = randomized(LAYERS[name]())
+    arguments = inputs(layer, 2, 5)
+    expected = flat(results(layer, None, *arguments))
+    layer.eval()
+    for mine, theirs in zip(flat(results(layer, None, *arguments)), expected, strict=True):
+        assert mx.array_equal(mine, theirs)
+
+
 def losses(variant, backend, compiled=False):
     """Of four training steps."""
     mx.random.seed(5)
