@@ -85,18 +85,19 @@ def test_seeds():
 def test_a_symbol_costs_one_step_and_the_flush(variant, delay, monkeypatch):
     model = build(variant)
     traced, calls = [], []
-    cell = type(model.layer.cell)
-    run, call = cell.run, CompiledFunction.__call__
+    layer = type(model.layer)
+    prepare, call = layer._prepare, CompiledFunction.__call__
 
-    def tracing(self, projected, *arguments, **settings):
+    def tracing(self, *arguments):
+        projected, *rest = prepare(self, *arguments)
         traced.append(projected.shape[0])
-        return run(self, projected, *arguments, **settings)
+        return projected, *rest
 
     def counting(function, *arguments):
         calls.append(arguments[0].shape[0])
         return call(function, *arguments)
 
-    monkeypatch.setattr(cell, "run", tracing)
+    monkeypatch.setattr(layer, "_prepare", tracing)
     monkeypatch.setattr(CompiledFunction, "__call__", counting)
     list(generate(model, PROMPT, 6))
     assert traced == [len(PROMPT) - 1, 1 + delay]

@@ -747,13 +747,13 @@ def test_long_sequences_are_evaluated_in_parts(task, variant, settings, monkeypa
     trainer = training.Trainer(config)
     expected = training.evaluate_all(trainer.model, trainer.task, "test")
     steps, layer = [], type(trainer.model.layer)
-    run = layer._run
+    prepare = layer._prepare
 
     def recorded(layer, x, state, flush):
         steps.append(x.shape[1] + flush)
-        return run(layer, x, state, flush)
+        return prepare(layer, x, state, flush)
 
-    monkeypatch.setattr(layer, "_run", recorded)
+    monkeypatch.setattr(layer, "_prepare", recorded)
     monkeypatch.setattr(training.evaluation, "GRAPH_STEPS", 5)
     found = training.evaluate_all(trainer.model, trainer.task, "test")
     assert found == pytest.approx(expected, rel=1e-6)
