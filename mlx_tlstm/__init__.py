@@ -1,10 +1,16 @@
-"""Tensorized LSTMs (He et al., NIPS 2017) for MLX."""
+"""Tensorized LSTMs (He et al., NIPS 2017) for MLX.
+
+``tasks``, ``training`` and ``visualize`` are loaded at their first use, as in
+``mlx_tlstm.training.fit``, so that whoever only uses a layer waits for none of what they need.
+"""
+
+import importlib
+from types import ModuleType
 
 from mlx_tlstm import blas
 
 blas.preload()
 
-from mlx_tlstm.hub import HubError, load, push  # noqa: E402 (OpenBLAS is loaded before MLX)
 from mlx_tlstm.layers import (  # noqa: E402
     TLSTM,
     TRNN,
@@ -16,10 +22,11 @@ from mlx_tlstm.layers import (  # noqa: E402
     TRNNCell,
     TRNNState,
 )
-from mlx_tlstm.metadata import ModelMetadata  # noqa: E402
-from mlx_tlstm.model import SequenceModel  # noqa: E402
-from mlx_tlstm.streaming import StreamingSession  # noqa: E402
-from mlx_tlstm.variants import VARIANTS, make_layer  # noqa: E402
+from mlx_tlstm.layers.variants import VARIANTS, make_layer  # noqa: E402
+from mlx_tlstm.models.hub import HubError, load, push  # noqa: E402 (OpenBLAS is loaded before MLX)
+from mlx_tlstm.models.metadata import ModelMetadata  # noqa: E402
+from mlx_tlstm.models.sequence import SequenceModel  # noqa: E402
+from mlx_tlstm.models.streaming import StreamingSession  # noqa: E402
 
 __all__ = [
     "TLSTM",
@@ -40,3 +47,15 @@ __all__ = [
     "make_layer",
     "push",
 ]
+
+_ON_DEMAND = ("tasks", "training", "visualize")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ON_DEMAND:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_DEMAND})

@@ -16,11 +16,10 @@ from mlx_tlstm.checks import (
     require_integer,
     require_keys,
 )
-from mlx_tlstm.files import json_text, read_json
-from mlx_tlstm.paths import to_path
+from mlx_tlstm.files import json_text, read_json, to_path
+from mlx_tlstm.layers.base import DTYPES
+from mlx_tlstm.layers.tlstm import MEMORY_INITS
 
-DTYPES = ("float32", "float16", "bfloat16")
-MEMORY_INITS = ("uniform", "shift", "hold")
 ON_DIVERGENCE = ("stop", "rollback")
 #: In place of a number for ``forget_bias``.
 BY_LAG = "lag"

@@ -1,8 +1,12 @@
-"""Files that are whole or absent, also after a crash: written beside, synced, renamed."""
+"""Paths as users write them, and files that are whole or absent, also after a crash.
+
+A file is written under another name beside its place, synced to the disk, and then renamed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import json
 import math
@@ -11,12 +15,58 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from mlx_tlstm.checks import plain, require
 
 #: Start of the names of what is being written or removed; a killed process leaves it behind.
 TEMPORARY = ".writing-"
+
+
+def to_path(owner: str, argument: str, value: object) -> Path:
+    """The path that a user means, in which ``~`` and ``~name`` are home folders as in a shell.
+
+    Raises:
+        ValueError: ``value`` is no path, is empty, or begins with a home folder that is unknown.
+            The empty string would otherwise be the current folder.
+    """
+    try:
+        text = os.fspath(value)  # type: ignore[call-overload]
+    except TypeError:
+        text = None
+    valid = isinstance(text, str) and text != "" and "\0" not in text
+    require(valid, owner, argument, "a path", value)
+    if text.startswith("~"):
+        text = os.path.expanduser(text)
+        expected = "a path from a home folder that is known, or one that begins with ./~,"
+        require(not text.startswith("~"), owner, argument, expected, value)
+    path = Path(text)
+    # As a Path, ./~x is ~x, which would be a home folder to whom it is passed on.
+    return path.absolute() if str(path).startswith("~") else path
+
+
+def cache_folder() -> Path:
+    """The folder for what is known about this machine and can be found out again."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "mlx_tlstm"
+
+
+def absence(path: Path) -> str:
+    """A message that there is no folder at ``path``, with existing folders of similar names."""
+    near = " or ".join(repr(str(one)) for one in _near_folders(path))
+    return f"there is no folder {str(path)!r}" + (f" (did you mean {near}?)" if near else "")
+
+
+def _near_folders(path: Path) -> list[Path]:
+    """Folders whose path differs from ``path`` in the first part that is not there."""
+    parent, missing = path.parent, path
+    while not parent.exists() and parent != parent.parent:
+        parent, missing = parent.parent, parent
+    try:
+        names = [one.name for one in parent.iterdir() if one.is_dir()]
+    except OSError:
+        return []
+    near = [parent / name for name in difflib.get_close_matches(missing.name, names)]
+    found = [one / path.relative_to(missing) for one in near]
+    return [one for one in found if one.is_dir()]
 
 
 @contextlib.contextmanager
@@ -125,64 +175,3 @@ def _record(line: bytes, source: str, owner: str) -> dict[str, Any]:
         raise ValueError(f"[{owner}] '{source}' must hold JSON but {reason}") from error
     require(isinstance(record, dict), owner, source, "a JSON object", record)
     return record
-
-
-def save_arrays(
-    path: Path, arrays: Mapping[str, mx.array], header: Mapping[str, str] | None = None
-) -> None:
-    """Write arrays by name as safetensors, with words by name in the file's header.
-
-    Raises:
-        OSError: The file cannot be written, on a full disk too.
-    """
-    # Given a path, MLX reports a full disk as a RuntimeError without a reason.
-    with naming(path), path.open("wb") as file:
-        mx.save_safetensors(file, dict(arrays), header and dict(header))
-
-
-def load_arrays(path: Path, owner: str) -> dict[str, mx.array]:
-    """Read arrays by name from a safetensors file; ``owner`` opens the message of the error.
-
-    Raises:
-        ValueError: The file is no whole safetensors file.
-    """
-    return load_arrays_and_header(path, owner)[0]
-
-
-def load_arrays_and_header(path: Path, owner: str) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """What :func:`save_arrays` wrote; else as :func:`load_arrays`."""
-    try:
-        arrays, header = mx.load(str(path), format="safetensors", return_metadata=True)
-        mx.eval(arrays)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"[{owner}] '{path}' must be a safetensors file but {reason}") from error
-    return arrays, header
-
-
-def require_like(
-    owner: str,
-    source: str,
-    found: Mapping[str, mx.array],
-    expected: Mapping[str, mx.array],
-    authority: str,
-) -> None:
-    """Raise ``ValueError`` unless two sets of arrays agree in names, shapes and types.
-
-    Args:
-        owner: Opens the message.
-        source: Where ``found`` was read, for the message.
-        found: Arrays by name.
-        expected: What they should look like.
-        authority: What says so, for the message.
-    """
-    for name in sorted(found.keys() | expected.keys()):
-        wanted, came = (_describe(arrays.get(name)) for arrays in (expected, found))
-        argument = f"{source}: {name}"
-        require(wanted == came, owner, argument, f"{wanted}, as {authority} says,", came)
-
-
-def _describe(array: mx.array | None) -> str:
-    if array is None:
-        return "absent"
-    return f"{array.dtype} {list(array.shape)}".removeprefix("mlx.core.")

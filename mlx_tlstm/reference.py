@@ -16,9 +16,9 @@ from functools import partial
 
 import mlx.core as mx
 
-from mlx_tlstm.backend import EPSILON, Backend, MemoryUpdate, Prepared, Step
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.ops import after
+from mlx_tlstm.recurrence.contract import EPSILON, Backend, MemoryUpdate, Prepared, Step
+from mlx_tlstm.recurrence.ordering import after
 
 
 def concatenated(H: mx.array, x: mx.array) -> mx.array:

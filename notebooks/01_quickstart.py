@@ -30,9 +30,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_tlstm import SequenceModel, make_layer
-from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import Memorization
 from mlx_tlstm.training import Progress, encode, fit
+from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import draw_diagonal, draw_learning_curves, record
 
 SMALL = os.environ.get("MLX_TLSTM_NOTEBOOK_SIZE") == "small"  # as tests run it

@@ -29,11 +29,11 @@ from benchmarking.options import BUSY_LOAD, DTYPES, LAYER_SIZES, SizeType, tf32_
 from benchmarking.tables import depth_table, linear_table, sizes_table
 
 from mlx_tlstm import blas
-from mlx_tlstm.cache import larger_cpu_cache
+from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.commands.paths import OutputFile
-from mlx_tlstm.timing import machine
+from mlx_tlstm.training.loop import larger_cpu_cache
 
 DEFAULT_SIZES = (
     Size((4, 4), 100, 15, 42),

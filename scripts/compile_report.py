@@ -28,8 +28,8 @@ from benchmarking.launches import Launch, of_a_pass
 from benchmarking.report import Table
 
 from mlx_tlstm.commands.base import Command
-from mlx_tlstm.config import DTYPES
 from mlx_tlstm.kernels import cuda, library
+from mlx_tlstm.layers.base import DTYPES
 
 SIZES = (
     "10x10,M=100,B=15,T=42",

@@ -27,7 +27,7 @@ from mlx_tlstm.checks import require
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.paths import UserPath
-from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import draw_learning_curves, save_figure
 
 CURVES = "curves"

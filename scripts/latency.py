@@ -24,10 +24,10 @@ from benchmarking.baselines import INPUT_SIZE
 from benchmarking.report import Table
 
 from mlx_tlstm import VARIANTS, SequenceModel, StreamingSession, make_layer
+from mlx_tlstm.checking.timing import Timing, machine, measure
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.commands.paths import OutputFile
-from mlx_tlstm.timing import Timing, machine, measure
 
 STACKED = "slstm"
 

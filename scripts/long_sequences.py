@@ -24,8 +24,8 @@ from benchmarking.report import Table
 from mlx import nn
 
 from mlx_tlstm import VARIANTS, make_layer
+from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.commands.base import Command
-from mlx_tlstm.timing import machine
 
 WAYS = ("call", "gradient", "chunks")
 INPUT_SIZE = 4

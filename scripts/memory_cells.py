@@ -16,17 +16,18 @@ import mlx.core as mx
 import numpy as np
 from matplotlib.figure import Figure
 
-from mlx_tlstm import SequenceModel, hub
+from mlx_tlstm import SequenceModel
 from mlx_tlstm.checks import require
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.paths import UserPath
-from mlx_tlstm.paths import to_path
-from mlx_tlstm.runs import WEIGHTS
+from mlx_tlstm.files import to_path
+from mlx_tlstm.models import hub
+from mlx_tlstm.models.trained import WEIGHTS
 from mlx_tlstm.tasks import Task, Wikipedia
 from mlx_tlstm.tasks.generated import GeneratedTask
-from mlx_tlstm.trained import task_of
 from mlx_tlstm.training import encode
+from mlx_tlstm.training.origin import task_of
 from mlx_tlstm.visualize import draw_diagonal, draw_memory_maps, record, save_figure
 
 #: How white space is written under the picture, and bytes that are no printed ASCII.

@@ -35,14 +35,14 @@ from benchmarking.task_times import (
 )
 
 from mlx_tlstm import blas
-from mlx_tlstm.cache import larger_cpu_cache
+from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.timing import machine
 from mlx_tlstm.training import memory
+from mlx_tlstm.training.loop import larger_cpu_cache
 from mlx_tlstm.visualize import save_figure
 
 ROUNDS, QUICK_ROUNDS = 10, 5

@@ -25,12 +25,12 @@ from benchmarking.problems import problem_of
 from benchmarking.report import Table
 
 from mlx_tlstm.checking.chains import CHAINS, Chain, Problem, asked, label
+from mlx_tlstm.checking.timing import Timing, measure
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.paths import OutputFile, UserPath
 from mlx_tlstm.kernels import convolution, dispatch, tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
 from mlx_tlstm.kernels.tuning import Product
-from mlx_tlstm.timing import Timing, measure
 
 CONVOLUTIONS = (convolution.FORWARD, convolution.INPUT_GRADIENT, convolution.WEIGHT_GRADIENT)
 

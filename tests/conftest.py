@@ -9,7 +9,7 @@ import pytest
 from kernel_devices import on_cpu, on_gpu
 from metal_on_cpu import standin
 
-from mlx_tlstm import proof
+from mlx_tlstm.kernels import proof
 from mlx_tlstm.kernels import dispatch
 
 # Tolerances are those of float32 sums on a CPU; a GPU's matrix products may round to less.

@@ -10,10 +10,10 @@ import mlx.core as mx
 import numpy as np
 import reference
 
-from mlx_tlstm.backend import Prepared
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import KernelBackend, tuning
 from mlx_tlstm.kernels.tiles import Tile
+from mlx_tlstm.recurrence.contract import Prepared
 
 #: Arrays of each time step, and the parameters: float64 holding numbers of the case's type.
 Arrays = dict[str, np.ndarray]

@@ -16,9 +16,9 @@ import reference
 from layer_helpers import single
 from reference import Specification
 
-from mlx_tlstm.backend import MemoryUpdate, Prepared, Step
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import KernelBackend, memory
+from mlx_tlstm.kernels import KernelBackend, memory_update
+from mlx_tlstm.recurrence.contract import MemoryUpdate, Prepared, Step
 
 Arrays = dict[str, np.ndarray]
 
@@ -122,7 +122,7 @@ def forward(case: Case, given: Arguments) -> list[dict[str, Any]]:
 
 def backward(
     case: Case, given: Arguments, steps: list[dict[str, Any]]
-) -> tuple[list[mx.array], mx.array, memory.MemoryGradient]:
+) -> tuple[list[mx.array], mx.array, memory_update.MemoryGradient]:
     """The kernels' gradients of each step's A, and of C_0; what the first step hands over."""
     later, d_A = None, []
     for t in range(len(steps) - 1, -1, -1):

@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm import training
-from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.training.runs import RunFolder
 
 
 @pytest.fixture(scope="module")

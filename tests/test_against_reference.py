@@ -25,7 +25,7 @@ from layer_helpers import (
 from mlx.utils import tree_flatten, tree_unflatten
 from reference import Specification
 
-from mlx_tlstm.ops import memory
+from mlx_tlstm.ops import memory_update
 
 VALUE_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 4e-5
@@ -224,12 +224,12 @@ def test_weight_gradient_formed_in_pieces(monkeypatch):
 )
 def test_memory_convolution_of_large_tensors(monkeypatch, merged, tensor_size, kernel_size):
     # As with many locations, where the leading axes are read as rows.
-    monkeypatch.setattr("mlx_tlstm.ops.memory._MERGED_LOCATIONS", merged)
-    memory._tap_matrices.cache_clear()
+    monkeypatch.setattr("mlx_tlstm.ops.memory_update._MERGED_LOCATIONS", merged)
+    memory_update._tap_matrices.cache_clear()
     try:
         compare("tlstm", Specification(tensor_size, kernel_size, True, "channel"), flush=True)
     finally:
-        memory._tap_matrices.cache_clear()
+        memory_update._tap_matrices.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["tlstm", "trnn", "stacked"])

@@ -125,7 +125,7 @@ def test_mlx_multiplies_with_the_wheel(load):
     then = """
 del sys.modules["mlx_tlstm"]
 import mlx_tlstm, mlx.core as mx, numpy as np
-from mlx_tlstm.timing import machine
+from mlx_tlstm.checking.timing import machine
 a, b = np.random.randn(300, 200).astype("float32"), np.random.randn(200, 400).astype("float32")
 assert np.abs(np.array(mx.array(a) @ mx.array(b)) - a @ b).max() < 1e-3
 print(machine().blas, "scipy_openblas" in Path("/proc/self/maps").read_text(), blas.is_fast())

@@ -10,13 +10,14 @@ import pytest
 from click.testing import CliRunner
 from kernel_devices import needs_compiler
 
-from mlx_tlstm import TLSTM, TRNN, proof
+from mlx_tlstm import TLSTM, TRNN
 from mlx_tlstm.checking import chains, equations, survey
 from mlx_tlstm.commands.checking import JSON_NAME
 from mlx_tlstm.commands.checking import check as command
 from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.kernels import proof
 from mlx_tlstm.kernels.library import Kernel
-from mlx_tlstm.proof import Configuration, Trial
+from mlx_tlstm.kernels.proof import Configuration, Trial
 from mlx_tlstm.tasks import TASKS
 
 
@@ -43,7 +44,7 @@ class TestOnACPU:
         assert record["machine"]["mlx"] == mx.__version__
 
     def test_wrong_plain_operations(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("mlx_tlstm.ops.memory.EPSILON", 0.1)
+        monkeypatch.setattr("mlx_tlstm.ops.memory_update.EPSILON", 0.1)
         code, lines, record = check(tmp_path, "--seconds", 0)
         assert code == 1
         assert lines[-1].startswith(

@@ -16,8 +16,8 @@ from mlx.utils import tree_flatten
 from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm import training
-from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.training.checkpoints import CheckpointStore
+from mlx_tlstm.training.runs import RunFolder
 
 OFTEN = {"samples": 48, "checkpoint_every": 3, "checkpoint_seconds": 0}
 

@@ -16,8 +16,8 @@ import pytest
 from mlx_tlstm import TLSTM, TRNN, SequenceModel, StackedLSTM, TLSTMCell, TRNNCell, make_layer
 from mlx_tlstm.checks import as_integers, is_integer, is_number, plain, require, shown
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.generation import generate
 from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.models.generation import generate
 from mlx_tlstm.visualize import (
     draw_by_depth,
     draw_diagonal,

@@ -18,7 +18,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from mlx_tlstm import cli, training
+from mlx_tlstm import training
+from mlx_tlstm.commands.main import main
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import TASKS
 
@@ -31,7 +32,7 @@ TINY = [*SIZES, "--samples", "24", "--eval-every", "8"]
 def invoke(tmp_path, monkeypatch):
     """Run ``mlx-tlstm …`` in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return lambda *arguments: CliRunner().invoke(cli.main, [str(a) for a in arguments])
+    return lambda *arguments: CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def module(name, *arguments, **settings):
@@ -56,7 +57,7 @@ def check_refusal(result, message):
 
 
 def test_help_has_every_option():
-    result = CliRunner().invoke(cli.main, ["train", "--help"])
+    result = CliRunner().invoke(main, ["train", "--help"])
     found = re.findall(r"^  --([a-z0-9-]+)", result.output, re.MULTILINE)
     fields = {field.name for field in dataclasses.fields(TrainingConfig)} - {"task"}
     expected = {name.replace("_", "-") for name in fields} | {
@@ -69,11 +70,11 @@ def test_help_has_every_option():
         "help",
     }
     assert sorted(found) == sorted(expected)
-    options = {p.name: p.help for p in cli.train.params if isinstance(p, click.Option)}
+    options = {p.name: p.help for p in main.commands["train"].params if isinstance(p, click.Option)}
     assert all(options.values())
     for task in TASKS:
         assert task in result.output
-    assert {"train", "evaluate", "generate", "pull", "push"} <= set(cli.main.commands)
+    assert {"train", "evaluate", "generate", "pull", "push"} <= set(main.commands)
 
 
 class Prepared(Exception):  # noqa: N818 (carries the configuration out of the command)
@@ -139,7 +140,7 @@ def test_forget_bias_by_lag(configuration):
 
 def test_default_folder(invoke, tmp_path, monkeypatch):
     """Its name has the time in it, and runs of one second have numbers besides."""
-    monkeypatch.setattr("mlx_tlstm.runs.time.strftime", lambda form: form.replace("%", ""))
+    monkeypatch.setattr("mlx_tlstm.training.runs.time.strftime", lambda form: form.replace("%", ""))
     printed = [invoke("train", "addition", *TINY).stdout.splitlines()[-1] for _ in range(3)]
     name = "runs/addition-2d-tlstm+cn-Ymd-HMS"
     names = [line.partition("run: ")[2] for line in printed]
@@ -151,7 +152,7 @@ def test_default_folders_of_many_processes(tmp_path):
     """Claimed at once; each run is whole and alone in its folder."""
     code = (
         "import sys; from mlx_tlstm.config import TrainingConfig\n"
-        "from mlx_tlstm.runs import RunFolder\n"
+        "from mlx_tlstm.training.runs import RunFolder\n"
         "config = TrainingConfig.load(sys.argv[1])\n"
         "print(flush=True); sys.stdin.readline()\n"
         "for _ in range(20): print(RunFolder.create(None, config).path)\n"
@@ -329,7 +330,7 @@ def test_full_disk(invoke, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device", "run/metrics.jsonl")
 
-    monkeypatch.setattr("mlx_tlstm.runs.RunFolder.append_metrics", fail)
+    monkeypatch.setattr("mlx_tlstm.training.runs.RunFolder.append_metrics", fail)
     result = invoke("train", *TINY, "--out", "run")
     assert result.exit_code == 1
     assert result.stderr.strip().endswith("No space left on device: 'run/metrics.jsonl'")
@@ -500,4 +501,4 @@ def test_resume_refusals(invoke, tmp_path):
         state.write_text("{}")
     result = invoke("train", "--resume", "run")
     assert result.exit_code == 1
-    assert "Error: [Session] no checkpoint is whole: checkpoint run/" in result.stderr
+    assert "Error: [RunOnDisk] no checkpoint is whole: checkpoint run/" in result.stderr

@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from mlx.utils import tree_flatten
 
 import mlx_tlstm
-from mlx_tlstm import cli, training
-from mlx_tlstm.metadata import ModelMetadata
+from mlx_tlstm import training
+from mlx_tlstm.commands.main import main
+from mlx_tlstm.models.metadata import ModelMetadata
 from mlx_tlstm.tasks import TASKS, Batch
 from mlx_tlstm.training.objective import encode
 from mlx_tlstm.training.rebatching import rebatched
@@ -22,7 +23,7 @@ TINY = {"length": 4, "depth": 2, "hidden_size": 8, "batch_size": 6, "eval_every"
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(cli.main, ["evaluate", *map(str, arguments)])
+    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
 
 
 def found(*arguments):

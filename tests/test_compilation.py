@@ -16,7 +16,7 @@ from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_tlstm import SequenceModel, make_layer
-from mlx_tlstm.compilation import CompiledFunction
+from mlx_tlstm.recurrence.compilation import CompiledFunction
 
 BATCH, STEPS, INPUT, HIDDEN, CLASSES = 2, 5, 4, 7, 3
 #: With it the compiled loops of a CPU may round otherwise: a compiler may join a product and a sum.
@@ -222,7 +222,7 @@ PROGRAM = """
 import mlx_tlstm
 import mlx.core as mx
 from mlx_tlstm import SequenceModel, make_layer
-from mlx_tlstm.compilation import CompiledFunction
+from mlx_tlstm.recurrence.compilation import CompiledFunction
 
 model = SequenceModel(make_layer("2d-tlstm+cn", 3, 5, 2), 2)
 x = mx.ones((2, 4, 3))

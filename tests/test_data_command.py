@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from matplotlib import image as matplotlib_image
 from tiny_tasks import write_images, write_text
 
-from mlx_tlstm.cli import main
+from mlx_tlstm.commands.main import main
 from mlx_tlstm.files import TEMPORARY
 from mlx_tlstm.tasks import TASKS, Memorization, Mnist, PermutedMnist, make_task
 

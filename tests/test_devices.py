@@ -12,9 +12,11 @@ import pytest
 from click.testing import CliRunner
 from tiny_tasks import tiny_settings, write_text
 
-from mlx_tlstm import cli, generation, hub, training
+from mlx_tlstm import training
 from mlx_tlstm.commands.devices import device_option
+from mlx_tlstm.commands.main import main
 from mlx_tlstm.kernels import dispatch
+from mlx_tlstm.models import generation, hub
 
 SIZES = ["--length", "2", "--depth", "2", "--hidden-size", "8", "--batch-size", "4"]
 TINY = [*SIZES, "--samples", "8", "--eval-every", "8", "--out", "run"]
@@ -26,7 +28,7 @@ def invoke(tmp_path, monkeypatch):
     """Run ``mlx-tlstm …`` in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
-    return lambda *arguments: CliRunner().invoke(cli.main, [str(a) for a in arguments])
+    return lambda *arguments: CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from kill_and_resume import outcome
 from tiny_tasks import tiny_settings
 
 from mlx_tlstm import training
-from mlx_tlstm.runs import RunFolder
-from mlx_tlstm.training.session import MAX_ROLLBACKS, ROLLBACK_FACTOR
+from mlx_tlstm.training.disk import MAX_ROLLBACKS, ROLLBACK_FACTOR
+from mlx_tlstm.training.runs import RunFolder
 
 OFTEN = {"samples": 48, "checkpoint_every": 2, "checkpoint_seconds": 0}
 #: Largest learning rates, by step, at which :func:`unstable` training does not diverge.

@@ -20,9 +20,9 @@ from kill_and_resume import outcome
 from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm import VARIANTS, training
-from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.divergence import NonFiniteError
+from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]

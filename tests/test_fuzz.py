@@ -21,7 +21,7 @@ from fuzzing import fuzzed, refused_clearly
 from hypothesis import strategies as st
 
 from mlx_tlstm import TLSTM, TRNN, VARIANTS, make_layer, training
-from mlx_tlstm.cli import main
+from mlx_tlstm.commands.main import main
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import TASKS, make_task
 from mlx_tlstm.tasks.mnist_files import load_mnist
@@ -201,7 +201,7 @@ def test_command_lines(words: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
         # Whatever is accepted would train for long.
-        monkeypatch.setattr("mlx_tlstm.cli.training.prepare", _accept)
+        monkeypatch.setattr("mlx_tlstm.commands.training.training.prepare", _accept)
         result = CliRunner().invoke(main, ["train", *words])
     assert result.exception is None or isinstance(result.exception, (SystemExit, AcceptedError))
     assert result.exit_code in (0, 1, 2)

@@ -14,10 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 import mlx_tlstm
-from mlx_tlstm import VARIANTS, ModelMetadata, SequenceModel, cli, generation, make_layer, training
+from mlx_tlstm import VARIANTS, ModelMetadata, SequenceModel, make_layer, training
 from mlx_tlstm.commands import generation as command
-from mlx_tlstm.compilation import CompiledFunction
-from mlx_tlstm.generation import Vocabulary, generate, sample
+from mlx_tlstm.commands.main import main
+from mlx_tlstm.models import generation
+from mlx_tlstm.models.generation import Vocabulary, generate, sample
+from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +210,7 @@ def run(tmp_path_factory):
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(cli.main, ["generate", *map(str, arguments)])
+    return CliRunner().invoke(main, ["generate", *map(str, arguments)])
 
 
 def test_command(run):

@@ -15,12 +15,12 @@ from mlx.utils import tree_flatten
 
 import mlx_tlstm
 from mlx_tlstm import ModelMetadata, SequenceModel, make_layer, training
-from mlx_tlstm.model_card import model_card
+from mlx_tlstm.models.card import model_card
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import load_run
 
 TINY = {"length": 5, "depth": 2, "hidden_size": 8, "batch_size": 4, "eval_every": 40, "samples": 40}
-COMMAND = "from mlx_tlstm.cli import main; main()"
+COMMAND = "from mlx_tlstm.commands.main import main; main()"
 FILES = {"config.json", "model.safetensors", "README.md"}
 
 

@@ -15,12 +15,12 @@ from convolution_cases import Case
 from kernel_devices import counted, needs_compiler, on_cpu
 from metal_on_cpu import Spec, standin
 
-from mlx_tlstm.backend import Prepared
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import KernelBackend, convolution, library, tiles
 from mlx_tlstm.kernels.stacking import stack
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
 from mlx_tlstm.ops import PlainBackend
+from mlx_tlstm.recurrence.contract import Prepared
 
 SMALL = Tile(8, 8, 8, (1, 1, 1))
 CASES = [

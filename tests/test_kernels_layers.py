@@ -18,9 +18,9 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_tlstm import TLSTM, TRNN, VARIANTS, SequenceModel, make_layer
-from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.kernels import dispatch
 from mlx_tlstm.kernels.library import Kernel
+from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.reference import ReferenceBackend
 
 VALUES, GRADIENTS = 1e-5, 4e-5

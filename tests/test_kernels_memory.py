@@ -20,10 +20,10 @@ from metal_on_cpu import Spec, standin
 from mlx.utils import tree_flatten
 from reference import Specification
 
-from mlx_tlstm.backend import EPSILON, Backend, MemoryUpdate, Prepared, Step
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import KernelBackend, library
 from mlx_tlstm.ops import PlainBackend
+from mlx_tlstm.recurrence.contract import EPSILON, Backend, MemoryUpdate, Prepared, Step
 
 
 def tensor(P, K, norm=None, memory_convolution=True) -> Specification:

@@ -134,7 +134,9 @@ def test_prediction_evaluates_nothing():
 def test_kernels_keep_what_their_table_says(norm, recompute, monkeypatch):
     """``metal/README.md``: states of 4+s bytes and activations; nothing is gathered."""
     monkeypatch.setattr("mlx_tlstm.kernels.dispatch.kernel_backend", lambda: ("metal", ""))
-    monkeypatch.setattr("mlx_tlstm.proof.proven", lambda configuration: configuration.kernels)
+    monkeypatch.setattr(
+        "mlx_tlstm.kernels.proof.proven", lambda configuration: configuration.kernels
+    )
     B, P, M, taps = 3, 20, 7, 9
     cell = TLSTM(2, M, (4, 5), 3, norm=norm, backend="metal").cell
     each = StepBytes.of(cell, B, recompute)

@@ -11,13 +11,14 @@ from click.testing import CliRunner
 from tiny_tasks import tiny_settings, write_images, write_text
 
 import mlx_tlstm
-from mlx_tlstm import cli, training
+from mlx_tlstm import training
+from mlx_tlstm.commands.main import main
 from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.paths import absence, to_path
-from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.files import absence, to_path
 from mlx_tlstm.tasks import make_task
-from mlx_tlstm.trained import task_of
+from mlx_tlstm.training.origin import task_of
+from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import save_figure
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
@@ -80,13 +81,10 @@ class TestAbsence:
         assert absence(tmp_path / "x") == f"there is no folder {str(tmp_path / 'x')!r}"
 
 
-@pytest.mark.parametrize("name", [*cli.main.commands, *(script.stem for script in SCRIPTS)])
+@pytest.mark.parametrize("name", [*main.commands, *(script.stem for script in SCRIPTS)])
 def test_every_path_of_a_command_line(name, home):
     """An empty one is refused by name, and none is read in another way than the others."""
-    if name in cli.main.commands:
-        command = cli.main.commands[name]
-    else:
-        command = importlib.import_module(name).main
+    command = main.commands.get(name) or importlib.import_module(name).main
     paths = [p for p in command.params if isinstance(p.type, click.Path)]
     assert all(isinstance(parameter.type, UserPath) for parameter in paths)
     looking = ("data", "out", "resume", "json", "path", "file", "folder", "into", "times")
@@ -160,8 +158,8 @@ def test_python_refuses_empty_paths(settings, home):
 @pytest.mark.parametrize("script", ["benchmark", "latency", "tune"])
 def test_a_file_for_figures_needs_its_folder(script, home):
     """It is said before anything is measured."""
-    main = importlib.import_module(script).main
-    done = CliRunner().invoke(main, ["--json", "gone/figures.json"])
+    command = importlib.import_module(script).main
+    done = CliRunner().invoke(command, ["--json", "gone/figures.json"])
     assert done.exit_code == 2
     assert "there is no folder 'gone' to write 'figures.json' in" in done.output
 
@@ -175,8 +173,8 @@ def test_pictures_need_a_name(stem, home):
 
 def test_train_into_the_home_folder(home):
     sizes = ["--length", "2", "--depth", "2", "--hidden-size", "8", "--batch-size", "4"]
-    done = CliRunner().invoke(cli.main, ["train", *sizes, "--samples", "8", "--out=~/x"])
+    done = CliRunner().invoke(main, ["train", *sizes, "--samples", "8", "--out=~/x"])
     assert done.exit_code == 0, done.output
     assert f"run: {home / 'x'}" in done.output
-    assert CliRunner().invoke(cli.main, ["evaluate", "~/x"]).exit_code == 0
+    assert CliRunner().invoke(main, ["evaluate", "~/x"]).exit_code == 0
     assert not list(Path.cwd().iterdir())

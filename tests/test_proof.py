@@ -18,11 +18,11 @@ from mlx import nn, optimizers
 from mlx.utils import tree_flatten
 from test_kernels_layers import LAYERS
 
-from mlx_tlstm import TLSTM, TRNN, SequenceModel, ops, proof
-from mlx_tlstm.compilation import CompiledFunction
-from mlx_tlstm.kernels import dispatch, library
+from mlx_tlstm import TLSTM, TRNN, SequenceModel
+from mlx_tlstm.kernels import dispatch, library, proof
 from mlx_tlstm.kernels.library import KERNELS, Kernel
-from mlx_tlstm.recurrence import run
+from mlx_tlstm.recurrence.compilation import CompiledFunction
+from mlx_tlstm.recurrence.loop import run
 
 launch = Kernel.__call__
 
@@ -502,7 +502,7 @@ def test_the_graph_of_a_compiled_gradient(make, monkeypatch):
     expected = gradients(one.plain)(*arrays)
     library.forget_built_kernels()
     # What MLX exports in its place; neither changes a value.
-    monkeypatch.setattr(ops, "after", mx.depends)
+    monkeypatch.setattr("mlx_tlstm.recurrence.loop.after", mx.depends)
     found, launched = graph.run(gradients(one.kernels), *arrays)
     library.forget_built_kernels()
     for got, wanted in zip(found, expected, strict=True):
@@ -514,7 +514,6 @@ def test_the_graph_of_a_compiled_gradient(make, monkeypatch):
 def test_the_command_ends_in_one_line(tmp_path):
     """Named kernels that are wrong end a training before it begins."""
     program = (
-        "from mlx_tlstm import proof\n"
         "from mlx_tlstm.kernels import dispatch\n"
         "from mlx_tlstm.train import train\n"
         "dispatch.kernel_backend = lambda: ('metal', '')\n"

@@ -12,7 +12,8 @@ import mlx.core as mx
 import pytest
 
 import mlx_tlstm
-from mlx_tlstm import cli, hub
+from mlx_tlstm.commands.main import main
+from mlx_tlstm.models import hub
 
 ROOT = Path(__file__).resolve().parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -98,14 +99,14 @@ def commands(path: Path) -> Iterator[list[str]]:
 def known_options(words: list[str]) -> set[str] | None:
     """The options of the command that words start; ``None`` where it is none of ours."""
     if words[0] == "mlx-tlstm":
-        command = cli.main.commands[words[1]]
+        command = main.commands[words[1]]
     elif words[1] == "-m":
         module = words[2]
         if not module.startswith("mlx_tlstm."):
             return None
         importlib.import_module(module)
         name = module.rpartition(".")[2]
-        command = cli.main.commands["train" if name == "launch" else name]
+        command = main.commands["train" if name == "launch" else name]
     else:
         assert (ROOT / words[1]).is_file(), words
         if not words[1].startswith("scripts/"):

@@ -8,11 +8,12 @@ import pytest
 from click.testing import CliRunner
 from tiny_tasks import TINY
 
-from mlx_tlstm import cli, training
+from mlx_tlstm import training
+from mlx_tlstm.commands.main import main
 from mlx_tlstm.files import read_json, read_json_lines
 from mlx_tlstm.kernels import tuning
-from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.training.runs import RunFolder
 
 DEEP = b"[" * 200_000
 
@@ -70,7 +71,7 @@ def run(tmp_path_factory):
 
 
 def evaluate(run, *arguments):
-    return CliRunner().invoke(cli.main, ["evaluate", str(run), "--weights", "last", *arguments])
+    return CliRunner().invoke(main, ["evaluate", str(run), "--weights", "last", *arguments])
 
 
 @pytest.fixture

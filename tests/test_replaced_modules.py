@@ -12,11 +12,11 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_tlstm import VARIANTS, ModelMetadata, SequenceModel, StreamingSession, make_layer
-from mlx_tlstm.generation import generate
-from mlx_tlstm.model import class_count
+from mlx_tlstm.models.generation import generate
+from mlx_tlstm.models.sequence import class_count
 from mlx_tlstm.tasks import TASKS, make_task
-from mlx_tlstm.trained import task_of
 from mlx_tlstm.training import build_model, evaluate, evaluate_all
+from mlx_tlstm.training.origin import task_of
 from mlx_tlstm.visualize import receptive_field, record
 
 BATCH, STEPS, INPUT, HIDDEN, CLASSES, DEPTH = 2, 6, 32, 64, 32, 3

@@ -21,8 +21,8 @@ from kill_and_resume import ROOT, check_models, outcome, start
 from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm import training
-from mlx_tlstm.runs import RunFolder, RunInUseError
 from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.training.runs import RunFolder, RunInUseError
 
 STEPS = 12
 OFTEN = {"samples": 48, "checkpoint_every": 3, "checkpoint_seconds": 0}

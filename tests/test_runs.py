@@ -17,9 +17,10 @@ from tiny_tasks import tiny_settings, write_images, write_text
 
 import mlx_tlstm
 from mlx_tlstm import SequenceModel, training
-from mlx_tlstm.runs import WEIGHTS, RunFolder
+from mlx_tlstm.models.trained import WEIGHTS
 from mlx_tlstm.tasks import make_task
 from mlx_tlstm.training import build_model
+from mlx_tlstm.training.runs import RunFolder
 
 FILE = "model.safetensors"
 
@@ -150,7 +151,7 @@ def test_a_checkpoint_puts_models_back_whole(name, settings, tmp_path, monkeypat
     whole = {path.read_bytes() for path in run.rglob("*.safetensors") if path.stem != "optimizer"}
     trainer, folder = training.reopen(run)
     moments = Moments(run, tmp_path / "copies")
-    copies = moments.during(lambda: training.session.Session(trainer, folder, print), monkeypatch)
+    copies = moments.during(lambda: training.disk.RunOnDisk(trainer, folder, print), monkeypatch)
     assert len(copies) > 10
     for copy in copies:
         assert (copy / name / FILE).read_bytes() in whole

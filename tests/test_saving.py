@@ -22,14 +22,14 @@ from mlx_tlstm import (
     ModelMetadata,
     SequenceModel,
     StackedLSTM,
-    cli,
     make_layer,
     training,
 )
-from mlx_tlstm.config import DTYPES
-from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.commands.main import main
+from mlx_tlstm.layers.base import DTYPES
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.trained import task_of, training_command
+from mlx_tlstm.training.origin import task_of, training_command
+from mlx_tlstm.training.runs import RunFolder
 
 INPUT, HIDDEN, CLASSES = 5, 7, 4
 TINY = {"length": 2, "depth": 2, "hidden_size": 6, "batch_size": 4, "eval_every": 8}
@@ -363,7 +363,7 @@ def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mlx_tlstm.saving.sync", full)
+        patch.setattr("mlx_tlstm.models.folder.sync", full)
         with pytest.raises(OSError, match=r"No space left on device: .*model'"):
             model.save(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
@@ -615,7 +615,7 @@ def test_training_command_gives_the_configuration(config, tmp_path, monkeypatch)
     monkeypatch.setattr(training, "prepare", stop)
     python, option, module, *words = shlex.split(training_command(config))
     assert (python, option, module) == ("python", "-m", "mlx_tlstm.train")
-    CliRunner().invoke(cli.main, ["train", *words])
+    CliRunner().invoke(main, ["train", *words])
     if config.data:
         config = config.replace(data=str(tmp_path / "my text.xml"))
     assert found == [config]

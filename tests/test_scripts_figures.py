@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from mlx.utils import tree_flatten
 
 from mlx_tlstm import VARIANTS, SequenceModel, make_layer
-from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import TASKS, make_task
 from mlx_tlstm.training import build_model, encode, load_run
+from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import diagonal_means, record
 
 

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 from experiments.panels import find_runs
 
-from mlx_tlstm.runs import WEIGHTS, RunFolder
+from mlx_tlstm.models.trained import WEIGHTS
 from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import variant_style
 
 

@@ -18,9 +18,9 @@ from experiments.report import Block, footnotes, shown_command
 from experiments.results import read_result, record_origin
 from tiny_tasks import write_images, write_text
 
-from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import memory
+from mlx_tlstm.training.runs import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from mlx.utils import tree_flatten
 
 from mlx_tlstm import VARIANTS, make_layer
+from mlx_tlstm.checking.timing import Timing, machine, measure
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.timing import Timing, machine, measure
 
 B, T, R, M, S = 2, 5, 3, 4, 7
 

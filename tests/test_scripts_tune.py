@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from mlx import nn
 
 from mlx_tlstm import TLSTM
+from mlx_tlstm.checking.timing import Timing
 from mlx_tlstm.kernels import convolution, tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
 from mlx_tlstm.kernels.tuning import Product
-from mlx_tlstm.timing import Timing
 
 SIZE = "2x3,M=8,B=2,T=3"
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = (kernel.name for kernel in tune.CONVOLUTIONS)

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from tiny_tasks import write_images, write_text
 
-from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.training.runs import RunFolder
 
 pytestmark = pytest.mark.smoke
 

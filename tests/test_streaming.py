@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mlx_tlstm import VARIANTS, SequenceModel, StreamingSession, make_layer
-from mlx_tlstm.compilation import CompiledFunction
-from mlx_tlstm.config import DTYPES
+from mlx_tlstm.layers.base import DTYPES
+from mlx_tlstm.recurrence.compilation import CompiledFunction
 
 BATCH, STEPS, INPUT, HIDDEN, CLASSES = 2, 9, 5, 7, 4
 #: The sums of matrix products of one step's rows and of all steps' are rounded in another order.

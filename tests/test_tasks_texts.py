@@ -20,7 +20,8 @@ import pytest
 from click.testing import CliRunner
 from tiny_tasks import TINY, write_text
 
-from mlx_tlstm import cli, training
+from mlx_tlstm import training
+from mlx_tlstm.commands.main import main
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.tasks.texts import read_text
 
@@ -209,10 +210,10 @@ def test_a_run_on_an_archive(tmp_path):
     (tmp_path / "run-packed" / "test.json").unlink()
     assert training.resume(tmp_path / "run-packed").test == records[0]
     for data in ([], ["--data", str(plain)]):
-        done = CliRunner().invoke(cli.main, ["evaluate", str(tmp_path / "run-packed"), *data])
+        done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run-packed"), *data])
         assert done.exit_code == 0, done.output
     (tmp_path / "packed").write_bytes(zipped(("a", TEXT), ("b", TEXT)))
-    done = CliRunner().invoke(cli.main, ["train", "wikipedia", "--data", str(tmp_path / "packed")])
+    done = CliRunner().invoke(main, ["train", "wikipedia", "--data", str(tmp_path / "packed")])
     assert done.exit_code == 2
     assert "is a zip archive of 2 files, 'a', 'b'; unpack it and name one" in done.output
     assert not list(itertools.chain(tmp_path.glob("runs"), tmp_path.glob("packed-*")))

@@ -11,8 +11,8 @@ from mlx.utils import tree_flatten
 from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm import SequenceModel, StreamingSession, make_layer, training
-from mlx_tlstm.compilation import CompiledFunction
-from mlx_tlstm.generation import generate
+from mlx_tlstm.models.generation import generate
+from mlx_tlstm.recurrence.compilation import CompiledFunction
 
 SYMBOLS = 5
 

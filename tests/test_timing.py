@@ -15,9 +15,9 @@ from benchmarking import options
 from click.testing import CliRunner
 from layer_helpers import build
 
-from mlx_tlstm import TLSTM, blas, timing
-from mlx_tlstm.checking import passes
-from mlx_tlstm.timing import Timing, machine, measure, per_timestep_example
+from mlx_tlstm import TLSTM, blas
+from mlx_tlstm.checking import passes, timing
+from mlx_tlstm.checking.timing import Timing, machine, measure, per_timestep_example
 
 
 class FakeClock:

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from mlx_tlstm import training
-from mlx_tlstm.cli import main
-from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.commands.main import main
 from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.training.runs import RunFolder
 
 SETTINGS = {"hidden_size": 8, "depth": 2, "length": 2, "batch_size": 4, "eval_every": 8}
 

@@ -17,13 +17,13 @@ from mlx.utils import tree_flatten, tree_map
 from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm import VARIANTS, SequenceModel, make_layer, training
-from mlx_tlstm.compilation import CompiledFunction
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.tasks import TASKS, Memorization, make_task
 from mlx_tlstm.tasks.addition import addition_rows
 from mlx_tlstm.tasks.memorization import memorization_rows
 from mlx_tlstm.training import build_model
+from mlx_tlstm.training.runs import RunFolder
 
 FILE = "model.safetensors"
 

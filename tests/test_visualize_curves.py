@@ -12,9 +12,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from mlx_tlstm import VARIANTS
-from mlx_tlstm.runs import RunFolder
+from mlx_tlstm.checking.timing import Timing
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.timing import Timing
+from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import (
     draw_by_depth,
     draw_learning_curves,

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mlx_tlstm.paths import cache_folder
+from mlx_tlstm.files import cache_folder
 
 DISTRIBUTION = "scipy-openblas32"
 FUNCTIONS = ("sgemm", "dgemm", "cgemm")

@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from mlx_tlstm.backend import Backend, MemoryUpdate, Prepared, Step
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import KernelBackend, convolution, stacking, tuning
-from mlx_tlstm.kernels.memory import MemoryGradient
+from mlx_tlstm.kernels.memory_update import MemoryGradient
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.kernels.tuning import Product
 from mlx_tlstm.ops import PlainBackend
-from mlx_tlstm.ops.memory import memory_convolution_backward
+from mlx_tlstm.ops.memory_update import memory_convolution_backward
+from mlx_tlstm.recurrence.contract import Backend, MemoryUpdate, Prepared, Step
 
 Arrays = tuple[mx.array, ...]
 

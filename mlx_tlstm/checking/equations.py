@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlx_tlstm.proof import SEQUENCES, Configuration, Trial
+from mlx_tlstm.kernels.proof import SEQUENCES, Configuration, Trial
 
 _EPSILON = 1e-5
 #: Length of a difference, of inputs about one large in float64.
@@ -27,9 +27,9 @@ def sequence(
 
     Args:
         configuration: Which layer.
-        inputs: Of a :class:`~mlx_tlstm.proof.Trial`.
+        inputs: Of a :class:`~mlx_tlstm.kernels.proof.Trial`.
         steps: How many of the projected inputs are used; the others as in
-            :func:`mlx_tlstm.recurrence.run`.
+            :func:`mlx_tlstm.recurrence.loop.run`.
     """
     is_lstm = configuration.update is not None
     width = 2 if is_lstm else 1

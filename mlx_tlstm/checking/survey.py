@@ -11,20 +11,19 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_tlstm import proof
 from mlx_tlstm.checking import chains, equations
 from mlx_tlstm.checking.chains import Problem
 from mlx_tlstm.checking.passes import Pass, operations_per_step
-from mlx_tlstm.config import DTYPES, TrainingConfig
+from mlx_tlstm.checking.timing import machine, measure
+from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import dispatch, tiles, tuning
+from mlx_tlstm.kernels import dispatch, proof, tiles, tuning
+from mlx_tlstm.kernels.proof import Configuration
 from mlx_tlstm.layers import TLSTM, StackedLSTM
-from mlx_tlstm.layers.base import RecurrentLayer
-from mlx_tlstm.proof import Configuration
+from mlx_tlstm.layers.base import DTYPES, RecurrentLayer
+from mlx_tlstm.layers.variants import VARIANTS, make_layer
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.timing import machine, measure
 from mlx_tlstm.training import memory
-from mlx_tlstm.variants import VARIANTS, make_layer
 
 #: Seconds after which nothing new begins, on a device with kernels and on a CPU.
 SECONDS, SECONDS_ON_CPU = 110.0, 50.0

@@ -1,1 +1,1 @@
-"""Commands of ``mlx-tlstm`` as modules; :mod:`mlx_tlstm.cli` brings them together."""
+"""Commands of ``mlx-tlstm`` as modules; :mod:`mlx_tlstm.commands.main` brings them together."""

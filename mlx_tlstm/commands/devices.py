@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx_tlstm import kernels
 from mlx_tlstm.checks import require_choice
 from mlx_tlstm.layers.tensor import TensorCell
-from mlx_tlstm.model import SequenceModel
+from mlx_tlstm.models.sequence import SequenceModel
 
 DEVICES = ("cpu", "gpu")
 AUTO = "auto"

@@ -7,14 +7,15 @@ from pathlib import Path
 import click
 from mlx.utils import tree_flatten
 
-from mlx_tlstm import hub, training
+from mlx_tlstm import training
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import backend_option, device_option, use_backend
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.files import json_text
-from mlx_tlstm.runs import WEIGHTS, is_run
-from mlx_tlstm.trained import task_of
+from mlx_tlstm.models import hub
+from mlx_tlstm.models.trained import WEIGHTS, is_run
+from mlx_tlstm.training.origin import task_of
 from mlx_tlstm.training.progress import causality_note
 
 

@@ -9,13 +9,13 @@ import time
 
 import click
 
-from mlx_tlstm import hub
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import backend_option, device_option, use_backend
 from mlx_tlstm.commands.errors import clean_errors
-from mlx_tlstm.generation import Vocabulary
-from mlx_tlstm.generation import generate as generate_symbols
-from mlx_tlstm.runs import WEIGHTS
+from mlx_tlstm.models import hub
+from mlx_tlstm.models.generation import Vocabulary
+from mlx_tlstm.models.generation import generate as generate_symbols
+from mlx_tlstm.models.trained import WEIGHTS
 
 
 @click.command(cls=Command)

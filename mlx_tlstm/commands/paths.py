@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlx_tlstm.paths import to_path
+from mlx_tlstm.files import to_path
 
 
 class UserPath(click.Path):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from mlx_tlstm import hub
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.paths import UserPath
+from mlx_tlstm.models import hub
 
 
 @click.command(cls=Command)

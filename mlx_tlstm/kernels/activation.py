@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_tlstm.backend import Backend
 from mlx_tlstm.kernels.library import Kernel, geometry_template
+from mlx_tlstm.recurrence.contract import Backend
 
 _THREADS = 128
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 from mlx_tlstm.kernels import stacking
 from mlx_tlstm.kernels.activation import Tanh
 from mlx_tlstm.kernels.convolution import Convolution
-from mlx_tlstm.kernels.memory import THREADS_OF_EXAMPLE, Memory
+from mlx_tlstm.kernels.memory_update import THREADS_OF_EXAMPLE, Memory
 
 
 class KernelBackend(Convolution, Memory, Tanh):

@@ -1,8 +1,8 @@
 """Cross-layer convolution (Eq. 5, 22, 24) and its gradients as kernels.
 
-Shapes as in :mod:`mlx_tlstm.backend`. Sums are float32 whatever the type of the arrays. The kernels
-read several elements at once: arrays start where MLX allocates, or a whole number of rows of
-channels further on.
+Shapes as in :mod:`mlx_tlstm.recurrence.contract`. Sums are float32 whatever the type of the
+arrays. The kernels read several elements at once: arrays start where MLX allocates, or a whole
+number of rows of channels further on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_tlstm.backend import Backend, Prepared
 from mlx_tlstm.checks import require
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import tuning
@@ -21,6 +20,7 @@ from mlx_tlstm.kernels.library import Kernel, absent, geometry_template
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.kernels.tuning import Product
 from mlx_tlstm.ops import PlainBackend
+from mlx_tlstm.recurrence.contract import Backend, Prepared
 
 #: Time steps that one launch of the weight gradient serves.
 STEPS = 8

@@ -94,7 +94,8 @@ def _built(kernel: Kernel) -> Any:
 def texts() -> dict[str, str]:
     """Every text that decides what the kernels compute, by file: sources, headers, launching."""
     names = [f"{name}.metal" for name in sorted(KERNELS)]
-    launching = [*sorted(Path(__file__).parent.glob("*.py")), _PACKAGE / "transition.py"]
+    launching = sorted(Path(__file__).parent.glob("*.py"))
+    launching.append(_PACKAGE / "recurrence" / "transition.py")
     return {name: source(name) for name in (_HEADER, _CUDA_PRELUDE, *names)} | {
         path.name: path.read_text(encoding="utf-8") for path in launching
     }

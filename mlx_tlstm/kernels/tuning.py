@@ -19,9 +19,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_tlstm.checks import require
-from mlx_tlstm.files import read_json
+from mlx_tlstm.files import cache_folder, read_json, to_path
 from mlx_tlstm.kernels.tiles import Tile, choose
-from mlx_tlstm.paths import cache_folder, to_path
 
 #: Names another file than the one in the user's cache folder.
 ENVIRONMENT_VARIABLE = "MLX_TLSTM_TUNING"

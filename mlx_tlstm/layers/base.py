@@ -12,8 +12,11 @@ from mlx import nn
 from mlx.utils import tree_map
 
 from mlx_tlstm.checks import is_number, plain, require, require_flag, require_integer
-from mlx_tlstm.recurrence import Keep, forward, run
-from mlx_tlstm.transition import Transition
+from mlx_tlstm.recurrence.loop import Keep, forward, run
+from mlx_tlstm.recurrence.transition import Transition
+
+#: Types that weights and hidden state may have; the memory cell is always float32.
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def normal(shape: tuple[int, ...], fan_in: int) -> mx.array:

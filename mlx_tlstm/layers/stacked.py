@@ -8,7 +8,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import mlx.core as mx
 
-from mlx_tlstm.backend import MemoryUpdate, Prepared, State, Step
 from mlx_tlstm.checks import require_integer
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import (
@@ -22,6 +21,7 @@ from mlx_tlstm.layers.base import (
 from mlx_tlstm.ops import PlainBackend, last_location
 from mlx_tlstm.ops.convolution import added, steps_at_once
 from mlx_tlstm.ops.cpu import transposed
+from mlx_tlstm.recurrence.contract import MemoryUpdate, Prepared, State, Step
 
 
 class StackedLSTMState(NamedTuple):

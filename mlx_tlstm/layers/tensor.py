@@ -6,15 +6,15 @@ from typing import ClassVar
 
 import mlx.core as mx
 
-from mlx_tlstm import kernels, proof
-from mlx_tlstm.backend import MemoryUpdate
+from mlx_tlstm import kernels
 from mlx_tlstm.checks import require_choice
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import KernelBackend
+from mlx_tlstm.kernels import KernelBackend, proof
 from mlx_tlstm.layers.base import RecurrentCell, normal, require_countable
 from mlx_tlstm.ops import PlainBackend
+from mlx_tlstm.recurrence.contract import MemoryUpdate
+from mlx_tlstm.recurrence.transition import TensorTransition
 from mlx_tlstm.reference import ReferenceBackend
-from mlx_tlstm.transition import TensorTransition
 
 
 class TensorCell(RecurrentCell):
@@ -22,8 +22,8 @@ class TensorCell(RecurrentCell):
 
     A subclass names its step. ``backend`` names what runs it: ``"metal"``, ``"cuda"``, ``"ops"``,
     ``"reference"``, or ``None`` for what suits the default device; it may be set at any time.
-    Kernels that are not right on a device (:mod:`mlx_tlstm.proof`) give way to plain operations, or
-    are an error where they were named.
+    Kernels that are not right on a device (:mod:`mlx_tlstm.kernels.proof`) give way to plain
+    operations, or are an error where they were named.
     """
 
     transition_type: ClassVar[type[TensorTransition]]

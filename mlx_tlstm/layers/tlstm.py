@@ -9,14 +9,15 @@ from typing import NamedTuple
 import mlx.core as mx
 from mlx import nn
 
-from mlx_tlstm.backend import MemoryUpdate
 from mlx_tlstm.checks import require, require_choice, require_flag, require_integer
-from mlx_tlstm.config import MEMORY_INITS
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import RecurrentLayer, gate_bias, require_forget_bias
 from mlx_tlstm.layers.tensor import TensorCell
-from mlx_tlstm.transition import TLSTMTransition
+from mlx_tlstm.recurrence.contract import MemoryUpdate
+from mlx_tlstm.recurrence.transition import TLSTMTransition
 
+#: What the untrained memory convolution may do; see :class:`TLSTM`.
+MEMORY_INITS = ("uniform", "shift", "hold")
 #: Share of the memory kernel that "shift" and "hold" give their tap at the start (ours).
 FAVOURED_TAP = 0.75
 

@@ -11,7 +11,7 @@ from mlx_tlstm.checks import require_integer
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import RecurrentLayer
 from mlx_tlstm.layers.tensor import TensorCell
-from mlx_tlstm.transition import TRNNTransition
+from mlx_tlstm.recurrence.transition import TRNNTransition
 
 
 class TRNNState(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from mlx_tlstm.ops.convolution import Convolution
-from mlx_tlstm.ops.memory import Memory
+from mlx_tlstm.ops.memory_update import Memory
 
 
 class PlainBackend(Convolution, Memory):

@@ -1,6 +1,6 @@
 """Cross-layer convolution (Eq. 5, 22, 24) and its gradients: products of ``B·P`` rows each.
 
-Shapes as in :mod:`mlx_tlstm.backend`.
+Shapes as in :mod:`mlx_tlstm.recurrence.contract`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
-from mlx_tlstm.backend import Backend, Prepared
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.ops import cpu
+from mlx_tlstm.recurrence.contract import Backend, Prepared
 
 #: Largest number of elements of the matrix from which a weight gradient is formed (64 MiB).
 _WEIGHT_GRADIENT_ELEMENTS = 1 << 24

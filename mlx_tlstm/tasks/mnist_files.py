@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mlx_tlstm.checks import require
-from mlx_tlstm.paths import to_path
+from mlx_tlstm.files import to_path
 from mlx_tlstm.tasks.downloads import load_mnist_from_hub
 
 if TYPE_CHECKING:

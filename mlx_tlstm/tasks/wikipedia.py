@@ -8,7 +8,7 @@ import numpy as np
 
 from mlx_tlstm.checks import require, require_choice
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.paths import to_path
+from mlx_tlstm.files import to_path
 from mlx_tlstm.tasks.base import Batch, Task
 from mlx_tlstm.tasks.downloads import fetch_enwik8
 from mlx_tlstm.tasks.texts import read_text

@@ -12,14 +12,14 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_tlstm.checks import require_integer
-from mlx_tlstm.compilation import GRAPH_STEPS, CompiledFunction
-from mlx_tlstm.model import SequenceModel
-from mlx_tlstm.runs import RunFolder
-from mlx_tlstm.snapshot import require_evaluated, snapshot
+from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.recurrence.compilation import GRAPH_STEPS, CompiledFunction
+from mlx_tlstm.recurrence.snapshot import require_evaluated, snapshot
 from mlx_tlstm.tasks import Batch, Task
-from mlx_tlstm.trained import task_of
 from mlx_tlstm.training.objective import cross_entropy, encode, logits_at
+from mlx_tlstm.training.origin import task_of
 from mlx_tlstm.training.rebatching import rebatched
+from mlx_tlstm.training.runs import RunFolder
 
 
 @dataclasses.dataclass

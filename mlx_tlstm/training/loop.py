@@ -9,20 +9,25 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from mlx_tlstm.cache import larger_cpu_cache
+import mlx.core as mx
+
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.model import SequenceModel
-from mlx_tlstm.paths import to_path
-from mlx_tlstm.runs import TEST_FILE, RunFolder, check_unused
-from mlx_tlstm.snapshot import replace_weights
+from mlx_tlstm.files import to_path
+from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.recurrence.snapshot import replace_weights
 from mlx_tlstm.tasks import remembered_data
+from mlx_tlstm.training.disk import RunOnDisk
 from mlx_tlstm.training.evaluation import evaluate
-from mlx_tlstm.training.records import Record
-from mlx_tlstm.training.session import Session
+from mlx_tlstm.training.reports import EvaluationReport, StepReport
+from mlx_tlstm.training.runs import TEST_FILE, RunFolder, check_unused
 from mlx_tlstm.training.signals import STOP_WORDS, StopRequested, deferred_stop
-from mlx_tlstm.training.trainer import NonFiniteError, StepReport, Trainer
+from mlx_tlstm.training.trainer import NonFiniteError, Trainer
 from mlx_tlstm.training.workers import WorkerLostError, Workers
+
+#: MLX keeps 32 MB of freed CPU buffers, less than a sequence uses in one training step; asking
+#: the system for them anew costs a tenth of the step and more.
+CPU_CACHE_BYTES = 1 << 30
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -56,7 +61,7 @@ class Callback:
     def on_note(self, text: str) -> None:
         """Called with a line of text when something happened that the user should know."""
 
-    def on_evaluation(self, record: Record) -> None:
+    def on_evaluation(self, record: EvaluationReport) -> None:
         """Called after each evaluation, with the record that was added to ``metrics.jsonl``."""
 
     def on_end(self) -> None:
@@ -79,9 +84,9 @@ class Result:
 
     folder: Path
     model: SequenceModel
-    best: Record
-    last: Record
-    test: Record
+    best: EvaluationReport
+    last: EvaluationReport
+    test: EvaluationReport
     solved: bool
     seconds: float
 
@@ -257,7 +262,7 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
     ):
         _require_unfinished(run)
         try:
-            session = Session(trainer, run, note)
+            session = RunOnDisk(trainer, run, note)
             _remember_data(run)
             for callback in callbacks:
                 callback.on_start(trainer)
@@ -290,8 +295,8 @@ def _remember_data(run: RunFolder) -> None:
 
 
 def _to_the_end(
-    session: Session, callbacks: Sequence[Callback], check_stop: Callable[[], None]
-) -> Record:
+    session: RunOnDisk, callbacks: Sequence[Callback], check_stop: Callable[[], None]
+) -> EvaluationReport:
     """The remaining training, then the test."""
     try:
         _run_steps(session, callbacks, check_stop)
@@ -302,7 +307,7 @@ def _to_the_end(
 
 
 def _run_steps(
-    session: Session, callbacks: Sequence[Callback], check_stop: Callable[[], None]
+    session: RunOnDisk, callbacks: Sequence[Callback], check_stop: Callable[[], None]
 ) -> None:
     """The steps, evaluations and checkpoints up to the end."""
     while not session.finished:
@@ -323,6 +328,19 @@ def _run_steps(
 
 
 @contextlib.contextmanager
+def larger_cpu_cache() -> Iterator[None]:
+    """Let MLX keep more freed buffers on the CPU; on a GPU its limit is high enough."""
+    if mx.default_device().type != mx.cpu:
+        yield
+        return
+    previous = mx.set_cache_limit(CPU_CACHE_BYTES)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(previous)
+
+
+@contextlib.contextmanager
 def _leading(workers: Workers) -> Iterator[None]:
     """Tell the other workers to end when training ends, also after an error."""
     try:
@@ -332,7 +350,7 @@ def _leading(workers: Workers) -> Iterator[None]:
             workers.announce("end")
 
 
-def _test(session: Session, check_stop: Callable[[], None]) -> Record:
+def _test(session: RunOnDisk, check_stop: Callable[[], None]) -> EvaluationReport:
     """Put the best weights into the model; they and ``test.json`` get their test metrics."""
     model, run = session.trainer.model, session.run
     replace_weights(model, run.load_model("best").parameters())

@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.layers.base import RecurrentCell
-from mlx_tlstm.model import SequenceModel
+from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.tasks import Task
 from mlx_tlstm.training.step_bytes import FLOAT32, StepBytes
 

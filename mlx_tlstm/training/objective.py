@@ -11,11 +11,11 @@ from mlx import nn
 from mlx_tlstm.checks import require, require_choice
 from mlx_tlstm.config import BY_LAG, TrainingConfig
 from mlx_tlstm.layers.base import RecurrentLayer, normal
-from mlx_tlstm.metadata import ModelMetadata
-from mlx_tlstm.model import SequenceModel
+from mlx_tlstm.layers.variants import VARIANTS, make_layer
+from mlx_tlstm.models.metadata import ModelMetadata
+from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.tasks import Task, task_type
-from mlx_tlstm.trained import training_command
-from mlx_tlstm.variants import VARIANTS, make_layer
+from mlx_tlstm.training.origin import training_command
 
 
 def check_layer(config: TrainingConfig, backend: str | None = None) -> None:

@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from mlx_tlstm import blas
 from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.layers.variants import VARIANTS
 from mlx_tlstm.streams import forgiving, say
 from mlx_tlstm.tasks import Task
 from mlx_tlstm.training import memory
-from mlx_tlstm.training.loop import Callback, Record
-from mlx_tlstm.training.trainer import StepReport, Trainer
-from mlx_tlstm.variants import VARIANTS
+from mlx_tlstm.training.loop import Callback, EvaluationReport
+from mlx_tlstm.training.reports import StepReport
+from mlx_tlstm.training.trainer import Trainer
 
 _METRICS = {"accuracy": "accuracy", "sequence_accuracy": "whole sequences"}
 
@@ -56,7 +57,7 @@ class Progress(Callback):
         self._total = 0
         self._metric = ""
         self._shown: dict[str, str] = {}
-        self._previous: Record = {"samples": 0, "seconds": 0.0}
+        self._previous: EvaluationReport = {"samples": 0, "seconds": 0.0}
 
     def on_start(self, trainer: Trainer) -> None:
         config, task = trainer.config, trainer.task
@@ -95,7 +96,7 @@ class Progress(Callback):
     def on_note(self, text: str) -> None:
         tqdm.write(text, file=self._errors)
 
-    def on_evaluation(self, record: Record) -> None:
+    def on_evaluation(self, record: EvaluationReport) -> None:
         if self._bar is not None:
             self._shown[self._metric] = f"{record[self._metric]:.4f}"
             self._bar.set_postfix(self._shown)

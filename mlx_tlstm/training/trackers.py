@@ -15,10 +15,10 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from mlx_tlstm.checks import is_integer, require_choice
-from mlx_tlstm.paths import to_path
+from mlx_tlstm.files import to_path
 from mlx_tlstm.streams import say
 from mlx_tlstm.training.loop import Callback
-from mlx_tlstm.training.records import Record
+from mlx_tlstm.training.reports import EvaluationReport
 from mlx_tlstm.training.trainer import Trainer
 
 #: Under which runs are filed where a tracker has projects.
@@ -64,7 +64,7 @@ class Tracker(Callback, abc.ABC):
                 f"({type(error).__name__}: {error})"
             ) from error
 
-    def on_evaluation(self, record: Record) -> None:
+    def on_evaluation(self, record: EvaluationReport) -> None:
         if self._run is None:
             return
         numbers = {

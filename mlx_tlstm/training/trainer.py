@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_tlstm.checks import require
-from mlx_tlstm.compilation import GRAPH_STEPS, CompiledFunction
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.files import require_like
-from mlx_tlstm.model import SequenceModel
-from mlx_tlstm.snapshot import replace_weights
+from mlx_tlstm.models.arrays import require_like
+from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.recurrence.compilation import GRAPH_STEPS, CompiledFunction
+from mlx_tlstm.recurrence.snapshot import replace_weights
 from mlx_tlstm.tasks import Batch, make_task
 from mlx_tlstm.training import memory
 from mlx_tlstm.training.divergence import NonFiniteError
@@ -27,6 +27,7 @@ from mlx_tlstm.training.objective import (
     encode,
     logits_at,
 )
+from mlx_tlstm.training.reports import StepReport
 from mlx_tlstm.training.workers import Workers
 
 BETA1 = 0.9
@@ -34,21 +35,6 @@ BETA1 = 0.9
 #: float32. A step whose gradient overflows is tried again with the next factor. At the start
 #: channel normalisation divides by a deviation of zero, and the gradient's norm is some 10,000.
 FLOAT16_LOSS_SCALES = (1024.0, 32.0, 1.0, 1 / 32)
-
-
-class StepReport(NamedTuple):
-    """What a step measured before it changed the weights.
-
-    Attributes:
-        loss: Mean negative log-likelihood in nats over loss positions and batch: Eq. 30 divided
-            by the number of positions.
-        gradient_norm: Global norm of its gradient before clipping.
-        clipped: Whether the gradient was clipped.
-    """
-
-    loss: float
-    gradient_norm: float
-    clipped: bool
 
 
 class Trainer:

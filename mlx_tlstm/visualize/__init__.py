@@ -16,7 +16,7 @@ from mlx_tlstm.visualize.measures import (
     gate_saturation,
     memory_offsets,
 )
-from mlx_tlstm.visualize.memory import draw_diagonal, draw_memory_offsets
+from mlx_tlstm.visualize.memory_cells import draw_diagonal, draw_memory_offsets
 from mlx_tlstm.visualize.reach import draw_arrival, draw_receptive_field
 from mlx_tlstm.visualize.recording import Recording, diagonal, record
 from mlx_tlstm.visualize.sensitivity import arrival_steps, input_reach, receptive_field

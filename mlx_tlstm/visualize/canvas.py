@@ -14,7 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 
 from mlx_tlstm.checks import require
-from mlx_tlstm.paths import to_path
+from mlx_tlstm.files import to_path
 
 #: Endings of the pictures that :func:`save_figure` writes.
 FORMATS = ("png", "svg")

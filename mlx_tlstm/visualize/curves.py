@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from mlx_tlstm.checks import require, require_choice
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.runs import RunFolder
 from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize.canvas import canvas, legend_outside
 from mlx_tlstm.visualize.styles import variant_style
 

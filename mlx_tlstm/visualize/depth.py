@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+from mlx_tlstm.checking.timing import Timing
 from mlx_tlstm.checks import is_integer, is_number, plain, require, require_choice
-from mlx_tlstm.timing import Timing
 from mlx_tlstm.visualize.canvas import canvas, legend_outside
 from mlx_tlstm.visualize.styles import STYLES, variant_style
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from mlx_tlstm.timing import per_timestep_example
+from mlx_tlstm.checking.timing import per_timestep_example
 
 KERNEL_SIZE = 3
 INPUT_SIZE = 65  # symbols of the memorization task

@@ -10,8 +10,7 @@ from unittest import mock
 
 import mlx.core as mx
 
-from mlx_tlstm import proof
-from mlx_tlstm.kernels import dispatch, library
+from mlx_tlstm.kernels import dispatch, library, proof
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,9 +16,9 @@ from benchmarking.report import Table
 from benchmarking.tables import settings_of
 from mlx_tlstm.checking.chains import CHAINS, Problem, asked, bare_product, bare_products, label
 from mlx_tlstm.checking.passes import Pass, operations_per_step
+from mlx_tlstm.checking.timing import Timing, measure
 from mlx_tlstm.kernels import convolution, dispatch, tuning
 from mlx_tlstm.kernels.tiles import Tile
-from mlx_tlstm.timing import Timing, measure
 
 NOT_RUN = "not run"
 LAUNCHES = 10  # of a kernel, timed together
@@ -116,7 +116,7 @@ def layer_tables(
         sizes: Those that differ only in P are timed side by side and compared with the first.
         dtype: Type of the weights.
         torch: PyTorch, if it takes part.
-        options: Of :func:`mlx_tlstm.timing.measure`.
+        options: Of :func:`mlx_tlstm.checking.timing.measure`.
     """
     tensor_rows, stacked_rows, timings = [], [], {}
     for group in _groups(sizes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mlx_tlstm.timing import Timing
+from mlx_tlstm.checking.timing import Timing
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from benchmarking.task_passes import points_of
 from benchmarking.task_times import Row, by_task, check_rows, size_text
+from mlx_tlstm.checking.timing import Timing
 from mlx_tlstm.checks import require
 from mlx_tlstm.files import read_json
-from mlx_tlstm.timing import Timing
 from mlx_tlstm.visualize import draw_runtime
 
 _PANELS_IN_A_ROW = 2

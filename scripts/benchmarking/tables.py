@@ -12,7 +12,7 @@ from benchmarking.passes import check_against_torch, randomized
 from benchmarking.products import bare_products, layer_products, linear_products
 from benchmarking.report import Table
 from mlx_tlstm.checking.passes import Pass
-from mlx_tlstm.timing import measure, per_timestep_example
+from mlx_tlstm.checking.timing import measure, per_timestep_example
 
 DEPTHS = (1, 2, 4, 10)
 LENGTHS = (392, 784)  # half an MNIST image and a whole one, pixel by pixel

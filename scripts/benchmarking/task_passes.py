@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from benchmarking.products import Product, layer_products, linear_products
 from mlx_tlstm import SequenceModel, make_layer
-from mlx_tlstm.compilation import CompiledFunction
+from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import memory
 from mlx_tlstm.training.objective import cross_entropy, logits_at

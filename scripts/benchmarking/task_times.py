@@ -13,9 +13,9 @@ from typing import Any
 from benchmarking.products import bare_products
 from benchmarking.report import Table
 from benchmarking.task_passes import Point, TaskPass, products_of
+from mlx_tlstm.checking.timing import Timing, measure, per_timestep_example
 from mlx_tlstm.checks import require
 from mlx_tlstm.files import read_json_lines, replace_file
-from mlx_tlstm.timing import Timing, measure, per_timestep_example
 
 #: A row: a point's sizes, and what :func:`measure_depths` found.
 Row = dict[str, Any]

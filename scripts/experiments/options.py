@@ -11,8 +11,8 @@ import click
 
 from experiments.report import shown_command
 from mlx_tlstm import blas
+from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.commands.paths import UserPath
-from mlx_tlstm.timing import machine
 
 
 def data_options(command: Callable[..., None]) -> Callable[..., None]:

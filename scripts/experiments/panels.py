@@ -12,7 +12,7 @@ from experiments.results import RunResult
 from experiments.tables import size_text
 from mlx_tlstm import VARIANTS
 from mlx_tlstm.checks import require
-from mlx_tlstm.runs import is_run
+from mlx_tlstm.models.trained import is_run
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.progress import causality_note
 from mlx_tlstm.visualize import draw_by_depth

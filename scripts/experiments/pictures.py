@@ -12,7 +12,7 @@ from experiments.panels import draw_performance_panel
 from experiments.plans import FIGURES, Request, figure_runs, study_runs
 from experiments.results import RunResult
 from experiments.tables import Results, settled
-from mlx_tlstm.runs import CONFIG_FILE, RunFolder
+from mlx_tlstm.training.runs import CONFIG_FILE, RunFolder
 from mlx_tlstm.visualize import draw_by_depth, draw_learning_curves
 
 _COLUMNS = 2

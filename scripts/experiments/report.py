@@ -16,9 +16,9 @@ from benchmarking.report import Table
 from matplotlib.figure import Figure
 
 from experiments.results import RunResult
+from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.checks import require
 from mlx_tlstm.files import replace_file
-from mlx_tlstm.timing import machine
 from mlx_tlstm.visualize import save_figure
 
 _LOCK = ".report"

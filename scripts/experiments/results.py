@@ -11,9 +11,9 @@ from typing import Any
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import read_json, replace_file
-from mlx_tlstm.runs import CONFIG_FILE, TEST_FILE, RunFolder
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.training.records import better
+from mlx_tlstm.training.reports import better
+from mlx_tlstm.training.runs import CONFIG_FILE, TEST_FILE, RunFolder
 
 #: Beside a run's own files: the machines that trained it, and its task's note on evaluation.
 ORIGIN_FILE = "origin.json"
@@ -38,8 +38,8 @@ class RunResult:
             that was not reached, and where the metric is no accuracy.
         to_100: Likewise until all were right.
         note: What belongs beside its figures; empty where nothing does, or none was recorded.
-        machines: Those that trained it, as :class:`mlx_tlstm.timing.Machine` describes them; none
-            where that was not recorded.
+        machines: Those that trained it, as :class:`mlx_tlstm.checking.timing.Machine` describes
+            them; none where that was not recorded.
     """
 
     name: str

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from experiments.planned import PlannedRun, check_runs, unsettled
 from experiments.results import RunResult, read_result, record_origin
 from mlx_tlstm import training
-from mlx_tlstm.runs import CONFIG_FILE, RunInUseError
-from mlx_tlstm.timing import machine
+from mlx_tlstm.checking.timing import machine
+from mlx_tlstm.training.reports import StepReport
+from mlx_tlstm.training.runs import CONFIG_FILE, RunInUseError
 from mlx_tlstm.training.signals import STOP_WORDS, StopRequested, stop_signals
-from mlx_tlstm.training.trainer import StepReport
 
 #: A file a run, locked by the process that has taken it.
 CLAIMS = ".claims"

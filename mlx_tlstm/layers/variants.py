@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from mlx_tlstm.backend import MemoryUpdate
 from mlx_tlstm.checks import require_choice, require_integer
 from mlx_tlstm.layers import TLSTM, TRNN, StackedLSTM
 from mlx_tlstm.layers.base import RecurrentLayer
+from mlx_tlstm.recurrence.contract import MemoryUpdate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_tlstm.checks import require
-from mlx_tlstm.compilation import CompiledFunction
-from mlx_tlstm.model import SequenceModel
-from mlx_tlstm.snapshot import require_evaluated
+from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.recurrence.compilation import CompiledFunction
+from mlx_tlstm.recurrence.snapshot import require_evaluated
 
 
 class StreamingSession:

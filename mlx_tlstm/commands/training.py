@@ -1,4 +1,4 @@
-"""The command line ``mlx-tlstm``: ``train``, and the commands of :mod:`mlx_tlstm.commands`."""
+"""``mlx-tlstm train``: train a network, or go on with a run."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ import click
 from click.core import ParameterSource
 
 from mlx_tlstm import training
-from mlx_tlstm.commands.base import Group
-from mlx_tlstm.commands.checking import check
-from mlx_tlstm.commands.data import data as data_command
+from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import backend_option, chosen, device_option
 from mlx_tlstm.commands.errors import clean_errors
-from mlx_tlstm.commands.evaluation import evaluate
-from mlx_tlstm.commands.generation import generate
 from mlx_tlstm.commands.paths import UserPath
-from mlx_tlstm.commands.sharing import pull, push
-from mlx_tlstm.config import BY_LAG, DTYPES, MEMORY_INITS, ON_DIVERGENCE, TrainingConfig
+from mlx_tlstm.config import BY_LAG, ON_DIVERGENCE, TrainingConfig
+from mlx_tlstm.layers.base import DTYPES
+from mlx_tlstm.layers.tlstm import MEMORY_INITS
+from mlx_tlstm.layers.variants import VARIANTS
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.variants import VARIANTS
 
 
 class NumberOrLag(click.ParamType):
@@ -38,12 +35,8 @@ class NumberOrLag(click.ParamType):
             self.fail(f"{value!r} is not a number or {BY_LAG!r}", parameter, context)
 
 
-@click.group(cls=Group)
-def main() -> None:
-    """Tensorized LSTMs for MLX."""
-
-
-@main.command(
+@click.command(
+    cls=Command,
     keeps_results=True,
     help=f"Train a network on TASK and save the run in a folder. TASK is one of "
     f"{', '.join(TASKS)}; by default the first.",
@@ -231,7 +224,3 @@ def _require_alone(context: click.Context) -> None:
         raise click.UsageError(
             f"--resume goes on with the run's own settings and cannot take {', '.join(given)}"
         )
-
-
-for command in (evaluate, generate, check, data_command, push, pull):
-    main.add_command(command)

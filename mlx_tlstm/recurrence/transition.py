@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from mlx_tlstm.backend import Backend, Prepared, State, Step
+from mlx_tlstm.recurrence.contract import Backend, Prepared, State, Step
 
 
 class Transition(Protocol):

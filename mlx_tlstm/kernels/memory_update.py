@@ -1,6 +1,6 @@
 """Memory-cell update as kernels (Eq. 11-13, 15-21, 25, 31): one launch a step, each way.
 
-Shapes as in :mod:`mlx_tlstm.backend`.
+Shapes as in :mod:`mlx_tlstm.recurrence.contract`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_tlstm.backend import Backend, Prepared, Step
 from mlx_tlstm.kernels.library import Kernel, geometry_template
 from mlx_tlstm.kernels.tiles import SIMDGROUP
+from mlx_tlstm.recurrence.contract import Backend, Prepared, Step
 
 #: Template argument NORM, as :file:`tlstm.h` names it.
 _NORMS = {None: 0, "channel": 1, "layer": 2}

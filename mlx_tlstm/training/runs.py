@@ -19,24 +19,27 @@ from mlx_tlstm.checks import is_integer, require, require_choice
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import (
     TEMPORARY,
+    absence,
     json_text,
     naming,
-    read_json,
     read_json_lines,
     replace_file,
     sync,
+    to_path,
 )
-from mlx_tlstm.metadata import ModelMetadata, metrics_from_json
-from mlx_tlstm.model import SequenceModel
-from mlx_tlstm.paths import absence, to_path
-from mlx_tlstm.saving import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, write_config, write_weights
+from mlx_tlstm.models.folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    ModelConfig,
+    write_config,
+    write_weights,
+)
+from mlx_tlstm.models.metadata import ModelMetadata, metrics_from_json
+from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.models.trained import WEIGHTS, load_trained
 from mlx_tlstm.tasks import TASKS
 
-#: The folders of a run that each hold a model.
-WEIGHTS = ("best", "last")
 METRICS_FILE, TEST_FILE = "metrics.jsonl", "test.json"
-#: What version 0.1 had in their place.
-FILES_OF_0_1 = (*(f"{name}.safetensors" for name in WEIGHTS), "symbols.json")
 EVENTS_FILE, CHECKPOINTS, LOCK_FILE = "events.jsonl", "checkpoints", ".lock"
 #: Where runs go whose user named no folder.
 DEFAULT_PARENT = Path("runs")
@@ -44,19 +47,6 @@ DEFAULT_PARENT = Path("runs")
 
 class RunInUseError(OSError):
     """Another process trains in the folder."""
-
-
-def is_run(path: str | Path) -> bool:
-    """Whether a folder is a training run's: its ``config.json`` is no model's.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
-    path = to_path("load", "path", path)
-    if (path / WEIGHTS_FILE).exists() or not (path / CONFIG_FILE).is_file():
-        return False
-    values = read_json(path / CONFIG_FILE, "load")
-    return not isinstance(values, dict) or "format" not in values
 
 
 def check_unused(out: str | Path | None) -> None:
@@ -263,25 +253,7 @@ class RunFolder:
         Raises:
             ValueError: It is not there, or damaged.
         """
-        require_choice("RunFolder", "weights", name, WEIGHTS)
-        file = self.path / name / WEIGHTS_FILE
-        if not file.is_file():
-            if any((self.path / each).exists() for each in FILES_OF_0_1):
-                raise ValueError(
-                    f"[RunFolder] 'run' must hold {name}/{WEIGHTS_FILE} but {str(self.path)!r} is "
-                    "a run of version 0.1: --resume goes on with it, which changes it to this "
-                    "version; to load its model, let version 0.1 save it: "
-                    "mlx_tlstm.load(RUN).save(FOLDER)"
-                )
-            other = next((n for n in WEIGHTS if (self.path / n / WEIGHTS_FILE).is_file()), None)
-            advice = f"; {other} is there" if other else ""
-            raise ValueError(
-                f"[RunFolder] 'weights' must be saved in the run but {str(file)!r} is missing"
-                + advice
-            )
-        model = SequenceModel.load(file.parent)
-        model.metadata = dataclasses.replace(model.metadata, training=self.config)
-        return model
+        return load_trained(self.path, self.config, name)
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         path = self.path / name

@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_map
 
-from mlx_tlstm.snapshot import parts, rebuilt, snapshot
+from mlx_tlstm.recurrence.snapshot import parts, rebuilt, snapshot
 
 #: Time steps up to which a graph pays. Tracing 1,000 of them takes some five seconds and 5,000 ten
 #: times as long, while the plain function's cost grows with the number of steps alone.

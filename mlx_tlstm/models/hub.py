@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlx_tlstm.checks import require, require_choice, require_flag
-from mlx_tlstm.model import SequenceModel
-from mlx_tlstm.model_card import model_card
-from mlx_tlstm.paths import absence, to_path
-from mlx_tlstm.runs import WEIGHTS, RunFolder, is_run
-from mlx_tlstm.saving import CONFIG_FILE, WEIGHTS_FILE
+from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.files import absence, to_path
+from mlx_tlstm.models.card import model_card
+from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE
+from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.models.trained import WEIGHTS, is_run, load_trained
 
 CARD_FILE = "README.md"
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -53,7 +54,8 @@ def load(
     path = to_path("load", "path_or_repo", path_or_repo)
     if os.path.lexists(path):
         if is_run(path):
-            return RunFolder.open(path).load_model(weights)
+            config = TrainingConfig.load(path / CONFIG_FILE)
+            return load_trained(path, config, weights)
         return SequenceModel.load(path)
     missing = absence(path)
     if not isinstance(path_or_repo, str) or not _REPOSITORY.fullmatch(path_or_repo):

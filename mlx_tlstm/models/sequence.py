@@ -10,11 +10,10 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_tlstm.checks import require, require_integer
-from mlx_tlstm.files import require_like
+from mlx_tlstm.files import to_path
 from mlx_tlstm.layers.base import RecurrentLayer
-from mlx_tlstm.metadata import ModelMetadata
-from mlx_tlstm.paths import to_path
-from mlx_tlstm.saving import (
+from mlx_tlstm.models.arrays import require_like
+from mlx_tlstm.models.folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     ModelConfig,
@@ -22,6 +21,7 @@ from mlx_tlstm.saving import (
     require_same_parts,
     write_folder,
 )
+from mlx_tlstm.models.metadata import ModelMetadata
 
 
 class SequenceModel(nn.Module):

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_tlstm import ops
-from mlx_tlstm.backend import State, Step
-from mlx_tlstm.transition import Transition
+from mlx_tlstm.recurrence.contract import State, Step
+from mlx_tlstm.recurrence.ordering import after
+from mlx_tlstm.recurrence.transition import Transition
 
 #: What the forward pass keeps for the gradient: every step's residuals and states, its states and
 #: what is dear to compute anew, or nothing, so that the gradient runs the forward pass again.
@@ -172,7 +172,7 @@ def _restored(transition: Transition, prepared: Any, step: Step, handed: Any) ->
     if handed is not None:
         # Nothing else in the graph holds it back, and early it would be kept for long.
         computed = [array for _, array in tree_flatten(handed) if array is not None]
-        arrays = ops.after([step.projected, *step.before], computed)
+        arrays = after([step.projected, *step.before], computed)
         step = step._replace(projected=arrays[0], before=tuple(arrays[1:]))
     return step._replace(residuals=transition.restore(prepared, step))
 
@@ -184,5 +184,5 @@ def _map_arrays(function: Callable[..., mx.array], *trees: Any) -> Any:
 def _after(tree: Any, computed: Sequence[mx.array]) -> Any:
     """The arrays of ``tree``, once those of ``computed`` are there."""
     arrays = [array for _, array in tree_flatten(tree) if array is not None]
-    held = iter(ops.after(arrays, computed))
+    held = iter(after(arrays, computed))
     return _map_arrays(lambda _: next(held), tree)

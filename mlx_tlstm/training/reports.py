@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
-
-from mlx_tlstm.training.trainer import StepReport
+from typing import Any, NamedTuple
 
 #: One evaluation's figures by name.
-Record = dict[str, Any]
+EvaluationReport = dict[str, Any]
+
+
+class StepReport(NamedTuple):
+    """What a step measured before it changed the weights.
+
+    Attributes:
+        loss: Mean negative log-likelihood in nats over loss positions and batch: Eq. 30 divided
+            by the number of positions.
+        gradient_norm: Global norm of its gradient before clipping.
+        clipped: Whether the gradient was clipped.
+    """
+
+    loss: float
+    gradient_norm: float
+    clipped: bool
 
 
 @dataclasses.dataclass

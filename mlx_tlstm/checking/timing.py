@@ -167,7 +167,7 @@ def machine() -> Machine:
         python=platform.python_version(),
         mlx=mx.__version__,
         blas=blas.name() if blas.is_fast() else _REFERENCE_BLAS,
-        commit=_commit(Path(__file__).resolve().parents[1]),
+        commit=_commit(Path(__file__).resolve().parents[2]),
     )
 
 

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_tlstm.backend import EPSILON, Backend, MemoryUpdate, Prepared, Step
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.ops.convolution import added
 from mlx_tlstm.ops.cpu import channel_mean, tanh
-from mlx_tlstm.ops.ordering import after
+from mlx_tlstm.recurrence.contract import EPSILON, Backend, MemoryUpdate, Prepared, Step
+from mlx_tlstm.recurrence.ordering import after
 
 
 class Residuals(NamedTuple):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.model import SequenceModel, class_count
-from mlx_tlstm.paths import to_path
+from mlx_tlstm.files import to_path
+from mlx_tlstm.models.sequence import SequenceModel, class_count
 from mlx_tlstm.tasks import TASKS, Task, make_task, remembered_data
 
 

@@ -19,22 +19,11 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_tlstm.checks import require, require_choice, require_integer, require_keys
-from mlx_tlstm.config import DTYPES
-from mlx_tlstm.files import (
-    TEMPORARY,
-    json_text,
-    load_arrays_and_header,
-    naming,
-    parse_json,
-    read_json,
-    require_like,
-    save_arrays,
-    sync,
-)
+from mlx_tlstm.files import TEMPORARY, json_text, naming, parse_json, read_json, sync, to_path
 from mlx_tlstm.layers import TLSTM, TRNN, StackedLSTM, StackedLSTMCell, TLSTMCell
-from mlx_tlstm.layers.base import RecurrentLayer
-from mlx_tlstm.metadata import ModelMetadata, metrics_from_json
-from mlx_tlstm.paths import to_path
+from mlx_tlstm.layers.base import DTYPES, RecurrentLayer
+from mlx_tlstm.models.arrays import load_arrays_and_header, require_like, save_arrays
+from mlx_tlstm.models.metadata import ModelMetadata, metrics_from_json
 
 #: Version of the format; a reader refuses those it does not know.
 FORMAT = 1

@@ -25,14 +25,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_tlstm.backend import MemoryUpdate
-from mlx_tlstm.files import read_json, replace_file
+from mlx_tlstm.files import cache_folder, read_json, replace_file
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import convolution, library, tuning
 from mlx_tlstm.kernels.tiles import Tile
-from mlx_tlstm.paths import cache_folder
-from mlx_tlstm.recurrence import run
-from mlx_tlstm.transition import TensorTransition
+from mlx_tlstm.recurrence.contract import MemoryUpdate
+from mlx_tlstm.recurrence.loop import run
+from mlx_tlstm.recurrence.transition import TensorTransition
 
 #: Examples of the sequences.
 BATCH_SIZE = 2

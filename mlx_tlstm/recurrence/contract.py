@@ -1,7 +1,7 @@
 """What the step of a tLSTM or tRNN asks of whatever computes it.
 
 :mod:`mlx_tlstm.reference` answers with the bare equations, :mod:`mlx_tlstm.ops` with quick plain
-operations, :mod:`mlx_tlstm.kernels` with kernels; :mod:`mlx_tlstm.transition` asks.
+operations, :mod:`mlx_tlstm.kernels` with kernels; :mod:`mlx_tlstm.recurrence.transition` asks.
 
 Shapes, here and there: ``B`` batch, ``*P`` tensor size, ``*K`` kernel size, ``<K>`` number of taps,
 ``M`` hidden channels, ``O`` output channels.

@@ -14,21 +14,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_tlstm.files import json_text, load_arrays, replace_file, save_arrays
-from mlx_tlstm.runs import (
-    CHECKPOINTS,
-    EVENTS_FILE,
-    FILES_OF_0_1,
-    METRICS_FILE,
-    WEIGHTS,
-    RunFolder,
-)
-from mlx_tlstm.saving import CONFIG_FILE, WEIGHTS_FILE, read_config
+from mlx_tlstm.files import json_text, replace_file
+from mlx_tlstm.models.arrays import load_arrays, save_arrays
+from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
+from mlx_tlstm.models.trained import FILES_OF_0_1, WEIGHTS
 from mlx_tlstm.tasks import Batch
 from mlx_tlstm.training.checkpoints import Checkpoint, CheckpointError, CheckpointStore
 from mlx_tlstm.training.evaluation import evaluate
-from mlx_tlstm.training.records import Record, StepTotals, better
-from mlx_tlstm.training.trainer import NonFiniteError, StepReport, Trainer
+from mlx_tlstm.training.reports import EvaluationReport, StepReport, StepTotals, better
+from mlx_tlstm.training.runs import CHECKPOINTS, EVENTS_FILE, METRICS_FILE, RunFolder
+from mlx_tlstm.training.trainer import NonFiniteError, Trainer
 
 STATE_FILE = "state.json"
 #: What a checkpoint copies from the run folder, and puts back: names here, and there.
@@ -41,7 +36,7 @@ ROLLBACK_FACTOR = 0.5
 MAX_ROLLBACKS = 5
 
 
-class Session:
+class RunOnDisk:
     """A run between two steps, in its folder, which the caller has locked.
 
     Opening it goes on from the newest whole checkpoint, and puts the run's files back to that
@@ -63,7 +58,7 @@ class Session:
 
     def __init__(self, trainer: Trainer, run: RunFolder, note: Callable[[str], None]) -> None:
         self.trainer, self.run = trainer, run
-        self.records: list[Record] = []
+        self.records: list[EvaluationReport] = []
         self._note = note
         self._totals = StepTotals()
         self._rollbacks = 0
@@ -86,11 +81,11 @@ class Session:
             return
         if damaged:
             reasons = "; ".join(map(str, damaged))
-            raise CheckpointError(f"[Session] no checkpoint is whole: {reasons}")
+            raise CheckpointError(f"[RunOnDisk] no checkpoint is whole: {reasons}")
         present = [name for name in RUN_FILES.values() if (run.path / name).exists()]
         if present:
             raise CheckpointError(
-                f"[Session] 'run' must hold checkpoints but {str(run.path)!r} holds "
+                f"[RunOnDisk] 'run' must hold checkpoints but {str(run.path)!r} holds "
                 f"{', '.join(present)} and none"
             )
         run.describe_model(trainer.model)
@@ -102,7 +97,7 @@ class Session:
         return time.perf_counter() - self._started
 
     @property
-    def best(self) -> Record:
+    def best(self) -> EvaluationReport:
         """The record with the best metric, the first of equals."""
         metric = self.trainer.task.metric
         return (min if metric == "bpc" else max)(self.records, key=lambda record: record[metric])
@@ -148,7 +143,7 @@ class Session:
         self._totals.add(report)
         return report
 
-    def evaluate(self, check_stop: Callable[[], None]) -> Record:
+    def evaluate(self, check_stop: Callable[[], None]) -> EvaluationReport:
         """Evaluate, append the record, and save the weights as the last and perhaps the best.
 
         Raises:
@@ -249,7 +244,8 @@ class Session:
         place = self.trainer.config.data
         found = "" if place is None else f" in {place!r}"
         return CheckpointError(
-            f"[Session] the data must be what the run was trained on but that{found} is not: {how}"
+            f"[RunOnDisk] the data must be what the run was trained on but that{found} is not: "
+            f"{how}"
         )
 
     def _restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -258,7 +254,7 @@ class Session:
         try:
             state = json.loads((path / STATE_FILE).read_text())
             arrays = {
-                name: load_arrays(path / f"{name}.safetensors", "Session")
+                name: load_arrays(path / f"{name}.safetensors", "RunOnDisk")
                 for name in ("weights", "optimizer", "carried")
                 if f"{name}.safetensors" in names
             }
@@ -269,7 +265,9 @@ class Session:
             self._totals = StepTotals(**state["totals"])
             first, second = state["random_key"]
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"[Session] checkpoint {path} cannot be used: {error}") from error
+            raise CheckpointError(
+                f"[RunOnDisk] checkpoint {path} cannot be used: {error}"
+            ) from error
         if not same_data:
             raise self._other_data(
                 f"batch {state['step']} differs from the one that checkpoint {path} expects"

@@ -6,8 +6,8 @@ import json
 
 from mlx.utils import tree_flatten
 
-from mlx_tlstm.model import SequenceModel, class_count
-from mlx_tlstm.saving import ModelConfig
+from mlx_tlstm.models.folder import ModelConfig
+from mlx_tlstm.models.sequence import SequenceModel, class_count
 
 _PAPER = (
     "He et al., *Wider and Deeper, Cheaper and Faster: Tensorized LSTMs for Sequence Learning* "

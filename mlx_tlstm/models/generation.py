@@ -16,9 +16,9 @@ from mlx_tlstm.checks import (
     require_integer,
     shown,
 )
-from mlx_tlstm.compilation import CompiledFunction
-from mlx_tlstm.model import SequenceModel, class_count
-from mlx_tlstm.snapshot import require_evaluated, snapshot
+from mlx_tlstm.models.sequence import SequenceModel, class_count
+from mlx_tlstm.recurrence.compilation import CompiledFunction
+from mlx_tlstm.recurrence.snapshot import require_evaluated, snapshot
 
 #: Symbols of the prompt that are read at a time, which bounds the graph of a long one.
 _PROMPT_CHUNK = 128

@@ -1,0 +1,1 @@
+"""Layers with a read-out: as folders, on the hub, symbol by symbol."""

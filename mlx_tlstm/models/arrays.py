@@ -1,0 +1,72 @@
+"""Arrays by name in safetensors files, and whether two sets of arrays are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_tlstm.checks import require
+from mlx_tlstm.files import naming
+
+
+def save_arrays(
+    path: Path, arrays: Mapping[str, mx.array], header: Mapping[str, str] | None = None
+) -> None:
+    """Write arrays by name as safetensors, with words by name in the file's header.
+
+    Raises:
+        OSError: The file cannot be written, on a full disk too.
+    """
+    # Given a path, MLX reports a full disk as a RuntimeError without a reason.
+    with naming(path), path.open("wb") as file:
+        mx.save_safetensors(file, dict(arrays), header and dict(header))
+
+
+def load_arrays(path: Path, owner: str) -> dict[str, mx.array]:
+    """Read arrays by name from a safetensors file; ``owner`` opens the message of the error.
+
+    Raises:
+        ValueError: The file is no whole safetensors file.
+    """
+    return load_arrays_and_header(path, owner)[0]
+
+
+def load_arrays_and_header(path: Path, owner: str) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """What :func:`save_arrays` wrote; else as :func:`load_arrays`."""
+    try:
+        arrays, header = mx.load(str(path), format="safetensors", return_metadata=True)
+        mx.eval(arrays)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"[{owner}] '{path}' must be a safetensors file but {reason}") from error
+    return arrays, header
+
+
+def require_like(
+    owner: str,
+    source: str,
+    found: Mapping[str, mx.array],
+    expected: Mapping[str, mx.array],
+    authority: str,
+) -> None:
+    """Raise ``ValueError`` unless two sets of arrays agree in names, shapes and types.
+
+    Args:
+        owner: Opens the message.
+        source: Where ``found`` was read, for the message.
+        found: Arrays by name.
+        expected: What they should look like.
+        authority: What says so, for the message.
+    """
+    for name in sorted(found.keys() | expected.keys()):
+        wanted, came = (_describe(arrays.get(name)) for arrays in (expected, found))
+        argument = f"{source}: {name}"
+        require(wanted == came, owner, argument, f"{wanted}, as {authority} says,", came)
+
+
+def _describe(array: mx.array | None) -> str:
+    if array is None:
+        return "absent"
+    return f"{array.dtype} {list(array.shape)}".removeprefix("mlx.core.")

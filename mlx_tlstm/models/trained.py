@@ -1,0 +1,64 @@
+"""The two models in the folder of a training run, ``best`` and ``last``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mlx_tlstm.checks import require_choice
+from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.files import read_json, to_path
+from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE
+from mlx_tlstm.models.sequence import SequenceModel
+
+#: The folders of a run that each hold a model.
+WEIGHTS = ("best", "last")
+#: What version 0.1 had in their place.
+FILES_OF_0_1 = (*(f"{name}.safetensors" for name in WEIGHTS), "symbols.json")
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a folder is a training run's: its ``config.json`` is no model's.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    path = to_path("load", "path", path)
+    if (path / WEIGHTS_FILE).exists() or not (path / CONFIG_FILE).is_file():
+        return False
+    values = read_json(path / CONFIG_FILE, "load")
+    return not isinstance(values, dict) or "format" not in values
+
+
+def load_trained(path: Path, config: TrainingConfig, name: str) -> SequenceModel:
+    """The ``best`` or ``last`` model of the run in a folder, in evaluation mode.
+
+    Its metadata gets the run's own configuration, which says where the data is; the model's folder
+    has only the name of the data.
+
+    Args:
+        path: The run's folder.
+        config: What it was trained with.
+        name: One of :data:`WEIGHTS`.
+
+    Raises:
+        ValueError: The model is not there, or damaged, or the run is one of version 0.1.
+    """
+    require_choice("RunFolder", "weights", name, WEIGHTS)
+    file = path / name / WEIGHTS_FILE
+    if not file.is_file():
+        if any((path / each).exists() for each in FILES_OF_0_1):
+            raise ValueError(
+                f"[RunFolder] 'run' must hold {name}/{WEIGHTS_FILE} but {str(path)!r} is "
+                "a run of version 0.1: --resume goes on with it, which changes it to this "
+                "version; to load its model, let version 0.1 save it: "
+                "mlx_tlstm.load(RUN).save(FOLDER)"
+            )
+        other = next((n for n in WEIGHTS if (path / n / WEIGHTS_FILE).is_file()), None)
+        advice = f"; {other} is there" if other else ""
+        raise ValueError(
+            f"[RunFolder] 'weights' must be saved in the run but {str(file)!r} is missing{advice}"
+        )
+    model = SequenceModel.load(file.parent)
+    model.metadata = dataclasses.replace(model.metadata, training=config)
+    return model
