@@ -107,6 +107,20 @@ def test_no_modules_import_each_other():
     ).prepare()  # the error names the modules of a cycle
 
 
+def test_nothing_that_comes_before_openblas_loads_mlx():
+    """OpenBLAS serves MLX only if it is loaded first."""
+    texts, waiting, seen = sources(), ["blas"], set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        nodes = list(ast.walk(ast.parse(texts[name])))
+        external = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        external |= {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+        assert not [one for one in external if one.split(".")[0] == "mlx"], name
+        waiting += imports(name, texts[name], set(texts)) - seen
+    assert {"blas.wheel", "files", "checks"} <= seen
+
+
 @pytest.mark.parametrize(
     ("module", "text", "found"),
     [

@@ -122,7 +122,7 @@ def _projected(problem: Problem, seed: int) -> mx.array:
     return _normal((problem.batch_size, problem.hidden_size), 1.0, problem.dtype, seed)
 
 
-def convolution_forward(problem: Problem) -> Chain:
+def convolution_forward_chain(problem: Problem) -> Chain:
     """The cross-layer convolution; the bias waits for the launch before."""
     hidden = _state(problem, problem.hidden_size, problem.dtype, seed=1)
     bias = _normal((problem.channels,), 1.0, problem.dtype, seed=3)
@@ -135,7 +135,7 @@ def convolution_forward(problem: Problem) -> Chain:
     )
 
 
-def convolution_input_gradient(problem: Problem) -> Chain:
+def convolution_input_gradient_chain(problem: Problem) -> Chain:
     """The convolution's gradient for the hidden state and the projected input."""
     start = (_state(problem, problem.channels, problem.dtype, seed=1), _weight(problem))
     bias = mx.zeros((problem.channels,))
@@ -147,7 +147,7 @@ def convolution_input_gradient(problem: Problem) -> Chain:
     )
 
 
-def convolution_weight_gradient(problem: Problem) -> Chain:
+def convolution_weight_gradient_chain(problem: Problem) -> Chain:
     """The convolution's gradient for weight and bias: the steps of a launch, added to the sums."""
     steps = convolution.STEPS
     M, O, dtype = problem.hidden_size, problem.channels, problem.dtype
@@ -186,12 +186,12 @@ def _memory_forward(problem: Problem, backend: Backend) -> Chain:
     )
 
 
-def memory_forward(problem: Problem) -> Chain:
+def memory_forward_chain(problem: Problem) -> Chain:
     """The memory cell's update; each launch updates the cell that the launch before returned."""
     return _memory_forward(problem, problem.kernels)
 
 
-def memory_backward(problem: Problem) -> Chain:
+def memory_backward_chain(problem: Problem) -> Chain:
     """The update's gradient; each launch takes what the launch before handed over."""
     A, C_before, prepared = _memory(problem)
     H, C, _, residuals = problem.kernels.memory_update(A, C_before, prepared)
@@ -217,7 +217,7 @@ def memory_backward(problem: Problem) -> Chain:
     return Chain(tuple(start), launch, lambda arrays, outputs: tuple(outputs[1:]))
 
 
-def memory_gather(problem: Problem) -> Chain:
+def memory_gather_chain(problem: Problem) -> Chain:
     """The gradient of the memory cell before a step, from what the step handed over."""
 
     def launch(carried: mx.array, Q: mx.array) -> Arrays:
@@ -234,12 +234,12 @@ def _tanh_backward(problem: Problem, backend: Backend) -> Chain:
     )
 
 
-def tanh_backward(problem: Problem) -> Chain:
+def tanh_backward_chain(problem: Problem) -> Chain:
     """The gradient of a tRNN's activation."""
     return _tanh_backward(problem, problem.kernels)
 
 
-def stack(problem: Problem) -> Chain:
+def stack_chain(problem: Problem) -> Chain:
     """Joining the outputs of 16 steps."""
     start = tuple(_projected(problem, seed) for seed in range(16))
     mx.eval(start)
@@ -266,16 +266,20 @@ def _first_replaced(arrays: Arrays, outputs: Arrays) -> Arrays:
 
 #: By the kernel's name, those of each time step.
 CHAINS = {
-    "convolution_forward": convolution_forward,
-    "convolution_input_gradient": convolution_input_gradient,
-    "convolution_weight_gradient": convolution_weight_gradient,
-    "memory_forward": memory_forward,
-    "memory_backward": memory_backward,
+    "convolution_forward": convolution_forward_chain,
+    "convolution_input_gradient": convolution_input_gradient_chain,
+    "convolution_weight_gradient": convolution_weight_gradient_chain,
+    "memory_forward": memory_forward_chain,
+    "memory_backward": memory_backward_chain,
 }
 
 
 #: Those that a sequence launches once, or that only a tRNN does.
-RARER_CHAINS = {"memory_gather": memory_gather, "tanh_backward": tanh_backward, "stack": stack}
+RARER_CHAINS = {
+    "memory_gather": memory_gather_chain,
+    "tanh_backward": tanh_backward_chain,
+    "stack": stack_chain,
+}
 
 
 def plain_chain(problem: Problem, kernel_name: str) -> Chain:
@@ -326,7 +330,7 @@ def _plain_tanh_backward(problem: Problem) -> Chain:
 
 
 def _plain_stack(problem: Problem) -> Chain:
-    return dataclasses.replace(stack(problem), launch=lambda *arrays: (mx.stack(arrays),))
+    return dataclasses.replace(stack_chain(problem), launch=lambda *arrays: (mx.stack(arrays),))
 
 
 _PLAIN_CHAINS = {
