@@ -1,7 +1,7 @@
-"""Loading a model from a folder, a run or the Hugging Face hub, and pushing one there.
+"""Load a model from a folder, a training run or the Hugging Face hub; upload one to the hub.
 
-``huggingface_hub`` is imported where it is used. Nothing is sent but by :func:`push`, and nothing
-is asked of the hub but by :func:`pull`, and by :func:`load` with a repository's name.
+Only :func:`push` uploads anything. Only :func:`pull`, and :func:`load` with the name of a
+repository, download anything. ``huggingface_hub`` is imported only when one of them needs it.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ class HubError(ConnectionError):
 def load(
     path_or_repo: str | Path, weights: str = "best", revision: str | None = None
 ) -> SequenceModel:
-    """A trained model in evaluation mode; :attr:`SequenceModel.metadata` says where it comes from.
+    """Load a trained model, in evaluation mode.
 
-    No code is run: a model is JSON and safetensors.
+    :attr:`SequenceModel.metadata` says where it comes from. A model consists of JSON and
+    safetensors, so that loading one runs no code of its author's.
 
     Args:
-        path_or_repo: A folder that :meth:`SequenceModel.save` wrote, the folder of a training run,
-            whose ``best`` and ``last`` are such folders, or, where there is no such folder, a
-            string that names a repository of the Hugging Face hub, ``user/name``. Where ``user``
-            is a folder here, a name that is not in it counts as mistyped, and the hub is asked
-            only with a ``revision``.
-        weights: Of a run: ``"best"`` or ``"last"``.
-        revision: Of a repository: branch, tag or commit; ``None`` is the main branch.
+        path_or_repo: One of three: a folder that :meth:`SequenceModel.save` wrote; the folder of a
+            training run, which holds two such folders, ``best`` and ``last``; or a repository on
+            the Hugging Face hub, as a string ``"user/name"``. A folder of that name comes before
+            the repository. If there is a folder ``user`` without ``name`` in it, the path is
+            taken for mistyped and is an error; name a ``revision`` to ask the hub all the same.
+        weights: For a run: ``"best"`` or ``"last"``.
+        revision: For a repository: a branch, tag or commit; ``None`` is the main branch.
 
     Raises:
         ValueError: There is no such folder or repository, it holds no model, or a file is damaged.
-        HubError: There is no such folder, and the repository can neither be downloaded nor found
-            in the cache.
+        HubError: The repository can neither be downloaded nor found in the hub's local cache.
     """
     require_choice("load", "weights", weights, WEIGHTS)
     path = to_path("load", "path_or_repo", path_or_repo)
@@ -69,11 +69,11 @@ def load(
 
 
 def pull(repo_id: str, revision: str | None = None) -> SequenceModel:
-    """The model in a repository of the Hugging Face hub, ``user/name``, as :func:`load` gives it.
+    """Load a model from a repository ``"user/name"`` of the Hugging Face hub; see :func:`load`.
 
     Raises:
         ValueError: There is no such repository, it holds no model, or a file is damaged.
-        HubError: It can neither be downloaded nor found in the cache.
+        HubError: The repository can neither be downloaded nor found in the hub's local cache.
     """
     _require_repository("pull", repo_id)
     return _pull(repo_id, revision, "[hub] ")
@@ -85,17 +85,18 @@ def push(
     private: bool = True,
     license: str | None = None,
 ) -> str:
-    """Upload a model with a model card to the Hugging Face hub, where you are logged in.
+    """Upload a model with a model card to the Hugging Face hub. You have to be logged in there.
 
-    ``config.json``, ``model.safetensors`` and ``README.md`` are sent in one commit, and nothing
-    else: of a run neither its log nor the path of its data.
+    Three files are sent, in one commit: ``config.json``, ``model.safetensors`` and ``README.md``.
+    Nothing else leaves this machine; a run's log and the path of its data stay here.
 
     Args:
-        model_or_path: A model, the folder of one, or the folder of a training run, whose best
-            weights go.
-        repo_id: ``user/name``; it is made where it is not there.
-        private: Make a new repository private; one that is there stays as it is.
-        license: The licence that you give the model, such as ``"mit"``; ``None`` names none.
+        model_or_path: A model, the folder of one, or the folder of a training run, of which the
+            best model is sent.
+        repo_id: The repository, ``"user/name"``; it is created if it does not exist.
+        private: Whether a repository that is created is private; an existing one stays as it is.
+        license: The licence that you give the model, such as ``"mit"``; with ``None`` the card
+            names none.
 
     Returns:
         The commit's address.
@@ -131,7 +132,7 @@ def push(
 
 
 def _pull(repo_id: str, revision: str | None, start: str) -> SequenceModel:
-    """The model in a repository; the message of an error begins with ``start``."""
+    """Download a repository and load its model; ``start`` begins the message of every error."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import RepositoryNotFoundError, RevisionNotFoundError
 

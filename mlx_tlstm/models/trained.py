@@ -1,4 +1,7 @@
-"""The two models in the folder of a training run, ``best`` and ``last``."""
+"""Loading the models that a training run keeps in its folder: ``best`` and ``last``.
+
+What else the folder holds is training's, see :class:`mlx_tlstm.training.runs.RunFolder`.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,16 @@ from mlx_tlstm.files import read_json, to_path
 from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE
 from mlx_tlstm.models.sequence import SequenceModel
 
-#: The folders of a run that each hold a model.
+#: Within a run: the folder of the model with the best metric, and that of the newest.
 WEIGHTS = ("best", "last")
-#: What version 0.1 had in their place.
+#: Files of a run of version 0.1, which had no such folders.
 FILES_OF_0_1 = (*(f"{name}.safetensors" for name in WEIGHTS), "symbols.json")
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether a folder is a training run's: its ``config.json`` is no model's.
+    """Whether a folder is that of a training run, and not of a model, which also has a config.json.
+
+    A model's ``config.json`` has a ``format``, and ``model.safetensors`` lies beside it.
 
     Raises:
         ValueError: The file is damaged.
@@ -31,14 +36,14 @@ def is_run(path: str | Path) -> bool:
 
 
 def load_trained(path: Path, config: TrainingConfig, name: str) -> SequenceModel:
-    """The ``best`` or ``last`` model of the run in a folder, in evaluation mode.
+    """The ``best`` or ``last`` model of a run, in evaluation mode; the task's data is not needed.
 
-    Its metadata gets the run's own configuration, which says where the data is; the model's folder
-    has only the name of the data.
+    The run's configuration goes into the model's metadata, since it has the whole path of the
+    user's data; the model's own folder has the file's name only.
 
     Args:
         path: The run's folder.
-        config: What it was trained with.
+        config: The run's configuration.
         name: One of :data:`WEIGHTS`.
 
     Raises:

@@ -1,1 +1,4 @@
-"""One step of a recurrent cell, the loop over time, and what compiles them."""
+"""One time step of a cell, the loop over all steps, and the compilation of both.
+
+Nothing here knows which cells or backends there are: those import from here.
+"""

@@ -1,10 +1,11 @@
-"""What the step of a tLSTM or tRNN asks of whatever computes it.
+"""The contract between a step and a backend: which computations each backend has to provide.
 
-:mod:`mlx_tlstm.reference` answers with the bare equations, :mod:`mlx_tlstm.ops` with quick plain
-operations, :mod:`mlx_tlstm.kernels` with kernels; :mod:`mlx_tlstm.recurrence.transition` asks.
+There are three backends. :mod:`mlx_tlstm.reference` computes the paper's equations as they stand,
+:mod:`mlx_tlstm.ops` uses MLX's operations in a quick order, and :mod:`mlx_tlstm.kernels` has
+kernels for GPUs. :mod:`mlx_tlstm.recurrence.transition` calls them.
 
-Shapes, here and there: ``B`` batch, ``*P`` tensor size, ``*K`` kernel size, ``<K>`` number of taps,
-``M`` hidden channels, ``O`` output channels.
+Shapes, here and in all backends: ``B`` batch, ``*P`` tensor size, ``*K`` kernel size, ``<K>`` number
+of taps, ``M`` hidden channels, ``O`` output channels.
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""The time loop: one custom function over the sequence, whatever the cell.
+"""The loop over time steps, the same for all cells, with a gradient of its own.
 
-MLX's own gradient of ``x[:, t]`` writes a full-size array per step, so that a plain loop costs
-O(T²). Here the steps are unrolled inside one function whose backward pass walks them in reverse,
-reads what the forward pass kept, and forms the weight gradient from many steps at once. Where
-nothing is kept, as in evaluation mode, plain operations are unrolled as they are, which MLX can
-export, and their gradient is MLX's own.
+A plain Python loop over ``x[:, t]`` would be slow to differentiate: MLX's gradient of each slice is
+an array as large as all of ``x``, so that the cost grows with T². Here the whole sequence is one
+``mx.custom_function``. Its forward pass runs the steps one after the other and keeps what their
+gradients need. Its backward pass goes through them from the last to the first, and forms the weight
+gradient of many steps in one matrix product.
+
+In evaluation mode nothing is kept. Plain operations then run as an ordinary loop, which MLX can
+export, and whose gradient, if one is asked for, is MLX's own.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from mlx_tlstm.recurrence.contract import State, Step
 from mlx_tlstm.recurrence.ordering import after
 from mlx_tlstm.recurrence.transition import Transition
 
-#: What the forward pass keeps for the gradient: every step's residuals and states, its states and
-#: what is dear to compute anew, or nothing, so that the gradient runs the forward pass again.
+#: What the forward pass keeps of each step for the gradient. "residuals": its states and all that
+#: its gradient reads. "states": its states and the few residuals that would be slow to compute
+#: again; the gradient computes the rest. "nothing": the gradient begins with a forward pass.
 Keep = Literal["residuals", "states", "nothing"]
 
 
@@ -35,16 +39,17 @@ def run(
     final_step: int,
     keep: Keep,
 ) -> tuple[mx.array, State]:
-    """Run the sequence, with a gradient for ``parameters``, ``projected`` and ``state``.
+    """Run a cell over a sequence; differentiable in ``parameters``, ``projected`` and ``state``.
 
     Args:
         transition: The cell's step.
-        parameters: Its arrays.
-        projected: Projected inputs of all steps, ``[T', B, M]``.
+        parameters: The arrays that the step takes, in the transition's order.
+        projected: Projected inputs of all steps, ``[T', B, M]``. T' counts the inputs and the steps
+            that flush the last outputs out.
         state: State before the first step.
-        skip: Number of first steps without an output.
-        final_step: The number of steps after which the returned state is taken, 1 or more.
-        keep: What is kept for the gradient.
+        skip: The first ``skip`` steps give no output, since no input has reached the output yet.
+        final_step: The returned state is the one after so many steps, 1 or more.
+        keep: What the forward pass keeps for the gradient.
 
     Returns:
         Outputs ``[T' - skip, B, M]`` and the state after ``final_step`` steps.
@@ -75,9 +80,9 @@ def forward(
     """The steps one by one; see :func:`run`.
 
     Args:
-        kept: What ``keep`` says of each step is added here.
-        widen: For MLX's own gradient, which sums up over the steps in the weights' type: half
-            precision is widened to float32, and rounded back for each step.
+        kept: A list to which each step is added, with what ``keep`` asks for.
+        widen: Convert half-precision parameters to float32 once and round them back in every step.
+            The values are the same, but MLX's own gradient then sums over the steps in float32.
     """
     prepared = transition.prepare(parameters)
     if widen:
@@ -108,9 +113,15 @@ def _gradient(
     cotangents: tuple[mx.array, State],
     _: tuple[mx.array, State],
 ) -> tuple[mx.array, State, list[mx.array]]:
-    """Gradients of projected inputs, state and parameters, from those of outputs and final state.
+    """The backward pass: gradients of inputs, state and parameters.
 
-    A walk over ``kept`` in reverse; see :func:`run` for the other arguments.
+    Args:
+        transition: See :func:`run`, also for ``final_step`` and ``keep``.
+        final_step: See there.
+        keep: See there.
+        kept: The steps as the forward pass left them, first to last.
+        primals: Projected inputs, state and parameters: the arguments of the forward pass.
+        cotangents: Gradients of what it returned: outputs and final state.
     """
     projected, state, parameters = primals
     d_outputs, d_final = cotangents
@@ -137,7 +148,7 @@ def _gradient(
         if len(pending) == chunk or t == 0:
             d_weights = transition.weight_gradients(*zip(*pending, strict=True), d_weights)
             pending = []
-            # Nothing else in the graph says when, and late, all that it gathers would be kept.
+            # Makes MLX compute it now: later, all that it reads would have to be kept until then.
             handed = _after(handed, d_weights)
     d_state, d_steps = transition.finish(handed)
     d_state = tuple(d.astype(s.dtype) for d, s in zip(d_state, state, strict=True))
@@ -151,8 +162,8 @@ def _gradient(
 def _time_steps(arrays: mx.array) -> list[mx.array]:
     """The time steps ``[B, M]`` of ``[T, B, M]``.
 
-    Cut in halves again and again: MLX's own gradient of a slice is as large as what it is cut from,
-    so that it costs O(T log T) in place of O(T²).
+    They are cut out by halving again and again: MLX's own gradient of a slice is as large as the
+    array it is cut from, which makes O(T log T) elements this way and O(T²) with T slices.
     """
     T, B, M = arrays.shape
     parts = [(T, arrays.reshape(T * B, M))]
@@ -168,9 +179,9 @@ def _time_steps(arrays: mx.array) -> list[mx.array]:
 
 
 def _restored(transition: Transition, prepared: Any, step: Step, handed: Any) -> Step:
-    """``step`` with all its residuals, once what the step after handed on is there."""
+    """``step`` with all its residuals, computed only after ``handed``, from the step after it."""
     if handed is not None:
-        # Nothing else in the graph holds it back, and early it would be kept for long.
+        # Without this MLX could compute it much earlier, and keep it until its turn comes.
         computed = [array for _, array in tree_flatten(handed) if array is not None]
         arrays = after([step.projected, *step.before], computed)
         step = step._replace(projected=arrays[0], before=tuple(arrays[1:]))
@@ -182,7 +193,7 @@ def _map_arrays(function: Callable[..., mx.array], *trees: Any) -> Any:
 
 
 def _after(tree: Any, computed: Sequence[mx.array]) -> Any:
-    """The arrays of ``tree``, once those of ``computed`` are there."""
+    """The same ``tree``, whose arrays MLX computes only after those of ``computed``."""
     arrays = [array for _, array in tree_flatten(tree) if array is not None]
     held = iter(after(arrays, computed))
     return _map_arrays(lambda _: next(held), tree)

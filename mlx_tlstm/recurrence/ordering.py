@@ -1,4 +1,4 @@
-"""When arrays are computed, and how often."""
+"""A way to tell MLX, which decides by itself when to compute an array, to do so after another."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import mlx.core as mx
 
 
 def after(arrays: Sequence[mx.array], computed: Sequence[mx.array]) -> list[mx.array]:
-    """The same arrays, but none is there before all of ``computed`` are.
+    """The same arrays, but MLX computes what uses them only after all of ``computed``.
 
-    ``mx.compile`` shares nothing that is made from them with what is made from ``arrays``. It is
-    ``mx.depends``, which ``mx.vmap`` refuses.
+    ``mx.compile`` merges equal computations; it takes those from ``arrays`` and from the result for
+    different ones, so that the second is made anew. ``mx.depends`` does the same, but ``mx.vmap``
+    refuses it.
     """
     count = len(arrays)
 

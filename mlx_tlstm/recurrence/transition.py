@@ -1,6 +1,9 @@
-"""One step of a recurrent cell, forward and backward: what the time loop asks of it.
+"""One time step of a cell, forward and backward.
 
-Those of the tLSTM and the tRNN are here, written once; a backend computes their parts.
+:class:`Transition` is what the loop over time (:mod:`mlx_tlstm.recurrence.loop`) needs of a cell.
+:class:`TLSTMTransition` and :class:`TRNNTransition` are the steps of the tLSTM and the tRNN; they
+leave the computation to a backend (:mod:`mlx_tlstm.recurrence.contract`), so that each step is
+written once for all of them. The stacked LSTM has a transition of its own.
 """
 
 from __future__ import annotations
@@ -18,12 +21,13 @@ from mlx_tlstm.recurrence.contract import Backend, Prepared, State, Step
 class Transition(Protocol):
     """One step of a recurrent cell, forward and backward; pure functions of their arguments.
 
-    ``parameters`` is the list of arrays that :meth:`weight_gradients` and :meth:`finish` together
-    answer, in this order: the weights whose gradient is formed from many steps at once, then those
-    whose gradient the steps of the backward pass sum up.
+    A cell's parameters come as one list of arrays in two parts. First those whose gradient is
+    formed for many steps at once, by :meth:`weight_gradients`; then those whose gradient is summed
+    up step by step, and returned by :meth:`finish`.
 
-    In the backward pass each step hands something to the step before it, whose form is the
-    transition's own: the gradient of the state between them, or what that gradient is made from.
+    The backward pass goes from the last step to the first. What a step hands to the one before is
+    the transition's own affair: the gradient of the state between the two, or something from which
+    that can be computed.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""Training a configuration, and measuring what came of it; no command line in here."""
+"""Train a configuration, evaluate the result; what the commands call, and notebooks too."""
 
 from mlx_tlstm.training.checkpoints import CheckpointError
 from mlx_tlstm.training.divergence import NonFiniteError

@@ -1,4 +1,8 @@
-"""A run in progress: what it knows between steps, and its way to the disk and back."""
+"""A run that is being trained, and its folder: what is saved after a step, and restored later.
+
+:class:`RunOnDisk` knows when an evaluation or a checkpoint is due, and writes both. The loop around
+it (:mod:`mlx_tlstm.training.loop`) only asks what to do next.
+"""
 
 from __future__ import annotations
 
@@ -26,33 +30,34 @@ from mlx_tlstm.training.runs import CHECKPOINTS, EVENTS_FILE, METRICS_FILE, RunF
 from mlx_tlstm.training.trainer import NonFiniteError, Trainer
 
 STATE_FILE = "state.json"
-#: What a checkpoint copies from the run folder, and puts back: names here, and there.
+#: Files that a checkpoint copies, to put them back: their names in the checkpoint and in the run.
 RUN_FILES = {name: name for name in (METRICS_FILE, EVENTS_FILE)} | {
     f"{name}.safetensors": f"{name}/{WEIGHTS_FILE}" for name in WEIGHTS
 }
-#: A rollback multiplies the learning rate by it.
+#: A rollback multiplies the learning rate by this.
 ROLLBACK_FACTOR = 0.5
-#: Rollbacks in one run; the divergence after them stops it.
+#: After so many rollbacks in one run, the next divergence stops it.
 MAX_ROLLBACKS = 5
 
 
 class RunOnDisk:
-    """A run between two steps, in its folder, which the caller has locked.
+    """A trainer together with the run's folder, which the caller has locked.
 
-    Opening it goes on from the newest whole checkpoint, and puts the run's files back to that
-    moment. A new run gets its first checkpoint, so that there always is one.
+    If the folder holds checkpoints, the newest that is whole is restored: into the trainer, and
+    into the run's files, which become what they were when it was written. Otherwise the run is new,
+    and its first checkpoint is written, so that there is one from the start.
 
     Args:
-        trainer: The trainer, as new where the run has checkpoints.
+        trainer: A trainer that has done no step yet.
         run: The run's folder.
-        note: Takes a line for the user.
+        note: Called with a line of text for the user.
 
     Attributes:
-        records: The records of ``metrics.jsonl``.
+        records: The reports of all evaluations so far, as ``metrics.jsonl`` has them.
 
     Raises:
-        CheckpointError: There are checkpoints and all are damaged, or records and no checkpoint,
-            or the newest does not fit the configuration or the data.
+        CheckpointError: All checkpoints are damaged; or there is none, but other files of a run
+            that has begun; or the newest fits neither configuration nor data.
         OSError: A file cannot be read or written.
     """
 
@@ -93,18 +98,18 @@ class RunOnDisk:
 
     @property
     def seconds(self) -> float:
-        """Time in training so far, without the time between a stop and its resumption."""
+        """Time spent in training so far; time between a stop and the resumption does not count."""
         return time.perf_counter() - self._started
 
     @property
     def best(self) -> EvaluationReport:
-        """The record with the best metric, the first of equals."""
+        """The report of the evaluation with the best metric; of equal ones the first."""
         metric = self.trainer.task.metric
         return (min if metric == "bpc" else max)(self.records, key=lambda record: record[metric])
 
     @property
     def solved(self) -> bool:
-        """Whether the last record's metric reached the task's ``solved_at``."""
+        """Whether the last evaluation's metric reached the task's ``solved_at``."""
         task = self.trainer.task
         if not self.records or task.solved_at is None:
             return False
@@ -112,20 +117,20 @@ class RunOnDisk:
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether an evaluation comes before the next step."""
+        """Whether to evaluate before the next step."""
         trainer, config = self.trainer, self.trainer.config
         due = trainer.samples % config.eval_every < config.batch_size
         return self._totals.steps > 0 and (due or trainer.step >= trainer.total_steps)
 
     @property
     def finished(self) -> bool:
-        """Whether neither a step nor an evaluation is left."""
+        """Whether there is no step and no evaluation left to do."""
         ended = self.solved or self.trainer.step >= self.trainer.total_steps
         return ended and not self.evaluation_due
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether it is time for a checkpoint; it waits for an evaluation that is due."""
+        """Whether to write a checkpoint now; if an evaluation is due too, it comes first."""
         config, step = self.trainer.config, self.trainer.step
         if step == self._saved_step or self.evaluation_due:
             return False
@@ -144,7 +149,9 @@ class RunOnDisk:
         return report
 
     def evaluate(self, check_stop: Callable[[], None]) -> EvaluationReport:
-        """Evaluate, append the record, and save the weights as the last and perhaps the best.
+        """Evaluate the model, append the report to ``metrics.jsonl``, and save the model.
+
+        It is saved as ``last``, and as ``best`` too if its metric is better than all before.
 
         Raises:
             NonFiniteError: The loss is not finite; nothing was written.
@@ -173,12 +180,12 @@ class RunOnDisk:
         return record
 
     def save_last(self) -> None:
-        """Save the weights as the last ones, unless an evaluation has just done so."""
+        """Save the model as ``last``, unless there was no step since :meth:`evaluate` did so."""
         if self._totals.steps:
             self.run.save_model("last", self.trainer.model, {"samples": self.trainer.samples})
 
     def save(self) -> None:
-        """Write a checkpoint; none of weights that are not finite, as the next step will say."""
+        """Write a checkpoint, unless a weight is not finite: then the next step reports that."""
         trainer, run = self.trainer, self.run
         if not trainer.finite:
             return
@@ -206,10 +213,11 @@ class RunOnDisk:
         self._saved_step, self._saved_at = trainer.step, time.perf_counter()
 
     def recover(self, error: NonFiniteError) -> None:
-        """After a divergence: write it to ``events.jsonl``, then roll back or raise it again.
+        """Deal with a divergence: record it in ``events.jsonl``, then roll back or raise ``error``.
 
-        A checkpoint is of use where an update lies between it and the divergence, since only
-        updates know the learning rate. Back there, a new checkpoint takes its place.
+        A rollback restores the newest checkpoint that is at least one update older than the
+        divergence, and lowers the learning rate: without an update in between, the same numbers
+        would come again. Then it writes a new checkpoint, with the new learning rate.
         """
         trainer, run = self.trainer, self.run
         event = {
@@ -249,7 +257,7 @@ class RunOnDisk:
         )
 
     def _restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Put trainer and files back to a whole checkpoint's moment; the state it holds."""
+        """Restore trainer and files from a checkpoint; returns the content of its state file."""
         trainer, run, path, names = self.trainer, self.run, checkpoint.path, checkpoint.files()
         try:
             state = json.loads((path / STATE_FILE).read_text())

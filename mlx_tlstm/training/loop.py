@@ -25,8 +25,8 @@ from mlx_tlstm.training.signals import STOP_WORDS, StopRequested, deferred_stop
 from mlx_tlstm.training.trainer import NonFiniteError, Trainer
 from mlx_tlstm.training.workers import WorkerLostError, Workers
 
-#: MLX keeps 32 MB of freed CPU buffers, less than a sequence uses in one training step; asking
-#: the system for them anew costs a tenth of the step and more.
+#: Bytes of freed memory that MLX may keep for reuse on a CPU. Its own limit is 32 MB, less than a
+#: training step uses; asking the system again takes a tenth of a step's time or more.
 CPU_CACHE_BYTES = 1 << 30
 
 

@@ -42,10 +42,11 @@ def task_of(model: SequenceModel, data: str | Path | None = None) -> Task:
 
 
 def training_command(config: TrainingConfig) -> str | None:
-    """The command line that trains a configuration; of the user's own data only the name.
+    """The command line that trains a configuration, or ``None`` if none does.
 
-    ``None`` where no command line does: it cannot take back a limit that the task's settings have,
-    and knows no task of one's own.
+    Of a path to the user's own data it has the last part only. No command line trains a task that
+    is not in :data:`TASKS`; nor a configuration with ``None`` or ``False`` where the task's quick
+    settings have a value, such as a limit: an option can change a setting, but not remove it.
     """
     if config.task not in TASKS:
         return None

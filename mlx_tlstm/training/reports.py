@@ -1,11 +1,11 @@
-"""What the records of ``metrics.jsonl`` are made of, and how they compare."""
+"""What a training step and an evaluation report, and which of two evaluations is better."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any, NamedTuple
 
-#: One evaluation's figures by name.
+#: The figures of one evaluation by name, as a line of ``metrics.jsonl`` has them.
 EvaluationReport = dict[str, Any]
 
 
@@ -26,7 +26,7 @@ class StepReport(NamedTuple):
 
 @dataclasses.dataclass
 class StepTotals:
-    """Sums over the steps since the last evaluation."""
+    """Sums of the reports of all steps since the last evaluation."""
 
     steps: int = 0
     loss: float = 0.0

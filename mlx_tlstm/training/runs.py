@@ -1,4 +1,8 @@
-"""The folder of a training run: its files, and how they are written."""
+"""The folder of a training run: which files it holds, and how each is written and read.
+
+A run is to survive a kill at any moment. So a file is either replaced in one step, by renaming a
+new one that is already whole, or it only grows by lines, of which the last may break off.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ from mlx_tlstm.tasks import TASKS
 
 METRICS_FILE, TEST_FILE = "metrics.jsonl", "test.json"
 EVENTS_FILE, CHECKPOINTS, LOCK_FILE = "events.jsonl", "checkpoints", ".lock"
-#: Where runs go whose user named no folder.
+#: Runs go into this folder where the user names none.
 DEFAULT_PARENT = Path("runs")
 
 
@@ -50,10 +54,10 @@ class RunInUseError(OSError):
 
 
 def check_unused(out: str | Path | None) -> None:
-    """Refuse a folder that cannot take a new run, before any work; nothing is created.
+    """Check, before any other work, that a new run can be written to a folder; create nothing.
 
     Args:
-        out: The folder; ``None`` is one of its own in :data:`DEFAULT_PARENT`.
+        out: The folder; ``None`` stands for a new folder within :data:`DEFAULT_PARENT`.
 
     Raises:
         ValueError: ``out`` holds a run, is no folder, or could not be written to.
@@ -83,7 +87,7 @@ def _require_writable(path: Path) -> None:
 
 
 def _claim_default(config: TrainingConfig) -> Path:
-    """Make a new folder, which no other process gets, also where runs start in one second."""
+    """Make a new folder; runs that start within the same second get different ones."""
     DEFAULT_PARENT.mkdir(exist_ok=True)
     name = f"{config.task}-{config.variant}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = DEFAULT_PARENT / name
@@ -101,16 +105,18 @@ class RunFolder:
     """The files of one run.
 
     - ``config.json``: the :class:`TrainingConfig`;
-    - ``metrics.jsonl``: a record an evaluation, see :func:`mlx_tlstm.training.train`;
-    - ``events.jsonl``: a record a divergence, see :func:`mlx_tlstm.training.train`;
-    - ``best``, ``last``: models, each a folder as :meth:`mlx_tlstm.SequenceModel.save` writes it;
+    - ``metrics.jsonl``: one line for each evaluation, see :func:`mlx_tlstm.training.train`;
+    - ``events.jsonl``: one line for each divergence, see :func:`mlx_tlstm.training.train`;
+    - ``best``, ``last``: the model with the best metric so far, and the newest; each is a folder as
+      :meth:`mlx_tlstm.SequenceModel.save` writes it;
     - ``checkpoints``: see :class:`mlx_tlstm.training.checkpoints.CheckpointStore`;
-    - ``test.json``: metrics of the best weights on the test split, written when training ends;
-    - ``.lock``: locked by the process that trains.
+    - ``test.json``: metrics of the best model on the test split, written when training ends;
+    - ``.lock``: locked by the process that trains, while it trains.
 
-    All but the growing ``metrics.jsonl`` and ``events.jsonl`` are written under another name and
-    renamed, so that none is ever half there. The ``config.json`` of a model comes first and once;
-    weights come with their metrics in one file. So a model is there whole, or not at all.
+    Files that do not grow are written under another name and then renamed, so that no reader ever
+    sees half of one. In a model's folder ``config.json`` is written once, before the first weights;
+    after that only ``model.safetensors`` is replaced, which holds the metrics of its weights too.
+    So weights, metrics and configuration always belong together.
 
     Args:
         path: The folder.
@@ -124,7 +130,8 @@ class RunFolder:
     def create(cls, out: str | Path | None, config: TrainingConfig) -> RunFolder:
         """Make the folder of a new run and save its configuration.
 
-        Where ``out`` is ``None`` it is named by task, variant and time in :data:`DEFAULT_PARENT`.
+        Where ``out`` is ``None``, the folder is made within :data:`DEFAULT_PARENT`, and its name is
+        the task, the variant and the time.
 
         Raises:
             ValueError: See :func:`check_unused`.
@@ -169,7 +176,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes from training in the folder; what a killed one left is removed.
+        """Keep other processes from training in the folder while the context is entered.
+
+        Files that a killed process had begun to write are removed.
 
         Raises:
             RunInUseError: Another process does.
@@ -193,17 +202,19 @@ class RunFolder:
             yield
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add one line to ``metrics.jsonl``; it is on its way to the disk on return."""
+        """Add one line to ``metrics.jsonl``. The operating system has it then, the disk later."""
         self._append(METRICS_FILE, record)
 
     def read_metrics(self, *needed: str) -> list[dict[str, Any]]:
-        """The records of ``metrics.jsonl``, oldest first; none where there is no file.
+        """The records of ``metrics.jsonl``, oldest first; an empty list if there is no file.
+
+        A last line that breaks off, as a killed process leaves it, is ignored.
 
         Args:
-            needed: Numbers that each record must have, beside ``samples``.
+            needed: Names of numbers that each record must have, in addition to ``samples``.
 
         Raises:
-            ValueError: The file is damaged, but for a last line that was not written to its end.
+            ValueError: The file is damaged in another way, or a number is missing.
         """
         records = self._read(METRICS_FILE, {"samples": float, **dict.fromkeys(needed, float)})
         return [metrics_from_json(record) for record in records]
@@ -222,7 +233,7 @@ class RunFolder:
         replace_file(self.path / TEST_FILE, lambda path: path.write_text(text))
 
     def describe_model(self, model: SequenceModel) -> None:
-        """Write the ``config.json`` of the ``best`` and ``last`` models, where there is none."""
+        """Write ``config.json`` into the folders ``best`` and ``last``, unless it is there."""
         config = ModelConfig.of(model, model.metadata)
         for name in WEIGHTS:
             file = self.path / name / CONFIG_FILE
@@ -232,7 +243,7 @@ class RunFolder:
                 sync(self.path)
 
     def save_model(self, name: str, model: SequenceModel, metrics: Mapping[str, Any]) -> None:
-        """Write a model as ``best`` or ``last``, with metrics of its weights.
+        """Write a model's weights and their metrics to ``best`` or ``last``.
 
         Raises:
             ValueError: ``metrics`` are not numbers and words by name; nothing was written.
@@ -248,10 +259,11 @@ class RunFolder:
     def load_model(self, name: str) -> SequenceModel:
         """The ``best`` or ``last`` model in evaluation mode; the task's data is not needed.
 
-        Its metadata says where the data is, which the model's own folder does not.
+        Its metadata holds the whole path of the user's data, of which the model's own folder keeps
+        the file's name only.
 
         Raises:
-            ValueError: It is not there, or damaged.
+            ValueError: The model is not there, or damaged.
         """
         return load_trained(self.path, self.config, name)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP, held back until a run can be left."""
+"""Stop signals (Ctrl-C, SIGTERM, SIGHUP) that take effect between two steps, not within one."""
 
 from __future__ import annotations
 
