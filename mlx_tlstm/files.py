@@ -22,11 +22,11 @@ TEMPORARY = ".writing-"
 
 
 def to_path(owner: str, argument: str, value: object) -> Path:
-    """The path that a user means, in which ``~`` and ``~name`` are home folders as in a shell.
+    """A path as the user gave it, with ``~`` and ``~name`` replaced by home folders, as in a shell.
 
     Raises:
-        ValueError: ``value`` is no path, is empty, or begins with a home folder that is unknown.
-            The empty string would otherwise be the current folder.
+        ValueError: ``value`` is no path, or the home folder that it begins with is unknown, or it
+            is the empty string, which :class:`Path` would take for the current folder.
     """
     try:
         text = os.fspath(value)  # type: ignore[call-overload]
@@ -44,13 +44,13 @@ def to_path(owner: str, argument: str, value: object) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder for what is known about this machine and can be found out again."""
+    """The folder for facts about this machine that are slow to find out, and may be deleted."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "mlx_tlstm"
 
 
 def absence(path: Path) -> str:
-    """A message that there is no folder at ``path``, with existing folders of similar names."""
+    """A message that there is no folder at ``path``, naming folders that it may be a typo of."""
     near = " or ".join(repr(str(one)) for one in _near_folders(path))
     return f"there is no folder {str(path)!r}" + (f" (did you mean {near}?)" if near else "")
 
@@ -112,10 +112,10 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def json_text(values: Any, indent: int | None = None) -> str:
-    """``values`` as JSON that every reader takes, with a line's end.
+    """``values`` as strict JSON, with a line's end.
 
-    JSON has no word for a number that is not finite: it becomes ``null``. Scalars of NumPy and MLX
-    are numbers.
+    A number that is not finite becomes ``null``, since JSON cannot say it. Scalars of NumPy and MLX
+    become numbers.
     """
     return json.dumps(_for_json(values), indent=indent, allow_nan=False) + "\n"
 
@@ -140,7 +140,7 @@ def read_json(path: Path, owner: str) -> Any:
 
 
 def parse_json(text: str | bytes, source: str, owner: str) -> Any:
-    """What ``text`` means; ``ValueError``, of ``owner`` about ``source``, where it is no JSON."""
+    """The value of a JSON text. If it is none, a ``ValueError`` names ``owner`` and ``source``."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,7 @@
-"""Standard output and standard error, so that neither can end a program's work.
+"""Standard output and standard error that cannot end a program's work when writing to them fails.
 
-A terminal is closed, the reader of a pipe goes, a disk is full, an encoding lacks a character.
+It fails when a terminal is closed, the reader of a pipe has ended, a disk is full, or the encoding
+lacks a character.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Any, TextIO
 
 
 class SafeStream:
-    """A text stream in place of another one, or of ``None``, which Python has for a closed one.
+    """Stands in for a text stream, or for ``None``, which is Python's stream if it was closed.
 
     A character that the encoding lacks is written as an escape, such as ``\\xb7``.
 
     Args:
         stream: What to write to.
-        forgiving: Whether output is dropped from the first failed write on; otherwise a failed
-            write raises ``OSError``.
+        forgiving: If True, the first write that fails and all later ones are dropped; if False, a
+            write that fails raises ``OSError``.
     """
 
     def __init__(self, stream: TextIO | None, forgiving: bool) -> None:
@@ -37,7 +38,7 @@ class SafeStream:
         return len(text)
 
     def write_bytes(self, data: bytes) -> None:
-        """Write bytes past the encoding, at once; a stream of text alone gets it as UTF-8."""
+        """Write bytes as they are, and flush; a stream that takes only text gets them as UTF-8."""
         if not hasattr(self._stream, "buffer"):
             self.write(data.decode(errors="replace"))
             return
@@ -56,7 +57,7 @@ class SafeStream:
         return self._stream is not None and self._stream.isatty()
 
     def release(self) -> None:
-        """Leave the stream so that Python does not fail at its end over what nobody can read."""
+        """Prepare for the end: Python must not fail when it flushes output that nobody can read."""
         with contextlib.suppress(OSError):
             self.flush()
         if self._lost:
@@ -93,18 +94,20 @@ def forgiving(stream: TextIO | None) -> SafeStream:
 
 
 def say(text: str, error: bool = False) -> None:
-    """Print a line, or drop it where it cannot be; ``error``: on standard error."""
+    """Print a line, to standard error with ``error``; if that fails, the line is dropped."""
     print(text, file=forgiving(sys.stderr if error else sys.stdout), flush=True)
 
 
 @contextlib.contextmanager
 def safe_streams(keeps_results: bool = False) -> Iterator[None]:
-    """Replace ``sys.stdout`` and ``sys.stderr`` by safe ones.
+    """Replace ``sys.stdout`` and ``sys.stderr`` by a :class:`SafeStream` each.
 
-    The second is forgiving, and the first for a program that keeps its results elsewhere.
+    Standard error is forgiving. Standard output is so with ``keeps_results``, which is for programs
+    whose results are in files.
 
-    Standard descriptors that are closed are opened on ``/dev/null``, also for child processes: the
-    next file to be opened would get the number, and in it what a library writes to the terminal.
+    If file descriptor 0, 1 or 2 is closed, ``/dev/null`` is opened in its place, for child
+    processes too. Otherwise the next file that the program opens would get that number, and a
+    library that writes to the terminal would write into the file.
     """
     for descriptor in range(3):
         try:

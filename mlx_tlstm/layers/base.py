@@ -1,4 +1,4 @@
-"""What all cells and layers share: projection, checks, the sequence with and without flush."""
+"""The base classes of cells and layers: projection, checks of arguments, running a sequence."""
 
 from __future__ import annotations
 
@@ -57,13 +57,15 @@ def require_countable(owner: str, argument: str, shape: tuple[int, ...]) -> None
 
 
 class Trace(NamedTuple):
-    """Every step of a sequence, time second: T' = T + delay steps with flush, else T.
+    """What each step of a sequence computed. Time is the second axis.
+
+    There are T' = T + delay steps where the last outputs are flushed out, and T' = T otherwise.
 
     Attributes:
         outputs: ``[B, T, M]``, as the layer returns them.
         states: The layer's state type, each array with a time axis: ``[B, T', …]`` after each step.
-        residuals: What the cell computed on the way, likewise: the gates and, with memory
-            convolution, the kernels Q ``[B, T', *P, <K>]``; ``None`` for a cell that has none.
+        residuals: What else the cell computed in each step, with the same axes: the gates and, with
+            memory convolution, the kernels Q ``[B, T', *P, <K>]``; ``None`` for a tRNN.
     """
 
     outputs: mx.array
@@ -77,8 +79,8 @@ class RecurrentCell(nn.Module):
     A subclass sets ``transition``, ``weight`` and ``bias``, names its state type, and says which
     shape each array of the state has.
 
-    ``recompute`` says whether the backward pass computes the activations of each step anew, in
-    place of keeping them; it may be set at any time.
+    With ``recompute`` the backward pass computes the activations of each step again, and the
+    forward pass keeps fewer arrays; it may be set at any time.
     """
 
     state_type: ClassVar[type]
@@ -108,7 +110,11 @@ class RecurrentCell(nn.Module):
         return [self.weight, self.bias]
 
     def selected_backend(self) -> str:
-        """What would run the steps, were it right; ``ValueError`` where the machine lacks it."""
+        """The name of the backend that the steps ask for, whether or not its kernels are right.
+
+        Raises:
+            ValueError: This machine cannot run it.
+        """
         return "ops"
 
     def active_transition(self, batch_size: int) -> Transition:
@@ -221,10 +227,10 @@ class RecurrentCell(nn.Module):
 class RecurrentLayer(nn.Module):
     """Base of the layers: a cell run over a sequence.
 
-    In evaluation mode (``layer.eval()``) the steps keep nothing for the gradient, which saves
-    memory. Where they are plain operations ``mx.export_function`` takes them, and a gradient there
-    is MLX's own: the same, for some times the memory and time. Kernels cannot be exported; a
-    gradient runs them a second time.
+    In evaluation mode (``layer.eval()``) nothing is kept for a gradient, which saves memory. A
+    gradient can be asked for all the same. On kernels it runs the forward pass a second time. On
+    plain operations it is MLX's own gradient: the same values for several times the memory and
+    time. Only plain operations can be exported with ``mx.export_function``.
     """
 
     #: A layer takes its cell's arguments, which are listed there and nowhere else.
@@ -254,15 +260,16 @@ class RecurrentLayer(nn.Module):
     def __call__(
         self, x: mx.array, state: Any = None, *, flush: bool = True
     ) -> tuple[mx.array, Any]:
-        """Run whole sequences; each output inside its own call.
+        """Run whole sequences, and return an output for every input.
 
-        The last ``delay`` steps, which bring out the last outputs, are a side branch: the state
-        that is returned is the one after the T inputs, and a call on the next chunk goes on there.
+        An output comes ``delay`` steps after its input, so that ``delay`` more steps follow the
+        last input. They do not count for the state: the returned one is that after the T inputs,
+        from which a call on the next chunk of the sequences goes on.
 
         Args:
             x: Inputs ``[B, T, R]``, or ``[T, R]`` for one sequence.
             state: State before the first input; ``None`` is the zero state.
-            flush: False runs no such steps: see :meth:`stream`.
+            flush: Whether to run those additional steps; without them this is :meth:`stream`.
 
         Returns:
             Outputs ``[B, T, M]`` (``[T, M]`` for one sequence), where ``y[:, t]`` answers
@@ -286,10 +293,10 @@ class RecurrentLayer(nn.Module):
         return outputs if batched else outputs[0], cell.state_type(*after)
 
     def stream(self, x: mx.array, state: Any = None) -> tuple[mx.array, Any]:
-        """Run a part of a stream, without flush: one step for each input.
+        """Run a part of a stream, with exactly one step for each input.
 
-        Arguments and results are those of a call, but ``y[:, t]`` answers the input ``delay``
-        steps before, so that the first ``delay`` outputs of a stream answer nothing.
+        Arguments and results are those of a call, except that ``y[:, t]`` is the output for the
+        input ``delay`` steps before. The first ``delay`` outputs of a stream belong to no input.
         """
         return self(x, state, flush=False)
 

@@ -20,10 +20,11 @@ from mlx_tlstm.reference import ReferenceBackend
 class TensorCell(RecurrentCell):
     """A cell whose state is a tensor ``[B, *P, M]`` and whose weight is a convolution kernel.
 
-    A subclass names its step. ``backend`` names what runs it: ``"metal"``, ``"cuda"``, ``"ops"``,
-    ``"reference"``, or ``None`` for what suits the default device; it may be set at any time.
-    Kernels that are not right on a device (:mod:`mlx_tlstm.kernels.proof`) give way to plain
-    operations, or are an error where they were named.
+    A subclass names its step. ``backend`` names what computes it: ``"metal"``, ``"cuda"``,
+    ``"ops"``, ``"reference"``, or ``None`` for the fastest on the default device; it may be set at
+    any time. Before kernels are used they are proven right on the device
+    (:mod:`mlx_tlstm.kernels.proof`). If they are not, plain operations run in their place; if
+    ``backend`` asked for the kernels by name, it is an error.
     """
 
     transition_type: ClassVar[type[TensorTransition]]

@@ -14,10 +14,10 @@ from mlx_tlstm.files import naming
 def save_arrays(
     path: Path, arrays: Mapping[str, mx.array], header: Mapping[str, str] | None = None
 ) -> None:
-    """Write arrays by name as safetensors, with words by name in the file's header.
+    """Write arrays by name to a safetensors file, and strings by name to its header.
 
     Raises:
-        OSError: The file cannot be written, on a full disk too.
+        OSError: The file cannot be written, as when the disk is full.
     """
     # Given a path, MLX reports a full disk as a RuntimeError without a reason.
     with naming(path), path.open("wb") as file:
@@ -25,16 +25,16 @@ def save_arrays(
 
 
 def load_arrays(path: Path, owner: str) -> dict[str, mx.array]:
-    """Read arrays by name from a safetensors file; ``owner`` opens the message of the error.
+    """Read arrays by name from a safetensors file; an error's message begins with ``owner``.
 
     Raises:
-        ValueError: The file is no whole safetensors file.
+        ValueError: The file is damaged, or no safetensors file.
     """
     return load_arrays_and_header(path, owner)[0]
 
 
 def load_arrays_and_header(path: Path, owner: str) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """What :func:`save_arrays` wrote; else as :func:`load_arrays`."""
+    """Like :func:`load_arrays`, with the strings of the file's header."""
     try:
         arrays, header = mx.load(str(path), format="safetensors", return_metadata=True)
         mx.eval(arrays)

@@ -77,10 +77,15 @@ class ModelConfig:
 
     @classmethod
     def of(cls, model: nn.Module, metadata: ModelMetadata) -> ModelConfig:
-        """The record of a model with a ``layer`` and a ``readout``.
+        """The configuration of a model.
+
+        Args:
+            model: A model with a ``layer`` and a ``readout``.
+            metadata: Where it comes from.
 
         Raises:
-            ValueError: A part is of a class of the user's own, or the weights' types differ.
+            ValueError: A part is of a class that the configuration cannot name, such as one of the
+                user's own, or the weights are not all of one type.
         """
         owner, layer = type(model).__name__, model.layer
         known = {kind: name for name, (kind, _) in _LAYERS.items()}
@@ -120,7 +125,7 @@ class ModelConfig:
 
 
 def require_same_parts(model: nn.Module, built: nn.Module) -> None:
-    """Raise ``ValueError`` unless weights of ``model`` would turn ``built`` into the same model.
+    """Raise ``ValueError`` unless ``built`` with the weights of ``model`` would be the same model.
 
     Args:
         model: What is to be saved.
@@ -150,10 +155,10 @@ def _advising() -> Iterator[None]:
 
 
 def write_folder(path: str | Path, config: ModelConfig, parameters: Mapping[str, mx.array]) -> None:
-    """Save a model as a new folder, which is whole or absent.
+    """Save a model as a new folder. If that fails, there is no folder, and never half of one.
 
     Raises:
-        ValueError: ``path`` is there and is no empty folder.
+        ValueError: ``path`` exists and is not an empty folder.
         OSError: It cannot be written.
     """
     path = to_path("save", "path", path).absolute()
@@ -186,7 +191,7 @@ def write_weights(
 
 
 def read_config(file: Path) -> ModelConfig:
-    """What :func:`write_config` wrote.
+    """Read the ``config.json`` of a model's folder.
 
     Raises:
         ValueError: The file is damaged, or of another format.
@@ -199,7 +204,7 @@ def read_config(file: Path) -> ModelConfig:
 
 
 def read_folder(path: str | Path) -> tuple[ModelConfig, dict[str, mx.array]]:
-    """What :func:`write_folder` saved.
+    """Read a model's folder: its configuration, with the metrics, and its weights by name.
 
     Raises:
         ValueError: A file is missing or damaged, or of another format.

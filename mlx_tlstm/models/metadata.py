@@ -1,4 +1,4 @@
-"""Where a model comes from: the record that is saved, and shown, beside its weights."""
+"""Where a model comes from: task, settings, metrics; saved with the model and shown on its card."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ class ModelMetadata:
     Args:
         task: Name of the task it was trained on.
         variant: Name of its layer in :data:`mlx_tlstm.VARIANTS`.
-        metrics: Its figures by name: numbers, or words such as the split's. They are saved with
-            the weights that they belong to; what is not finite as ``null``, which is read as NaN.
+        metrics: Figures by name: numbers, or words such as the name of the split. They are saved
+            in the same file as the weights. A number that is not finite is saved as ``null``, and
+            read as NaN.
         command: The command line that trains it.
         symbols: The byte value of each symbol, for a language model.
-        training: The settings that it was trained with; a path to the user's own data is saved
-            without its folders.
+        training: The settings that it was trained with. Of a path to the user's own data only the
+            last part is saved.
 
     Raises:
         ValueError: An argument is of another kind.

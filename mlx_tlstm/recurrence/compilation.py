@@ -1,8 +1,9 @@
-"""Compiles a model's functions: MLX traces each once for each shape, and then replays its graph.
+"""Compiles functions of a model with ``mx.compile``.
 
-Replayed, a time step costs no Python, and element-wise operations in a row run as one: on a GPU a
-kernel that MLX generates, on a CPU a loop that the machine's C++ compiler makes. Where there is no
-compiler, MLX runs the plain function.
+MLX runs the function once for each new shape of its arguments and records the operations as a
+graph. Later calls run the graph: no Python runs for a time step, and element-wise operations that
+follow each other run as one, on a GPU as a kernel that MLX writes, on a CPU as a loop that the
+machine's C++ compiler translates. On a CPU without a compiler the function runs as it is.
 """
 
 from __future__ import annotations
@@ -31,16 +32,17 @@ class _Graph(NamedTuple):
 
 
 class CompiledFunction:
-    """A function of a model and other arguments, through ``mx.compile``.
+    """A function of a model and other arguments, compiled.
 
     The model's arrays are inputs of the graph, so that new weights count from the next call on.
-    All else that the model is made of is constant there: another mode, module or setting, or a
-    change of what is frozen, makes a new graph. What is traced is a copy, so that the model never
-    holds MLX's placeholders, and several threads may call this function at once. MLX traces it
-    once for each of them.
+    Everything else in the model is constant in the graph; when it changes (the mode, a module, a
+    setting, what is frozen), the next call records a new graph. While recording, MLX puts
+    placeholders into the model's arrays; this happens to a copy, so that the model stays usable and
+    several threads may call the function at once. MLX records a graph for each thread.
 
-    On a CPU the first call with arguments of new shapes evaluates its results, since the compiler
-    runs then. Where it fails, the plain function takes over for good, with a warning.
+    On a CPU the first call with arguments of new shapes evaluates its results, since that is when
+    the C++ compiler runs. If it fails, there is a warning, and from then on the function runs
+    uncompiled.
 
     Args:
         model: The model.

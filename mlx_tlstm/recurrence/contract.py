@@ -4,8 +4,8 @@ There are three backends. :mod:`mlx_tlstm.reference` computes the paper's equati
 :mod:`mlx_tlstm.ops` uses MLX's operations in a quick order, and :mod:`mlx_tlstm.kernels` has
 kernels for GPUs. :mod:`mlx_tlstm.recurrence.transition` calls them.
 
-Shapes, here and in all backends: ``B`` batch, ``*P`` tensor size, ``*K`` kernel size, ``<K>`` number
-of taps, ``M`` hidden channels, ``O`` output channels.
+Shapes, here and in all backends: ``B`` batch, ``*P`` tensor size, ``*K`` kernel size, ``<K>``
+number of taps, ``M`` hidden channels, ``O`` output channels.
 """
 
 from __future__ import annotations

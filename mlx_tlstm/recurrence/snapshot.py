@@ -1,7 +1,8 @@
-"""Takes a module tree apart into arrays and everything else, and makes private copies of it.
+"""Private copies of a model, so that several threads can use it at once.
 
-MLX's transformations put placeholders into the modules that they trace, and training puts new
-weights there. What works on a copy leaves the model to other threads.
+While MLX traces a function it puts placeholders into the model's modules, and training puts new
+weights there. Who works on a copy disturbs no other thread. A copy shares the model's arrays, which
+never change, so that it takes almost no memory.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ class Parts(NamedTuple):
 
     Attributes:
         arrays: Its arrays, parameters and others, in the order of the tree.
-        rest: All else: types, names, modes, what is frozen, and settings; other objects by their
-            identity, so that a change within one goes unseen. Equal while none of it changes.
+        rest: Everything else: types, names, modes, settings and what is frozen. It compares as
+            equal as long as none of that changes. Other objects are compared by identity, so that
+            a change inside one is not seen.
     """
 
     arrays: list[mx.array]
@@ -46,7 +48,7 @@ def parts(model: nn.Module) -> Parts:
 
 
 def snapshot(model: AnyModule) -> AnyModule:
-    """A copy of the module tree with the same arrays; replacing one there changes nothing here."""
+    """A copy of a model with the same arrays; giving it other weights leaves ``model`` as it is."""
     with _WEIGHTS:
         return rebuilt(model, lambda array: array)
 
@@ -55,8 +57,8 @@ def require_evaluated(owner: str, model: nn.Module) -> None:
     """Evaluate a model's arrays, so that any thread can read them.
 
     Raises:
-        ValueError: Another thread built some and has not evaluated them, which it alone can;
-            ``owner`` opens the message.
+        ValueError: Another thread built some of them and has not evaluated them, and MLX lets no
+            other thread do it. The message begins with ``owner``.
     """
     try:
         mx.eval(parts(model).arrays)
@@ -68,7 +70,7 @@ def require_evaluated(owner: str, model: nn.Module) -> None:
 
 
 def replace_weights(model: nn.Module, weights: Any) -> None:
-    """Put evaluated weights, a tree as of ``model.parameters()``, into a model that is in use."""
+    """Put weights, evaluated and in the form of ``model.parameters()``, into a model in use."""
     with _WEIGHTS:
         model.update(weights)
 

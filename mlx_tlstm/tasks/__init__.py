@@ -48,8 +48,12 @@ def make_task(config: TrainingConfig) -> Task:
 
 @contextlib.contextmanager
 def remembered_data(data: object | None) -> Iterator[None]:
-    """Where ``data`` is ``None``, so that the place in training counts, let its absence say how
-    to name another one."""
+    """Add to a ``FileNotFoundError``, raised inside, how to say where the data is now.
+
+    Args:
+        data: The place that the user named. If it is not ``None`` the advice is left out: then the
+            user knows how to name one.
+    """
     try:
         yield
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Measuring a model on a split."""
+"""Metrics of a model over a whole split of its task's data."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def evaluate(
     """Compute the metrics that training records, of a model over a whole split.
 
     Args:
-        model: The model. It is not changed: a copy of it runs, in evaluation mode and with the
-            weights of now.
+        model: The model. A copy of it runs, in evaluation mode, with the weights that it has at the
+            time of the call; the model itself is not changed.
         task: The task that the model was built for.
         split: ``"validation"`` or ``"test"``.
         on_batch: Called before each batch; what it raises ends the evaluation.
@@ -112,7 +112,7 @@ def _totals(
     on_batch: Callable[[], object] | None,
     answers: bool,
 ) -> Totals:
-    """Sums over ``batches``, in evaluation mode; those of the answers where ``answers`` is True."""
+    """Sums over ``batches`` in evaluation mode; with ``answers`` also those of right answers."""
     totals = Totals()
     state = None
     model = snapshot(model).eval()
