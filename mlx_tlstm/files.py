@@ -26,7 +26,7 @@ def to_path(owner: str, argument: str, value: object) -> Path:
 
     Raises:
         ValueError: ``value`` is no path, or the home folder that it begins with is unknown, or it
-            is the empty string, which :class:`Path` would take for the current folder.
+            is the empty string, which ``Path`` would take for the current folder.
     """
     try:
         text = os.fspath(value)  # type: ignore[call-overload]
