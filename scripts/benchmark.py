@@ -1,20 +1,16 @@
 """Time forward and backward passes of the layers against bare matrix products and PyTorch.
 
 Unless a table says otherwise, figures are milliseconds of a forward and backward pass per timestep
-of one example. A pass takes all gradients, of parameters and inputs, of the sum of the outputs
-times a fixed random array, through mx.compile as training does. --layers and --kernels take --size
-in place of their own sizes.
+of one example, and a column "to X" is the layer's time divided by X's. PyTorch runs as it is and,
+where torch.compile can, with a compiled time step. A pass takes all gradients, of parameters and
+inputs, of the sum of the outputs times a fixed random array, through mx.compile as training does.
+--layers and --kernels take --size in place of their own sizes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
-import json
 import os
-import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import click
@@ -23,13 +19,12 @@ import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 
 # isort: split
 import mlx.core as mx
-from benchmarking.baselines import Size, TorchProcess
-from benchmarking.layer_tables import kernels_table, layer_tables
-from benchmarking.options import BUSY_LOAD, DTYPES, LAYER_SIZES, SizeType, tf32_text
-from benchmarking.tables import depth_table, linear_table, sizes_table
+from benchmarking import pytorch_process
+from benchmarking.kernel_times import kernels_table
+from benchmarking.layers import layer_tables, linear_table
+from benchmarking.sizes import DEPTH_SIZES, DTYPES, LAYER_SIZES, Size, SizeType, tf32_text
+from benchmarking.tables import markdown_option, measured_by, say_facts, say_tables, write_timings
 
-from mlx_tlstm import blas
-from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.commands.paths import OutputFile
@@ -40,6 +35,10 @@ DEFAULT_SIZES = (
     Size((7, 7), 100, 15, 42),
     Size((3, 3), 100, 50, 100),
     Size((10,), 100, 15, 42),
+)
+_BUSY = (
+    "PyTorch's OpenMP threads wait by spinning, and beside other work that has made them 150 "
+    "times slower, so that the ratios need a quiet machine."
 )
 
 
@@ -63,13 +62,12 @@ def _compile_text(no_compile: bool) -> str:
 @click.option(
     "--dtype", type=click.Choice(list(DTYPES)), default="float32", help="Of --layers, --kernels."
 )
-@click.option("--rounds", default=10, show_default=True, type=click.IntRange(1))
-@click.option("--warmup", default=2, show_default=True, type=click.IntRange(0))
+@measured_by(warmup=2, rounds=10)
 @click.option("--seconds", type=float, help="Start no further round of a size after so long.")
 @device_option
 @click.option("--no-compile", is_flag=True, help="Run MLX's graphs as Python builds them.")
 @click.option("--skip-torch", is_flag=True, help="Leave PyTorch out, and with it the check.")
-@click.option("--markdown", is_flag=True, help="Print Markdown.")
+@markdown_option
 @click.option("--json", "json_path", type=OutputFile())
 def main(
     sizes: tuple[Size, ...],
@@ -78,79 +76,41 @@ def main(
     layers: bool,
     kernels: bool,
     dtype: str,
-    rounds: int,
-    warmup: int,
-    seconds: float | None,
     no_compile: bool,
     skip_torch: bool,
     markdown: bool,
     json_path: Path | None,
+    **options: float | None,
 ) -> None:
     if no_compile:
         mx.disable_compile()
     if dtype != "float32" and not (layers or kernels):
         raise click.UsageError("--dtype goes with --layers and --kernels")
-    large_sizes = sizes or LAYER_SIZES
-    if layers or kernels:
-        sizes = ()
-    elif not sizes and not linear and not depth:
-        sizes = DEFAULT_SIZES
+    plain = not (layers or kernels) and bool(sizes or not (linear or depth))
+    large_sizes, type_ = sizes or LAYER_SIZES, DTYPES[dtype]
     mx.random.seed(0)
-    options = {"rounds": rounds, "warmup": warmup, "seconds": seconds}
-    here = machine()
-    command = shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]])
-    torch = None
-    compared = bool(sizes) or layers
-    if not compared or skip_torch:
-        torch_text = "not run, results not checked" if compared else "not run"
-    elif importlib.util.find_spec("torch") is None:
-        torch_text = "not installed, results not checked"
-    else:
-        torch = TorchProcess(gpu=mx.default_device() == mx.gpu)
-        torch_text = str(torch)
-    load = os.getloadavg()[0]
-    facts = dataclasses.asdict(here)
-    facts |= {
-        "TF32": tf32_text(),
-        "mx.compile": _compile_text(no_compile),
-        "pytorch": torch_text,
-        "load before": f"{load:.1f}",
-        "command": command,
-    }
-    mark = "- " if markdown else ""
-    click.echo("\n".join(f"{mark}{name}: {value}" for name, value in facts.items()))
-    if here.slow_blas:
-        click.echo(f"\nThese figures are of the slow BLAS. {blas.hint()}.")
-    if load > BUSY_LOAD:
-        click.echo(
-            "\nOther work is running here. PyTorch's OpenMP threads wait by spinning, and beside "
-            "other work that has made them 150 times slower: the ratios need a quiet machine."
-        )
+    compared = plain or layers or depth
+    torch, torch_text = pytorch_process.started(compared and not skip_torch)
+    facts = {"TF32": tf32_text(), "mx.compile": _compile_text(no_compile), "pytorch": torch_text}
+    facts = say_facts("benchmark", markdown, _BUSY if torch else "", **facts)
     tables = []
     with larger_cpu_cache():  # as in training
         try:
-            if sizes:
-                tables.append(sizes_table(list(sizes), torch, options))
+            if plain:
+                tables += layer_tables(sizes or DEFAULT_SIZES, type_, torch, options, stacked=False)
             if layers:
-                tables += layer_tables(large_sizes, DTYPES[dtype], torch, options)
+                tables += layer_tables(large_sizes, type_, torch, options)
+            if depth:
+                tables += layer_tables(DEPTH_SIZES, mx.float32, torch, options)
         finally:
             if torch is not None:
                 torch.close()
         if linear:
             tables.append(linear_table(options))
-        if depth:
-            tables.append(depth_table(options))
         if kernels:
-            tables.append(kernels_table(large_sizes, DTYPES[dtype], options))
-    for table in tables:
-        click.echo("\n" + table.text(markdown))
-    if json_path is not None:
-        timings = {
-            title: {name: timing.as_dict() for name, timing in group.items()}
-            for table in tables
-            for title, group in table.timings.items()
-        }
-        json_path.write_text(json.dumps({"facts": facts, "timings": timings}, indent=2))
+            tables.append(kernels_table(large_sizes, type_, options))
+    say_tables(tables, markdown)
+    write_timings(json_path, facts, tables)
 
 
 if __name__ == "__main__":

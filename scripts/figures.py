@@ -16,12 +16,11 @@ import click
 import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 
 # isort: split
-from benchmarking.runtime_panels import draw_runtime_panel, read_times
-from benchmarking.task_times import Row
-from experiments.panels import comparable, draw_performance_panel, find_runs
+from benchmarking.task_times import read_times
+from experiments.alike import comparable, find_runs
+from experiments.pictures import draw_figure
 from experiments.plans import FIGURES
 from experiments.results import RunResult, read_result
-from matplotlib.figure import Figure
 
 from mlx_tlstm.checks import require
 from mlx_tlstm.commands.base import Command
@@ -31,23 +30,6 @@ from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import draw_learning_curves, save_figure
 
 CURVES = "curves"
-#: Inches of a panel with its legend.
-_WIDTH, _HEIGHT = 6.0, 3.5
-
-
-def draw_figure(tasks: dict[str, list[RunResult]], times: dict[str, list[Row]] | None) -> Figure:
-    """A performance panel for each task and, with times, the run times to its right.
-
-    Without times the panels of two tasks stand side by side.
-    """
-    lines, columns = (1, len(tasks)) if times is None else (len(tasks), 2)
-    figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * lines), layout="constrained")
-    panels = iter(figure.subplots(lines, columns, squeeze=False).flat)
-    for task, results in tasks.items():
-        draw_performance_panel(results, next(panels))
-        if times is not None:
-            draw_runtime_panel(times[task], next(panels))
-    return figure
 
 
 def runs_of(name: str, paths: Sequence[Path]) -> dict[str, list[RunResult]]:

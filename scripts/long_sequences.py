@@ -7,10 +7,8 @@ process had. A gradient is of all parameters, in training mode; the calls are in
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import resource
-import shlex
 import sys
 import time
 
@@ -20,11 +18,10 @@ import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 
 # isort: split
 import mlx.core as mx
-from benchmarking.report import Table
+from benchmarking.tables import Table, markdown_option, say_facts, say_tables
 from mlx import nn
 
 from mlx_tlstm import VARIANTS, make_layer
-from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.commands.base import Command
 
 WAYS = ("call", "gradient", "chunks")
@@ -71,7 +68,7 @@ def _peak_bytes() -> int:
 @click.option("--variant", type=click.Choice(list(VARIANTS)), default="2d-tlstm+cn")
 @click.option("--depth", type=click.IntRange(1), default=3, show_default=True, help="L.")
 @click.option("--hidden-size", type=click.IntRange(1), default=16, show_default=True, help="M.")
-@click.option("--markdown", is_flag=True, help="Print Markdown.")
+@markdown_option
 def main(
     steps: tuple[int, ...],
     chunk: int,
@@ -81,21 +78,17 @@ def main(
     hidden_size: int,
     markdown: bool,
 ) -> None:
-    command = shlex.join(["python", "scripts/long_sequences.py", *sys.argv[1:]])
-    facts = dataclasses.asdict(machine()) | {"command": command}
-    mark = "- " if markdown else ""
-    click.echo("\n".join(f"{mark}{name}: {value}" for name, value in facts.items()))
+    say_facts("long_sequences", markdown)
+    names = {"call": "one call", "gradient": "gradient", "chunks": f"chunks of {chunk}"}
     rows = []
     # Not forked: MLX has run in this process, as the facts needed it.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes:
         for T in steps:
             sizes = (variant, depth, hidden_size, T, chunk)
-            cells = [processes.apply(cost, (way, *sizes)) for way in ways]
-            rows.append((f"{T:,}", *cells))
-    names = {"call": "one call", "gradient": "gradient", "chunks": f"chunks of {chunk}"}
+            cells = {names[way]: processes.apply(cost, (way, *sizes)) for way in ways}
+            rows.append({"T": f"{T:,}", **cells})
     title = f"{variant}, L={depth}, M={hidden_size}, B=1, R={INPUT_SIZE}"
-    table = Table(title, ("T", *(names[way] for way in ways)), rows, {})
-    click.echo("\n" + table.text(markdown))
+    say_tables([Table(title, rows)], markdown)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,6 @@ The paper seems to count in units of 2^20; both units are printed.
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import io
 import json
 from typing import Any
 
@@ -16,7 +13,7 @@ import click
 import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 
 # isort: split
-from benchmarking.report import Table
+from benchmarking.tables import Table, csv_text
 from experiments.paper import EXPERIMENTS
 from mlx.utils import tree_flatten
 
@@ -27,19 +24,6 @@ from mlx_tlstm.tasks import TASKS
 MILLION, MEBI = 10**6, 2**20
 
 
-@dataclasses.dataclass(frozen=True)
-class Count:
-    """Trained numbers of one configuration, at depths that have equally many."""
-
-    task: str
-    source: str
-    variant: str
-    depths: tuple[int, ...]
-    hidden_size: int
-    parameters: int
-    printed: str
-
-
 def parameter_count(variant: str, symbols: tuple[int, int], hidden_size: int, depth: int) -> int:
     """Trained numbers of a model with its read-out; MLX never fills the arrays."""
     inputs, classes = symbols
@@ -47,8 +31,8 @@ def parameter_count(variant: str, symbols: tuple[int, int], hidden_size: int, de
     return sum(array.size for _, array in tree_flatten(model.trainable_parameters()))
 
 
-def counts() -> list[Count]:
-    """Every configuration of :data:`EXPERIMENTS`."""
+def counts() -> list[dict[str, Any]]:
+    """Every configuration of :data:`EXPERIMENTS`; depths with equally many numbers together."""
     found = []
     for experiment in EXPERIMENTS:
         symbols = (experiment.input_size, experiment.output_size)
@@ -58,60 +42,43 @@ def counts() -> list[Count]:
                 number = parameter_count(variant, symbols, hidden_size, depth)
                 depths_of.setdefault(number, []).append(depth)
             found += [
-                Count(
-                    ", ".join(experiment.tasks),
-                    experiment.source,
-                    variant,
-                    tuple(depths),
-                    hidden_size,
-                    number,
-                    experiment.printed,
-                )
+                {
+                    "task": ", ".join(experiment.tasks),
+                    "source": experiment.source,
+                    "variant": variant,
+                    "depths": depths,
+                    "hidden_size": hidden_size,
+                    "parameters": number,
+                    "printed": experiment.printed,
+                    "in_10^6": number / MILLION,
+                    "in_2^20": number / MEBI,
+                }
                 for number, depths in depths_of.items()
             ]
     return found
 
 
-def table(found: list[Count]) -> Table:
-    """The counts for people."""
-    rows = [
-        (
-            f"{count.task} ({count.source})",
-            count.variant,
-            ", ".join(map(str, count.depths)),
-            str(count.hidden_size),
-            f"{count.parameters:,}",
-            f"{count.parameters / MILLION:.2f}",
-            f"{count.parameters / MEBI:.2f}",
-            count.printed,
-        )
-        for count in found
-    ]
-    header = ("task", "variant", "L", "M", "parameters", "10^6", "2^20", "paper")
-    return Table("Parameters of the paper's configurations", header, rows, {})
-
-
-def records(found: list[Count]) -> list[dict[str, Any]]:
-    """The counts for programs."""
-    return [
-        dataclasses.asdict(count)
-        | {"in_10^6": count.parameters / MILLION, "in_2^20": count.parameters / MEBI}
-        for count in found
-    ]
-
-
-def render(found: list[Count], style: str) -> str:
+def render(found: list[dict[str, Any]], style: str) -> str:
     """The counts as ``"text"``, ``"markdown"``, ``"csv"`` or ``"json"``."""
     if style == "json":
-        return json.dumps(records(found), indent=2)
+        return json.dumps(found, indent=2)
     if style == "csv":
-        lines = records(found)
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(line | {"depths": " ".join(map(str, line["depths"]))} for line in lines)
-        return buffer.getvalue().rstrip("\n")
-    return table(found).text(style == "markdown")
+        rows = [one | {"depths": " ".join(map(str, one["depths"]))} for one in found]
+        return csv_text(rows).rstrip("\n")
+    rows = [
+        {
+            "task": f"{one['task']} ({one['source']})",
+            "variant": one["variant"],
+            "L": ", ".join(map(str, one["depths"])),
+            "M": str(one["hidden_size"]),
+            "parameters": f"{one['parameters']:,}",
+            "10^6": f"{one['in_10^6']:.2f}",
+            "2^20": f"{one['in_2^20']:.2f}",
+            "paper": one["printed"],
+        }
+        for one in found
+    ]
+    return Table("Parameters of the paper's configurations", rows).text(style == "markdown")
 
 
 @click.command(cls=Command, help=__doc__)
@@ -124,7 +91,7 @@ def render(found: list[Count], style: str) -> str:
 )
 @click.option("--task", type=click.Choice(list(TASKS)), help="Only this task's configurations.")
 def main(style: str, task: str | None) -> None:
-    found = [count for count in counts() if task is None or task in count.task.split(", ")]
+    found = [count for count in counts() if task is None or task in count["task"].split(", ")]
     click.echo(render(found, style))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import compile_report
 import pytest
+from benchmarking import nvrtc as compiling
 from benchmarking.launches import of_a_pass
 from click.testing import CliRunner
 
@@ -54,7 +55,7 @@ def test_no_words_of_metal_are_left():
 
 def test_without_nvrtc(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    monkeypatch.setattr(compile_report, "TOOLKIT", Path("/nowhere"))
+    monkeypatch.setattr(compiling, "TOOLKIT", Path("/nowhere"))
     result = CliRunner().invoke(compile_report.main, SIZE)
     assert result.exit_code == 1
     assert "pip install nvidia-cuda-nvrtc nvidia-cuda-runtime" in result.output

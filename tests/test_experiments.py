@@ -12,14 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from experiments.paper import BEST_VARIANT, EXPERIMENTS, PAPER_VARIANTS, TABLES, experiment
+from experiments.paper import TABLES
 from experiments.planned import PlannedRun, check_runs
 from experiments.results import read_origin, read_result
 from experiments.sweep import CLAIMS, SweepInterrupted, sweep
 from kill_and_resume import outcome
 from tiny_tasks import tiny_settings, write_images, write_text
 
-from mlx_tlstm import VARIANTS, training
+from mlx_tlstm import training
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.divergence import NonFiniteError
 from mlx_tlstm.training.runs import RunFolder
@@ -166,10 +166,10 @@ def test_stopped_between_runs(number, word, settings, tmp_path, monkeypatch):
     runs = runs_of(settings, "addition", "memorization")
     prepare = training.prepare
 
-    def stopped(config, out):
+    def stopped(config, out, **options):
         if config.task == "memorization":
             signal.raise_signal(number)
-        return prepare(config, out)
+        return prepare(config, out, **options)
 
     monkeypatch.setattr(training, "prepare", stopped)
     handler = signal.getsignal(number)
@@ -340,22 +340,6 @@ def test_fewer_bits_are_better(tmp_path):
     assert (result.best, result.test, result.to_99, result.to_100) == (2.0, 2.25, None, None)
     assert result.as_json()["config"]["data"] == "text"
     json.dumps(result.as_json())
-
-
-def test_the_papers_configurations():
-    assert set(PAPER_VARIANTS) <= set(VARIANTS)
-    grid = {
-        (task, entry.source, depth): entry.hidden_sizes
-        for entry in EXPERIMENTS
-        for task in entry.tasks
-        for depth in entry.depths
-    }
-    assert {task for task, _, _ in grid} == set(TASKS)
-    assert len(grid) == 4 + 1 + 4 + 4 + 2 * 3
-    assert list(grid["wikipedia", "Fig. 3", 4].values()) == [1120, 901, 901, 1120, 522, 522, 522]
-    assert set(grid["addition", "Fig. 4", 10].values()) == {400}
-    assert experiment("Fig. 5", "pmnist").depths == (1, 3, 5)
-    assert experiment("Table 1", "wikipedia").hidden_sizes == {BEST_VARIANT: 1200}
 
 
 @pytest.mark.parametrize(

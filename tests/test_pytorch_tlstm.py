@@ -17,7 +17,7 @@ from reference import Specification
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: bench)")
 
-from benchmarking.pytorch_tlstm import Run, TorchTLSTM, copy_parameters  # noqa: E402
+from benchmarking.pytorch_tlstm import TorchTLSTM, copy_parameters, tlstm_pass  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,7 +77,7 @@ def test_outputs_and_gradients_are_the_references(spec):
 
     arrays = {f"cell.{name}": array.astype(np.float32) for name, array in parameters.items()}
     x32, cotangent32 = x.astype(np.float32), cotangent.astype(np.float32)
-    outputs, gradients = Run(settings_of(spec), arrays, x32, cotangent32, "cpu")()
+    outputs, gradients = tlstm_pass(settings_of(spec), arrays, x32, cotangent32, "cpu")()
     assert relative_error(outputs.detach().numpy(), trace.outputs) < 1e-5
     assert gradients.keys() == arrays.keys() | {"x"}
     for name, gradient in gradients.items():
@@ -98,21 +98,33 @@ def test_copying_refuses_other_parameters():
         copy_parameters(module, arrays | {"cell.bias": arrays["bias"][1:]})
 
 
-def run_benchmark(*arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess:
+def run_benchmark(
+    *arguments: str, root: Path = ROOT, compiler: bool = False
+) -> subprocess.CompletedProcess:
+    """The script; without the compiler torch.compile leaves its functions as they are."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= {"TORCHDYNAMO_DISABLE": "0" if compiler else "1"}
     command = [sys.executable, str(root / "scripts" / "benchmark.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def test_benchmark_prints_a_table_and_writes_json(tmp_path):
+@pytest.mark.parametrize("compiler", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_benchmark_prints_a_table_and_writes_json(tmp_path, compiler):
     path = tmp_path / "figures.json"
     arguments = ["--size", "2x3,M=8,B=2,T=4", "--rounds", "2", "--warmup", "0", "--markdown"]
-    done = run_benchmark(*arguments, "--device", "cpu", "--json", str(path))
+    done = run_benchmark(*arguments, "--device", "cpu", "--json", str(path), compiler=compiler)
     assert done.returncode == 0, done.stderr
-    assert "| 2x3, M=8, B=2, T=4 |" in done.stdout
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    header, _, row = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    cells = dict(zip(header, row, strict=True))
+    size = "2x3, M=8, B=2, T=4"
+    assert cells["size"] == size
+    for other in ("products", "PyTorch", "compiled"):
+        assert float(cells[other]) > 0
+        assert float(cells[f"to {other}"]) > 0
     recorded = json.loads(path.read_text())
     (timings,) = recorded["timings"].values()
-    assert timings.keys() == {"mlx-tlstm", "products", "pytorch"}
+    assert timings.keys() == {size, *(f"{size} {o}" for o in ("products", "eager", "compiled"))}
     assert all(len(timing["milliseconds"]) == 2 for timing in timings.values())
     assert recorded["facts"]["pytorch"].startswith(torch.__version__)
 

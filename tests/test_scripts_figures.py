@@ -12,9 +12,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from experiments import examples
 from mlx.utils import tree_flatten
 
-from mlx_tlstm import VARIANTS, SequenceModel, make_layer
+from mlx_tlstm import SequenceModel, make_layer
 from mlx_tlstm.tasks import TASKS, make_task
 from mlx_tlstm.training import build_model, encode, load_run
 from mlx_tlstm.training.runs import RunFolder
@@ -104,24 +105,24 @@ def test_the_picture_is_the_models(script, make_run):
     assert predictions == task.decode(answers)
 
 
-def test_white_space_and_other_bytes_are_visible(script, make_run):
+def test_white_space_and_other_bytes_are_visible(make_run):
     _, task, _ = load_run(make_run("wikipedia"))
-    assert script.characters(task, task.encode("e \n\t$é")) == [*"e␣↵→$··"]
+    assert examples.characters(task, task.encode("e \n\t$é")) == [*"e␣↵→$··"]
 
 
-def test_examples_are_fresh_sequences(script, make_run):
+def test_examples_are_fresh_sequences(make_run):
     """In Wikipedia the first batch's streams are examples; the chunks that follow are not."""
     _, task, _ = load_run(make_run("wikipedia"))
     batches = list(task.eval_batches("test"))
     assert [batch.fresh for batch in batches] == [True, False, True]  # the last: a rest
     for number, (inputs, targets) in enumerate(zip(*batches[0][:2], strict=True)):
-        got = script.example_of(task, number)
+        got = examples.example_of(task, number)
         np.testing.assert_array_equal(got[0], inputs)
         np.testing.assert_array_equal(got[1], targets)
     count = sum(len(batch.inputs) for batch in batches if batch.fresh)
-    script.example_of(task, count - 1)
+    examples.example_of(task, count - 1)
     with pytest.raises(ValueError, match=f"'example' must be below {count}, the test examples"):
-        script.example_of(task, count)
+        examples.example_of(task, count)
 
 
 def test_default_name_and_weights(script, make_run):
@@ -175,36 +176,19 @@ def test_parameter_counts(parameters, variant, symbols, hidden_size, depth, expe
 
 def test_counts_are_those_of_models(parameters):
     for count in parameters.counts():
-        if count.hidden_size == 100 and "memorization" in count.task:
-            for depth in count.depths:
-                model = SequenceModel(make_layer(count.variant, 65, 100, depth), 65)
+        if count["hidden_size"] == 100 and "memorization" in count["task"]:
+            for depth in count["depths"]:
+                model = SequenceModel(make_layer(count["variant"], 65, 100, depth), 65)
                 sizes = [np.array(array).size for _, array in tree_flatten(model.parameters())]
-                assert sum(sizes) == count.parameters, count
+                assert sum(sizes) == count["parameters"], count
 
 
-def test_every_configuration_that_the_paper_names(parameters):
-    found = parameters.counts()
-    assert {count.variant for count in found} <= set(VARIANTS)
-    of = {}
-    for count in found:
-        of.setdefault((count.task, count.source), set()).update(
-            (count.variant, depth, count.hidden_size) for depth in count.depths
-        )
-    sizes = {key: len(value) for key, value in of.items()}
-    assert sizes == {
-        ("wikipedia", "Fig. 3"): 7 * 4,
-        ("wikipedia", "Table 1"): 1,
-        ("addition", "Fig. 4"): 7 * 4,
-        ("memorization", "Fig. 4"): 7 * 4,
-        ("mnist, pmnist", "Fig. 5"): 7 * 3,
-    }
-    printed = {count.printed for count in found if count.source == "Fig. 3"}
-    assert printed == {"10M"}
-    for count in found:
-        if count.printed:
-            assert count.parameters / 2**20 == pytest.approx(
-                float(count.printed.removesuffix("M")), rel=0.05
-            )
+def test_counts_are_as_printed(parameters):
+    printed = [count for count in parameters.counts() if count["printed"]]
+    assert {count["source"] for count in printed} == {"Fig. 3", "Table 1"}
+    for count in printed:
+        millions = float(count["printed"].removesuffix("M"))
+        assert count["in_2^20"] == pytest.approx(millions, rel=0.05)
 
 
 def test_formats(parameters):

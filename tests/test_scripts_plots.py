@@ -8,7 +8,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from experiments.panels import find_runs
+from experiments.alike import find_runs
 
 from mlx_tlstm.models.trained import WEIGHTS
 from mlx_tlstm.tasks import TASKS

@@ -1,4 +1,4 @@
-"""Training the tasks, and redoing the paper's tables and figures, as a user starts them."""
+"""Redoing the paper's tables and figures, and training the tasks, as a user starts it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import math
 
 import pytest
 from click.testing import CliRunner
-from experiments import plans, tables
+from experiments import plans, report
+from experiments.pages import Block
 from experiments.paper import PAPER_VARIANTS
 from experiments.planned import check_runs
 from experiments.plans import Request, planned_runs
-from experiments.report import Block, footnotes, shown_command
+from experiments.report import footnotes, shown_command
 from experiments.results import read_result, record_origin
 from tiny_tasks import write_images, write_text
 
+from mlx_tlstm import training
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import memory
 from mlx_tlstm.training.runs import RunFolder
@@ -26,11 +28,6 @@ from mlx_tlstm.training.runs import RunFolder
 @pytest.fixture(scope="module")
 def reproduce():
     return importlib.import_module("reproduce")
-
-
-@pytest.fixture(scope="module")
-def train_tasks():
-    return importlib.import_module("train_tasks")
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +219,7 @@ def test_table_2_at_the_papers_scale(tmp_path):
     pretend(tmp_path, solved, [0.5, 0.995, 0.9, 1.0])
     pretend(tmp_path, runs["addition-3d-tlstm+cn-L7-s0"], [0.25, 0.2], ended=False)
     results = {name: read_result(tmp_path / name) for name in runs}
-    table = tables.printed_table("table-2", request, results)
+    table = report.printed_table("table-2", request, results)
     assert table.header == (
         "model",
         "task",
@@ -236,7 +233,8 @@ def test_table_2_at_the_papers_scale(tmp_path):
         "time",
         "run folder",
     )
-    cells = {(row[0], row[1], row[3][-6:]): row for row in table.rows}
+    rows = [tuple(row.values()) for row in table.rows]
+    cells = {(row[0], row[1], row[3][-6:]): row for row in rows}
     row = cells["3D tLSTM+CN (L=10)", "memorization", "seed 1"]
     assert row[2:] == (
         "54K",
@@ -262,19 +260,19 @@ def test_figure_5_at_the_papers_scale(tmp_path):
     best = next(run for run in runs if run.name == "mnist-3d-tlstm+cn-L5-s0")
     pretend(tmp_path, best, [0.9, 0.991, 0.98], split="validation")
     results = {run.name: read_result(tmp_path / run.name) for run in runs}
-    table = tables.figure_table("figure-5", request, results)
-    printed = {row[:3]: row[table.header.index("paper")] for row in table.rows}
+    table = report.figure_table("figure-5", request, results)
+    printed = {tuple(row.values())[:3]: row["paper"] for row in table.rows}
     assert {point: value for point, value in printed.items() if value} == {
         ("mnist", "3d-tlstm+cn", "5"): "99.1",
         ("pmnist", "3d-tlstm+cn", "5"): "95.6",
     }
-    assert [row[-4] for row in table.rows if row[-1]] == ["99.10 % (validation)"]
-    laptop = tables.figure_table(
+    assert [row["ours"] for row in table.rows if row["run folder"]] == ["99.10 % (validation)"]
+    laptop = report.figure_table(
         "figure-5",
         Request("laptop", 1),
         dict.fromkeys(run.name for run in planned_runs("figure-5", Request("laptop", 1))),
     )
-    assert not any(row[laptop.header.index("paper")] for row in laptop.rows)
+    assert not any(row["paper"] for row in laptop.rows)
 
 
 def test_language_models_that_look_ahead_are_marked(tmp_path):
@@ -283,11 +281,11 @@ def test_language_models_that_look_ahead_are_marked(tmp_path):
     for number, run in enumerate(runs):
         pretend(tmp_path, run, [2.0, 1.5 + 0.001 * number], split="validation")
     results = {run.name: read_result(tmp_path / run.name) for run in runs}
-    rows = tables.figure_table("figure-3", request, results).rows
-    marked = {row[1:3] for row in rows if "not causal" in row[-4]}
+    rows = report.figure_table("figure-3", request, results).rows
+    marked = {(row["variant"], row["depth"]) for row in rows if "not causal" in row["ours"]}
     assert marked == {("3d-tlstm+ln", depth) for depth in "234"}
-    [table] = tables.depth_tables("figure-3", request, results)
-    by_variant = {row[0]: row[1:] for row in table.rows}
+    [table] = report.depth_tables("figure-3", request, results)
+    by_variant = {row["variant"]: list(row.values())[1:] for row in table.rows}
     assert ["not causal" in cell for cell in by_variant["3d-tlstm+ln"]] == [False, True, True, True]
     assert not any("causal" in cell for cell in by_variant["3d-tlstm+cn"])
     assert by_variant["slstm"][0] == "1.514 (1.500 to 1.528)"  # seed 1's is run number 28
@@ -302,10 +300,10 @@ def test_figures_over_seeds_take_what_has_ended(tmp_path):
     pretend(tmp_path, seeds[1], [0.5, 0.75])
     pretend(tmp_path, seeds[2], [0.25], ended=False)
     results = {run.name: read_result(tmp_path / run.name) for run in runs}
-    accuracy, samples, *_ = tables.depth_tables("figure-4", request, results)
-    assert accuracy.rows[0] == ("slstm", "87.5 (75.0 to 100.0)", "")
-    assert samples.rows[0] == ("slstm", "2,000 (1 of 2 seeds)", "")
-    assert samples.rows[1] == ("2d-tlstm", "", "")
+    accuracy, samples, *_ = report.depth_tables("figure-4", request, results)
+    assert list(accuracy.rows[0].values()) == ["slstm", "87.5 (75.0 to 100.0)", ""]
+    assert list(samples.rows[0].values()) == ["slstm", "2,000 (1 of 2 seeds)", ""]
+    assert list(samples.rows[1].values()) == ["2d-tlstm", "", ""]
 
 
 def test_departures_are_named(reproduce, tmp_path):
@@ -420,10 +418,10 @@ def test_into_a_file(reproduce, tmp_path):
     ("text", "message"),
     [
         (None, "must be an existing file"),
-        ("", "must be a file with one '<!-- begin starts laptop -->'"),
-        ("<!-- begin starts laptop -->", "one '<!-- end starts laptop -->'"),
-        ("<!-- begin starts laptop -->" * 2, "one '<!-- begin starts laptop -->'"),
-        ("<!-- end starts laptop --><!-- begin starts laptop -->", "laptop -->' first"),
+        ("", "must be a file with one '<!-- begin starts laptop -->' and then one"),
+        ("<!-- begin starts laptop -->", "and then one '<!-- end starts laptop -->'"),
+        ("<!-- begin starts laptop -->" * 2 + "<!-- end starts laptop -->", "with one '<!-- begin"),
+        ("<!-- end starts laptop --><!-- begin starts laptop -->", "and then one '<!-- end"),
     ],
 )
 def test_pages_without_a_place(reproduce, tmp_path, text, message):
@@ -480,30 +478,75 @@ def test_what_does_not_fit_is_refused(reproduce, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_tasks(train_tasks, data, tmp_path):
-    options = ["mnist", "memorization", "--samples", "30", "--seed", "3", "--out", tmp_path]
-    output = run(train_tasks, *options, "--mnist-data", data[3])
+def test_tasks(reproduce, data, tmp_path):
+    options = ["tasks", "--scale", "smoke", "--out", tmp_path, "--seeds", 1, "--first-seed", 3]
+    picked = ["--only", "mnist-*", "--only", "memorization-*", "--device", "cpu"]
+    output = run(reproduce, *options, *picked, "--mnist-data", data[3])
     assert "2 runs" in output
     rows = rows_of(tmp_path / "tasks.csv")
-    assert [row["run folder"] for row in rows] == [
-        "memorization-2d-tlstm+cn-L4-s3",
-        "mnist-2d-tlstm+cn-L3-s3",
-    ]
-    assert rows[0]["samples"] == "30"
-    assert rows[0]["network"] == "2d-tlstm+cn, L=4, 5 symbols, M=100"
-    assert rows[1]["best"].endswith("% (validation)")
+    assert [row["task"] for row in rows] == list(TASKS)
+    [memorization, mnist] = [row for row in rows if row["run folder"]]
+    assert memorization["run folder"] == "memorization-2d-tlstm+cn-L2-s3"
+    assert mnist["run folder"] == "mnist-2d-tlstm+cn-L2-s3"
+    assert memorization["samples"] == "200"
+    assert memorization["network"] == "2d-tlstm+cn, L=2, 2 symbols, M=10"
+    assert mnist["best"].endswith("% (validation)")
+    assert mnist["test"].endswith(" %")
     assert (tmp_path / "tasks.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "tasks.json").read_text())["rows"] == rows
-    assert "2 of which ended before" in run(train_tasks, *options, "--mnist-data", data[3])
-    other = ["memorization", "--samples", "60", "--seed", "3", "--out", tmp_path]
-    message = "samples 30 in place of 60"
-    assert message in " ".join(run(train_tasks, *other, code=2).split())
+    again = run(reproduce, *options, *picked, "--mnist-data", data[3])
+    assert "2 of which ended before" in again
 
 
-def test_settings_of_a_task(train_tasks):
-    quick, paper = TASKS["wikipedia"].quick(), TASKS["wikipedia"].paper()
-    assert train_tasks.configuration("wikipedia", "quick", 0, None, {}) == quick
-    own = train_tasks.configuration("wikipedia", "paper", 2, None, {"wikipedia": "/t"})
-    assert own == paper.replace(seed=2, data="/t")
-    few = train_tasks.configuration("addition", "quick", 0, 10**9, {})
-    assert few == TASKS["addition"].quick()
+def test_settings_of_a_task():
+    def config(scale, task, **options):
+        runs = planned_runs("tasks", Request(scale, **options))
+        return next(run.config for run in runs if run.config.task == task)
+
+    wikipedia = TASKS["wikipedia"]
+    assert config("laptop", "wikipedia") == wikipedia.quick()
+    own = config("paper", "wikipedia", first_seed=2, data={"wikipedia": "/t"})
+    assert own == wikipedia.paper().replace(seed=2, data="/t")
+
+
+@pytest.mark.parametrize("scale", plans.SCALES)
+def test_a_sixth_task(monkeypatch, scale):
+    """It needs no line here; a line of SIZES or a figure's is for those that want one."""
+
+    class Recall(TASKS["memorization"]):
+        name = "recall"
+
+        @classmethod
+        def quick(cls):
+            return super().quick().replace(task="recall")
+
+        @classmethod
+        def paper(cls):
+            return super().paper().replace(task="recall")
+
+    monkeypatch.setitem(TASKS, "recall", Recall)
+    request = Request(scale)
+    [planned] = [run for run in planned_runs("tasks", request) if run.config.task == "recall"]
+    results = dict.fromkeys(run.name for run in planned_runs("tasks", request))
+    [*_, row] = report.task_table(request, results).rows
+    assert (row["task"], row["run folder"]) == ("recall", "")
+    assert f"length {planned.config.length}, M={planned.config.hidden_size}" in row["network"]
+
+
+def test_where_layers_compute(reproduce, tmp_path):
+    """A stacked LSTM has plain operations only, whatever the others shall run."""
+    options = ["figure-4", "--scale", "smoke", "--out", tmp_path / "out", "--only", "add*-L1-*"]
+    output = run(reproduce, *options, "--backend", "metal", code=2)
+    assert "Invalid value for '--backend'" in output
+    assert not (tmp_path / "out").exists()
+    asked = []
+    build = training.trainer.build_model
+
+    def built(config, task, backend=None):
+        asked.append((config.variant, backend))
+        return build(config, task, backend)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.trainer, "build_model", built)
+        run(reproduce, *options, "--device", "cpu", "--backend", "reference")
+    assert dict(asked) == dict.fromkeys(PAPER_VARIANTS, "reference") | {"slstm": None}

@@ -8,6 +8,7 @@ import functools
 import importlib
 import json
 import math
+import os
 
 import mlx.core as mx
 import numpy as np
@@ -225,7 +226,7 @@ def test_depths_and_products_are_really_measured(passes, times):
 def run(script, passes, times, monkeypatch):
     """The command over four tiny groups; returns its result and the groups it measured."""
     measured = []
-    measure_depths = script.measure_depths
+    measure_depths = times.measure_depths
 
     def counted(points, rounds, warmup):
         measured.append((points[0].task, points[0].variant))
@@ -234,7 +235,7 @@ def run(script, passes, times, monkeypatch):
     def tiny(task, quick):
         return [points_at(passes, task, variant) for variant in ("slstm", "3d-tlstm")]
 
-    monkeypatch.setattr(script, "measure_depths", counted)
+    monkeypatch.setattr(times, "measure_depths", counted)
     monkeypatch.setattr(script, "points_of", tiny)
     monkeypatch.setattr(script, "WARMUP", 0)
     monkeypatch.setattr(times, "measure", functools.partial(measure, pause=0.0))
@@ -250,11 +251,11 @@ def run(script, passes, times, monkeypatch):
 
 
 def test_notes_on_what_the_figures_are_worth(run, script, tmp_path, monkeypatch):
-    monkeypatch.setattr(script.os, "getloadavg", lambda: (0.1, 9.0, 9.0))
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 9.0, 9.0))
     quiet, _ = run("--rounds", 1, "--out", tmp_path)
     assert "Other work is running" not in quiet.output
     assert script.QUICK_NOTE not in quiet.output
-    monkeypatch.setattr(script.os, "getloadavg", lambda: (2.0, 0.0, 0.0))
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.0, 0.0, 0.0))
     busy, measured = run("--rounds", 1, "--out", tmp_path)
     assert "Other work is running here" in busy.output
     assert measured == []  # the load is no setting
@@ -304,8 +305,8 @@ def test_a_second_command_measures_nothing(run, tmp_path):
     assert second.stderr == ""
 
 
-def test_a_stopped_command_goes_on(run, script, tmp_path, monkeypatch):
-    whole = script.measure_depths
+def test_a_stopped_command_goes_on(run, times, tmp_path, monkeypatch):
+    whole = times.measure_depths
     done = []
 
     def stopped_in_the_third(points, rounds, warmup):
@@ -315,7 +316,7 @@ def test_a_stopped_command_goes_on(run, script, tmp_path, monkeypatch):
         return whole(points, rounds, warmup)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script, "measure_depths", stopped_in_the_third)
+        patch.setattr(times, "measure_depths", stopped_in_the_third)
         result, _ = run("--rounds", 1, "--out", tmp_path)
     assert result.exit_code == 130
     assert "what was measured is kept, and the same command goes on" in result.stderr
@@ -327,23 +328,17 @@ def test_a_stopped_command_goes_on(run, script, tmp_path, monkeypatch):
     assert (tmp_path / "times.jsonl").read_text().startswith(kept)
 
 
-def test_other_settings_start_anew(run, script, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changed", ["rounds", "commit"])
+def test_rows_of_other_settings_count_as_none(run, script, tmp_path, monkeypatch, changed):
     run("--rounds", 1, "--out", tmp_path)
-    before = (tmp_path / "times.jsonl").read_text()
-    result, measured = run("--rounds", 2, "--out", tmp_path)
+    kept = (tmp_path / "times.jsonl").read_text()
+    if changed == "commit":
+        here = dataclasses.replace(machine(), commit="0123456789ab")
+        monkeypatch.setattr(script, "machine", lambda: here)
+    _, measured = run("--rounds", 2 if changed == "rounds" else 1, "--out", tmp_path)
     assert measured == FOUR
-    assert "rounds is 2 and was 1" in result.stderr
-    assert f"Measuring anew; the times before are in {tmp_path}" in result.stderr
-    assert (tmp_path / "times.before.jsonl").read_text() == before
-
-
-def test_another_commit_starts_anew(run, script, tmp_path, monkeypatch):
-    run("--rounds", 1, "--out", tmp_path)
-    here = dataclasses.replace(machine(), commit="0123456789ab")
-    monkeypatch.setattr(script, "machine", lambda: here)
-    result, measured = run("--rounds", 1, "--out", tmp_path)
-    assert measured == FOUR
-    assert "commit is '0123456789ab' and was" in result.stderr
+    assert (tmp_path / "times.jsonl").read_text().startswith(kept)
+    assert run("--rounds", 2 if changed == "rounds" else 1, "--out", tmp_path)[1] == []
 
 
 def test_other_sizes_are_measured(passes, times, tmp_path):
@@ -351,11 +346,11 @@ def test_other_sizes_are_measured(passes, times, tmp_path):
     points = points_at(passes)
     kept = times.KeptRows(tmp_path / "times.jsonl", {"commit": "a"})
     assert kept.of(points) is None
-    kept.add(times.measure_depths(points, rounds=1, warmup=0))
+    rows = times.measure_depths(points, rounds=1, warmup=0)
+    kept.add(rows)
     again = times.KeptRows(tmp_path / "times.jsonl", {"commit": "a"})
-    assert again.changes == {}
-    assert again.of(points) == kept.rows
-    assert again.of(points[:1]) == kept.rows[:1]
+    assert again.of(points) == rows
+    assert again.of(points[:1]) == rows[:1]
     larger = [dataclasses.replace(point, hidden_size=M + 1) for point in points]
     assert again.of(larger) is None
     assert again.of([points[0], larger[1]]) is None
@@ -364,9 +359,8 @@ def test_other_sizes_are_measured(passes, times, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "must be a file of settings and rows but got 'none'"),
         ("no JSON", "must hold JSON but Expecting value"),
-        ('{"quick": false}\n{"task": "mnist"}\n', "must be rows with batch_size, depth"),
+        ('{"task": "mnist"}\n', "must be rows with batch_size, depth"),
     ],
 )
 def test_a_file_of_something_else_is_left_alone(run, tmp_path, text, message):
@@ -379,8 +373,8 @@ def test_a_file_of_something_else_is_left_alone(run, tmp_path, text, message):
     assert path.read_text() == text
 
 
-def test_sizes_that_do_not_fit_are_refused(run, script, tmp_path, monkeypatch):
-    monkeypatch.setattr(script.memory, "limit", lambda: 1 << 14)
+def test_sizes_that_do_not_fit_are_refused(run, times, tmp_path, monkeypatch):
+    monkeypatch.setattr(times.memory, "limit", lambda: 1 << 14)
     result, measured = run("--out", tmp_path)
     assert result.exit_code == 2
     assert "3d-tlstm, L=2 needs about 1 MiB but the CPU has 1 MiB" in result.output
@@ -434,10 +428,10 @@ def made_rows(passes, task, variants=("slstm", "2d-tlstm"), **sizes):
 
 
 def test_panels(passes):
-    panels = importlib.import_module("benchmarking.runtime_panels")
+    pictures = importlib.import_module("experiments.pictures")
     rows = made_rows(passes, "wikipedia", VARIANTS) + made_rows(passes, "mnist", batch_size=4)
     facts = {"device": "cpu (some chip)", "mlx": "0.1", "commit": "abc"}
-    figure = panels.draw_panels(rows, facts)
+    figure = pictures.draw_times(rows, facts)
     text, images = figure.axes
     assert text.get_title() == "wikipedia, M=1120/901/522, B=100, T=50"
     assert images.get_title() == (
@@ -451,11 +445,10 @@ def test_panels(passes):
     assert "cpu (some chip)" in figure.get_suptitle()
 
 
-def test_panels_are_read_back(passes, tmp_path):
-    panels = importlib.import_module("benchmarking.runtime_panels")
+def test_times_are_read_back(passes, times, tmp_path):
     rows = made_rows(passes, "addition")
-    panels.write_times(tmp_path / "times.json", rows, {})
-    assert panels.read_times(tmp_path / "times.json") == {"addition": rows}
+    (tmp_path / "times.json").write_text(json.dumps({"facts": {}, "rows": rows}))
+    assert times.read_times(tmp_path / "times.json") == {"addition": rows}
     for content, message in (
         ("[", "must hold JSON"),
         ("[]", "'times' must be a times.json of time_tasks.py"),
@@ -463,7 +456,7 @@ def test_panels_are_read_back(passes, tmp_path):
     ):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ValueError, match=message):
-            panels.read_times(tmp_path / "bad.json")
+            times.read_times(tmp_path / "bad.json")
 
 
 def test_words(times, passes):
@@ -471,6 +464,6 @@ def test_words(times, passes):
     words = times.cost_of_depth("mnist", rows)
     assert words == "mnist: slstm: L=5 costs 5.0 times L=1; 2d-tlstm 5.0"
     table = times.task_table("mnist", rows)
-    cells = dict(zip(table.header, table.rows[2], strict=False))
+    cells = table.rows[2]
     assert (cells["variant"], cells["L"], cells["to L=1"]) == ("slstm", "5", "5.00")
     assert math.isclose(float(cells["ms"]), 10)

@@ -8,6 +8,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 import tune
+from benchmarking import tile_search
+from benchmarking.kernel_times import CONVOLUTIONS
 from click.testing import CliRunner
 from mlx import nn
 
@@ -18,7 +20,7 @@ from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
 from mlx_tlstm.kernels.tuning import Product
 
 SIZE = "2x3,M=8,B=2,T=3"
-FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = (kernel.name for kernel in tune.CONVOLUTIONS)
+FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = (kernel.name for kernel in CONVOLUTIONS)
 QUICK = pytest.mark.standin(mode="fast", check=False)
 
 # B·P = 12 rows, 9 taps, O = 4 · 8 + 9; B·(P + 1) rows read the gradient.
@@ -56,7 +58,7 @@ def winners(monkeypatch) -> dict[str, Tile | None]:
         assert wanted in candidates
         return {c: Timing((1.0 if c == wanted else 2.0,), 0) for c in candidates}
 
-    monkeypatch.setattr(tune, "measure", measure)
+    monkeypatch.setattr(tile_search, "measure", measure)
     return chosen
 
 
@@ -122,7 +124,7 @@ def test_wrong_numbers_are_neither_timed_nor_stored(kernel_calls, stored, monkey
         return results
 
     monkeypatch.setattr(convolution.FORWARD.__class__, "__call__", wrong)
-    monkeypatch.setattr(tune, "measure", lambda *_, **__: pytest.fail("timed wrong numbers"))
+    monkeypatch.setattr(tile_search, "measure", lambda *_, **__: pytest.fail("timed wrong numbers"))
     result = run()
     assert result.exit_code == 1
     message = f"{PRODUCTS[INPUT_GRADIENT]} with the tile 16x16x64 differs from plain operations"

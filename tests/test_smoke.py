@@ -1,4 +1,4 @@
-"""Every target and every task at a tiny size, in processes as a user starts them.
+"""Every target at a tiny size, in processes as a user starts them.
 
 It proves that all of it runs, stops and goes on; the figures mean nothing.
 """
@@ -25,10 +25,11 @@ pytestmark = pytest.mark.smoke
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("table-1", "table-2", "table-3")
-PICTURES = ("figure-3", "figure-4", "figure-4-lag", "figure-5", "starts", "symbols-20")
+PICTURES = ("tasks", "figure-3", "figure-4", "figure-4-lag", "figure-5", "starts", "symbols-20")
 #: Rows of each target's table.
 ROWS = {"table-1": 8, "table-2": 8, "table-3": 20}
 ROWS |= {
+    "tasks": len(TASKS),
     "figure-3": 14,
     "figure-4": 28,
     "figure-4-lag": 28,
@@ -129,16 +130,3 @@ def test_every_target(data, tmp_path):
     again = finish(*command)
     assert not re.search(r"^ *\d+ of \d+  ", again, re.MULTILINE)
     assert trained_files(out) == before
-
-
-def test_every_task(data, tmp_path):
-    command = ["train_tasks", "--samples", "60", "--out", tmp_path, *data]
-    output = finish(*command)
-    rows = check_table(tmp_path / "tasks", len(TASKS))
-    assert [row["task"] for row in rows] == list(TASKS)
-    assert all(row["best"] and row["test"] for row in rows)
-    check_picture(tmp_path / "tasks")
-    assert all(row["run folder"] in output for row in rows)
-    before = trained_files(tmp_path)
-    assert "5 runs, 5 of which ended before" in finish(*command)
-    assert trained_files(tmp_path) == before

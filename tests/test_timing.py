@@ -11,7 +11,7 @@ import benchmark
 import mlx.core as mx
 import numpy as np
 import pytest
-from benchmarking import options
+from benchmarking import sizes as sizing
 from click.testing import CliRunner
 from layer_helpers import build
 
@@ -248,21 +248,21 @@ def test_tf32(monkeypatch, setting, architecture, cuda, expected):
     monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
     if setting is not None:
         monkeypatch.setenv("MLX_ENABLE_TF32", setting)
-    assert options.tf32() == expected
-    assert options.unit_roundoff(mx.float32) == (2.0**-11 if expected else 2.0**-24)
-    assert options.unit_roundoff(mx.bfloat16) == 2.0**-8
+    assert sizing.tf32() == expected
+    assert sizing.unit_roundoff(mx.float32) == (2.0**-11 if expected else 2.0**-24)
+    assert sizing.unit_roundoff(mx.bfloat16) == 2.0**-8
 
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_stacked_lstm_of_pytorch_computes_the_same(depth):
     pytest.importorskip("torch", reason="PyTorch is not installed (extra: bench)")
-    from benchmarking.pytorch_tlstm import StackedRun
+    from benchmarking.pytorch_tlstm import stacked_pass
 
     layer, _ = build("stacked", depth)
     ours = passes.Pass(layer, 2, 5, input_size=layer.cell.input_size)
     arrays = {name: np.array(a) for name, a in passes.tree_flatten(layer.parameters())}
     x, cotangent = np.array(ours.x), np.array(ours.cotangent)
-    outputs, gradients = StackedRun({"depth": depth}, arrays, x, cotangent, "cpu")()
+    outputs, gradients = stacked_pass({"depth": depth}, arrays, x, cotangent, "cpu")()
     y, _, d_x = ours.run()
     assert np.allclose(outputs.detach().numpy(), y, rtol=1e-5, atol=1e-6)
     assert np.allclose(gradients["x"].numpy(), d_x, rtol=1e-5, atol=1e-6)

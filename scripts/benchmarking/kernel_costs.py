@@ -19,7 +19,6 @@ from mlx_tlstm.kernels.convolution import FORWARD, INPUT_GRADIENT, PACK, STEPS, 
 from mlx_tlstm.kernels.tiles import Tile
 
 _FLOAT = 4  # bytes of what stays float32 whatever the weights' type
-_STACKED = 16  # arrays that a launch of the kernel "stack" joins
 
 
 class Access(NamedTuple):
@@ -233,31 +232,3 @@ def step_costs(problem: Problem, tiles: dict[str, Tile]) -> list[Cost]:
     }
     costs = [cost(problem, tiles[name]) for name, cost in convolutions.items() if name in tiles]
     return [*costs, memory_forward(problem), memory_backward(problem)]
-
-
-def _joins(arrays: int) -> int:
-    """Launches that stack so many arrays, 16 at a time."""
-    launches = 0
-    while arrays > 1:
-        arrays = -(-arrays // _STACKED)
-        launches += arrays
-    return launches
-
-
-def launches(steps: int, outputs: int, recompute: bool = False) -> dict[str, int]:
-    """Launches of our kernels in a forward and backward pass of a tLSTM with memory convolution.
-
-    Args:
-        steps: T', the time steps with those that flush the delay.
-        outputs: T, the steps that have an output.
-        recompute: Whether the backward pass computes the activations anew.
-    """
-    return {
-        FORWARD.name: steps * (2 if recompute else 1),
-        "memory_forward": steps,
-        "memory_backward": steps,
-        INPUT_GRADIENT.name: steps,
-        WEIGHT_GRADIENT.name: -(-steps // STEPS),
-        "memory_gather": 1,
-        "stack": _joins(outputs) + _joins(steps),
-    }

@@ -75,13 +75,13 @@ def linear_products(
     return [*products, Product(rows, outputs, inputs, 1, "nn")] if input_gradient else products
 
 
-def bare_products(products: Iterable[Product]) -> Callable[[], None]:
-    """Takes all products, in float32, and waits for them."""
+def bare_products(products: Iterable[Product], dtype: mx.Dtype = mx.float32) -> Callable[[], None]:
+    """Takes all products of random factors and waits for them."""
     factors = []
     for product in products:
         m, k, n, times, (left, right) = product
-        a = mx.random.normal((k, m) if left == "t" else (m, k))
-        b = mx.random.normal((n, k) if right == "t" else (k, n))
+        a = mx.random.normal((k, m) if left == "t" else (m, k), dtype)
+        b = mx.random.normal((n, k) if right == "t" else (k, n), dtype)
         mx.eval(a, b)
         factors.append((a.T if left == "t" else a, b.T if right == "t" else b, times))
 

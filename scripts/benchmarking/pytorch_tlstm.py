@@ -7,7 +7,6 @@ place of the MKL inside PyTorch: ``addmm`` of 240x900 by 900x409 fell from 180 t
 from __future__ import annotations
 
 import gc
-import importlib.util
 import itertools
 import math
 import os
@@ -171,7 +170,12 @@ class Pass:
     """A forward and backward pass: the loss is the sum of outputs times ``cotangent``."""
 
     def __init__(
-        self, module: nn.Module, x: np.ndarray, cotangent: np.ndarray, device: str, dtype: str
+        self,
+        module: nn.Module,
+        x: np.ndarray,
+        cotangent: np.ndarray,
+        device: str,
+        dtype: str = "float32",
     ) -> None:
         self.module = module.to(device, getattr(torch, dtype))
         self.x = torch.tensor(x, device=device, requires_grad=True)
@@ -188,41 +192,25 @@ class Pass:
         return outputs, dict(zip(parameters, gradients, strict=True))
 
 
-class Run(Pass):
+def tlstm_pass(
+    layer: Mapping[str, Any], parameters: Mapping[str, np.ndarray], *arrays_and_place: Any
+) -> Pass:
     """A pass of the tLSTM; ``layer`` holds the arguments of :class:`TorchTLSTM`."""
-
-    def __init__(
-        self,
-        layer: Mapping[str, Any],
-        parameters: Mapping[str, np.ndarray],
-        x: np.ndarray,
-        cotangent: np.ndarray,
-        device: str,
-        dtype: str = "float32",
-    ) -> None:
-        module = TorchTLSTM(**layer)
-        copy_parameters(module, parameters)
-        super().__init__(module, x, cotangent, device, dtype)
+    module = TorchTLSTM(**layer)
+    copy_parameters(module, parameters)
+    return Pass(module, *arrays_and_place)
 
 
-class StackedRun(Pass):
+def stacked_pass(
+    layer: Mapping[str, Any], parameters: Mapping[str, np.ndarray], *arrays_and_place: Any
+) -> Pass:
     """A pass of the stacked LSTM; ``layer`` holds its depth."""
-
-    def __init__(
-        self,
-        layer: Mapping[str, Any],
-        parameters: Mapping[str, np.ndarray],
-        x: np.ndarray,
-        cotangent: np.ndarray,
-        device: str,
-        dtype: str = "float32",
-    ) -> None:
-        module = TorchStackedLSTM(layer["depth"], parameters)
-        super().__init__(module, x, cotangent, device, dtype)
-        self.module.lstm.flatten_parameters()
+    one = Pass(TorchStackedLSTM(layer["depth"], parameters), *arrays_and_place)
+    one.module.lstm.flatten_parameters()
+    return one
 
 
-RUNS = {"tlstm": Run, "stacked": StackedRun}
+PASSES = {"tlstm": tlstm_pass, "stacked": stacked_pass}
 
 
 def best_device(gpu: bool) -> str:
@@ -232,6 +220,16 @@ def best_device(gpu: bool) -> str:
     return "cuda" if gpu and torch.cuda.is_available() else "cpu"
 
 
+def compiles(device: str) -> bool:
+    """Whether ``torch.compile`` works: it needs a C++ compiler, on an NVIDIA GPU Triton too."""
+    try:
+        torch.compile(torch.tanh)(torch.ones(2, device=device))
+    except Exception as error:  # of a kind for each thing that can be missing
+        print(f"torch.compile does not work here: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def describe(gpu: bool) -> dict[str, Any]:
     """Version, device, threads, and whether steps can be compiled and LSTMs are cuDNN's."""
     device = best_device(gpu)
@@ -239,7 +237,7 @@ def describe(gpu: bool) -> dict[str, Any]:
         "version": torch.__version__,
         "device": device,
         "threads": torch.get_num_threads(),
-        "compiles": device == "cuda" and importlib.util.find_spec("triton") is not None,
+        "compiles": device != "mps" and compiles(device),
         "cudnn": device == "cuda" and torch.backends.cudnn.is_available(),
     }
 
@@ -247,7 +245,7 @@ def describe(gpu: bool) -> dict[str, Any]:
 def serve() -> None:
     """Answer pickled requests on standard input with pickled replies on standard output.
 
-    ``("describe", gpu)`` answers version, device and threads; ``("load", name, key of RUNS,
+    ``("describe", gpu)`` answers version, device and threads; ``("load", name, key of PASSES,
     arguments)`` makes a pass; ``("check", name)`` runs it and answers outputs and gradients,
     ``("run", name)`` its seconds; ``("drop",)`` forgets all passes. The products of float32
     matrices are TF32 where MLX's are.
@@ -267,7 +265,7 @@ def serve() -> None:
             reply = describe(*arguments)
         elif request == "load":
             name, kind, *arguments = arguments
-            runs[name] = RUNS[kind](*arguments)
+            runs[name] = PASSES[kind](*arguments)
         elif request == "drop":
             runs.clear()
             gc.collect()  # a module and its step refer to one another

@@ -1,122 +1,129 @@
-"""The benchmark's tables of layers at the README's sizes, over T and over the depth."""
+"""Tables of figures as text, Markdown, CSV and JSON, and where the figures were taken."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from mlx import nn
+import click
 
-import mlx_tlstm
-from benchmarking.baselines import INPUT_SIZE, KERNEL_SIZE, Size, TorchProcess
-from benchmarking.passes import check_against_torch, randomized
-from benchmarking.products import bare_products, layer_products, linear_products
-from benchmarking.report import Table
-from mlx_tlstm.checking.passes import Pass
-from mlx_tlstm.checking.timing import measure, per_timestep_example
+from mlx_tlstm import blas
+from mlx_tlstm.checking.timing import Timing, machine
 
-DEPTHS = (1, 2, 4, 10)
-LENGTHS = (392, 784)  # half an MNIST image and a whole one, pixel by pixel
+NOT_RUN = "not run"
+#: Mean number of running processes over the last minute above which a machine is not quiet.
+BUSY_LOAD = 0.5
 
-
-def settings_of(size: Size) -> dict[str, Any]:
-    """Arguments of a tLSTM with memory convolution and channel normalisation."""
-    return {
-        "input_size": INPUT_SIZE,
-        "hidden_size": size.hidden_size,
-        "tensor_size": size.tensor_size,
-        "kernel_size": KERNEL_SIZE,
-        "memory_convolution": True,
-        "norm": "channel",
-    }
+#: What every command that prints a table takes.
+markdown_option = click.option("--markdown", is_flag=True, help="Print Markdown.")
 
 
-def sizes_table(sizes: list[Size], torch: TorchProcess | None, options: dict[str, Any]) -> Table:
-    """3D and other tLSTMs with channel normalisation, the bare products and PyTorch."""
-    rows, timings = [], {}
-    for size in sizes:
-        settings = settings_of(size)
-        mlx_pass = Pass(randomized(mlx_tlstm.TLSTM(**settings)), size.batch_size, size.length)
-        products = [
-            *layer_products(mlx_pass.layer, size.batch_size, size.length),
-            *linear_products(size.length * size.batch_size, INPUT_SIZE, size.hidden_size),
-        ]
-        candidates = {"mlx-tlstm": mlx_pass.run, "products": bare_products(products)}
-        if torch is not None:
-            check_against_torch(mlx_pass, torch, settings)
-            candidates["pytorch"] = lambda: torch.ask("run", "pytorch")
-        timing = measure(candidates, **options)
-        ours, products, theirs = (timing.get(n) for n in ("mlx-tlstm", "products", "pytorch"))
-        low, high = (size.unit(quartile) for quartile in ours.quartiles)
-        rows.append(
-            (
-                str(size),
-                f"{size.unit(ours.median):.4f}",
-                f"{size.unit(ours.minimum):.4f}",
-                f"{low:.4f} – {high:.4f}",
-                f"{size.unit(products.median):.4f}",
-                f"{ours.ratio(products):.2f}",
-                f"{size.unit(theirs.median):.4f}" if theirs else "not run",
-                f"{ours.ratio(theirs):.2f}" if theirs else "not run",
-                f"{ours.peak_bytes / 2**20:.0f}",
-                str(len(ours.milliseconds)),
-            )
-        )
-        timings[str(size)] = timing
-    title = f"tLSTM, K={KERNEL_SIZE}, memory convolution, channel normalisation, R={INPUT_SIZE}"
-    header = ("size", "ms", "min", "quartiles", "products", "ratio", "PyTorch", "ratio")
-    return Table(title, (*header, "peak MiB", "rounds"), rows, timings)
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows under a title.
 
-
-def linear_table(options: dict[str, Any]) -> Table:
-    """Whether the time is linear in T: our layer and ``mlx.nn.LSTM``.
-
-    The latter is not compiled: its gradient's T arrays, each of all time steps, then took more than
-    24 GB at once.
+    Args:
+        title: What the table is of.
+        rows: The cells of each row by their column; all rows have the same columns.
+        timings: Every measurement behind it, in groups.
     """
-    hidden_size, batch_size = 100, 50
-    layers = {
-        "mlx-tlstm, P=3": lambda: mlx_tlstm.TLSTM(INPUT_SIZE, hidden_size, 3, norm="channel"),
-        "mlx.nn.LSTM": lambda: nn.LSTM(INPUT_SIZE, hidden_size),
-    }
-    candidates = {
-        f"{name}, T={length}": Pass(
-            build(), batch_size, length, INPUT_SIZE, compiled=name != "mlx.nn.LSTM"
-        ).run
-        for name, build in layers.items()
-        for length in LENGTHS
-    }
-    timings = measure(candidates, **options)
-    rows = []
-    for name in layers:
-        short, long = (timings[f"{name}, T={length}"] for length in LENGTHS)
-        peaks = f"{short.peak_bytes / 2**20:.0f} / {long.peak_bytes / 2**20:.0f}"
-        times = (f"{short.median:.0f}", f"{long.median:.0f}")
-        rows.append((name, *times, f"{long.ratio(short):.2f}", peaks))
-    title = f"Twice as many timesteps, M={hidden_size}, B={batch_size}, milliseconds of a pass"
-    header = ("layer", *(f"T={length}" for length in LENGTHS), "ratio", "peak MiB")
-    return Table(title, header, rows, {"linear": timings})
+
+    title: str
+    rows: Sequence[Mapping[str, str]]
+    timings: Mapping[str, Mapping[str, Timing]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        """The columns."""
+        return tuple(self.rows[0])
+
+    def text(self, markdown: bool) -> str:
+        """Aligned columns, with Markdown's rules if asked for."""
+        cells = [self.header, *(tuple(row.values()) for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        between, edge = (" | ", "| ") if markdown else ("  ", "")
+
+        def line(cells: Sequence[str]) -> str:
+            aligned = [cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])]
+            return edge + between.join(aligned) + edge[::-1]
+
+        if markdown:
+            cells.insert(
+                1, tuple("-" * (w - 1) + (":" if i else "-") for i, w in enumerate(widths))
+            )
+        title = f"### {self.title}\n" if markdown else self.title
+        return "\n".join([title, *map(line, cells)])
 
 
-def depth_table(options: dict[str, Any]) -> Table:
-    """Whether the time grows with the depth: 2D tLSTM and stacked LSTM."""
-    hidden_size, batch_size, length = 100, 15, 42
-    layers = {
-        "2D tLSTM": lambda depth: mlx_tlstm.TLSTM(INPUT_SIZE, hidden_size, depth),
-        "stacked LSTM": lambda depth: mlx_tlstm.StackedLSTM(INPUT_SIZE, hidden_size, depth),
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows by column as CSV with a header."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def say_facts(script: str, markdown: bool, busy: str = "", **more: Any) -> dict[str, Any]:
+    """Print where the figures are taken and what may spoil them, and return the facts.
+
+    Args:
+        script: The command's name.
+        markdown: Whether to print Markdown.
+        busy: What to say where other work is running.
+        more: Facts beyond the machine's.
+    """
+    here, load = machine(), os.getloadavg()[0]
+    command = shlex.join(["python", f"scripts/{script}.py", *sys.argv[1:]])
+    facts = dataclasses.asdict(here) | more | {"load before": f"{load:.1f}", "command": command}
+    say_list((f"{name}: {value}" for name, value in facts.items()), markdown)
+    if here.slow_blas:
+        click.echo(f"\nThese figures are of the slow BLAS. {blas.hint()}.")
+    if load > BUSY_LOAD:
+        busy = busy or "the times are longer than on a quiet machine."
+        click.echo(f"\nOther work is running here: {busy}")
+    return facts
+
+
+def say_list(lines: Any, markdown: bool) -> None:
+    """Print lines, as a list where Markdown is asked for."""
+    click.echo("\n".join(f"- {line}" if markdown else str(line) for line in lines))
+
+
+def say_tables(tables: Sequence[Table], markdown: bool) -> None:
+    """Print tables, an empty line above each."""
+    for table in tables:
+        click.echo("\n" + table.text(markdown))
+
+
+def write_timings(path: Path | None, facts: Mapping[str, Any], tables: Sequence[Table]) -> None:
+    """Write the facts and every measurement behind the tables as JSON, where a path is given."""
+    if path is None:
+        return
+    timings = {
+        title: {name: timing.as_dict() for name, timing in group.items()}
+        for table in tables
+        for title, group in table.timings.items()
     }
-    candidates = {
-        f"{name}, L={depth}": Pass(build(depth), batch_size, length).run
-        for name, build in layers.items()
-        for depth in DEPTHS
-    }
-    timings = measure(candidates, **options)
-    rows = []
-    for name in layers:
-        by_depth = [timings[f"{name}, L={depth}"] for depth in DEPTHS]
-        cells = [
-            f"{per_timestep_example(t.median, length, batch_size):.4f} ({t.ratio(by_depth[0]):.2f})"
-            for t in by_depth
-        ]
-        rows.append((name, *cells))
-    title = f"Depth, M={hidden_size}, B={batch_size}, T={length}: ms and, in brackets, times L=1"
-    return Table(title, ("layer", *(f"L={depth}" for depth in DEPTHS)), rows, {"depth": timings})
+    path.write_text(json.dumps({"facts": facts, "timings": timings}, indent=2))
+
+
+def measured_by(**defaults: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add numbers of rounds and the like, with these defaults, to a click command."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for name, default in defaults.items():
+            least = click.IntRange(0 if name == "warmup" else 1)
+            option = click.option(f"--{name}", default=default, show_default=True, type=least)
+            command = option(command)
+        return command
+
+    return add

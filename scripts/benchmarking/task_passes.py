@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
-from experiments.paper import EXPERIMENTS, Experiment
+from experiments.paper import figure_of
 from mlx import nn
 from mlx.utils import tree_flatten
 
@@ -58,11 +58,6 @@ class Point:
         return len(range(*self.loss_positions.indices(self.length)))
 
 
-def experiment_of(task: str) -> Experiment:
-    """The paper's figure over the depth for a task."""
-    return next(e for e in EXPERIMENTS if task in e.tasks and e.source.startswith("Fig."))
-
-
 def points_of(task: str, quick: bool) -> list[list[Point]]:
     """The points of a task's panel, a list of depths for each variant, in the paper's order.
 
@@ -70,7 +65,7 @@ def points_of(task: str, quick: bool) -> list[list[Point]]:
         task: Name of the task.
         quick: Take smaller sizes than the paper's.
     """
-    experiment, paper = experiment_of(task), TASKS[task].paper()
+    experiment, paper = figure_of(task), TASKS[task].paper()
     hidden_sizes = experiment.hidden_sizes
     batch_size, length = paper.batch_size, TASKS[task].sequence_steps(paper.length)
     if quick:
@@ -79,18 +74,10 @@ def points_of(task: str, quick: bool) -> list[list[Point]]:
             variant: max(QUICK_LEAST_HIDDEN, hidden_size // QUICK_HIDDEN_DIVISOR)
             for variant, hidden_size in hidden_sizes.items()
         }
+    symbols = (experiment.input_size, experiment.output_size)
     return [
         [
-            Point(
-                task,
-                variant,
-                depth,
-                hidden_size,
-                batch_size,
-                length,
-                experiment.input_size,
-                experiment.output_size,
-            )
+            Point(task, variant, depth, hidden_size, batch_size, length, *symbols)
             for depth in experiment.depths
         ]
         for variant, hidden_size in hidden_sizes.items()

@@ -10,12 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
+
 from benchmarking.products import bare_products
-from benchmarking.report import Table
-from benchmarking.task_passes import Point, TaskPass, products_of
+from benchmarking.tables import Table
+from benchmarking.task_passes import Point, TaskPass, predicted_bytes, products_of
 from mlx_tlstm.checking.timing import Timing, measure, per_timestep_example
 from mlx_tlstm.checks import require
-from mlx_tlstm.files import read_json_lines, replace_file
+from mlx_tlstm.files import read_json, read_json_lines, replace_file
+from mlx_tlstm.training import memory
 
 #: A row: a point's sizes, and what :func:`measure_depths` found.
 Row = dict[str, Any]
@@ -75,45 +78,31 @@ def _in_unit(timing: Timing, point: Point) -> Timing:
 class KeptRows:
     """Rows in a file, so that measuring goes on where it was stopped.
 
-    The first line says with what the rows were taken.
+    A line holds a row and with what it was taken; rows of other settings stay, and count as none.
 
     Args:
         path: The file; it need not be there.
-        settings: With what rows are taken now, by name. A file of others is put aside, under the
-            name that ``put_aside`` has.
-
-    Attributes:
-        rows: Those of the file.
-        changes: Settings that are not as in the file that was put aside, with both values.
+        settings: With what rows are taken now, by name.
 
     Raises:
         ValueError: The file holds something else.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path = path
-        self.settings = dict(settings)
-        self.rows: list[Row] = []
-        self.changes: dict[str, tuple[Any, Any]] = {}
-        self.put_aside = path.with_name(f"{path.stem}.before{path.suffix}")
-        if not path.exists():
-            return
-        before, *rows = _read_lines(path)
-        names = before.keys() | self.settings.keys()
-        self.changes = {
-            name: (before.get(name), self.settings.get(name))
-            for name in sorted(names)
-            if before.get(name) != self.settings.get(name)
-        }
-        if self.changes:
-            path.replace(self.put_aside)
-        else:
-            self.rows = rows
+        self._path = path
+        self._settings = dict(settings)
+        self._lines = read_json_lines(path, "time_tasks") if path.exists() else []
+        check_rows("time_tasks", str(path), self._lines)
 
     def of(self, points: Iterable[Point]) -> list[Row] | None:
         """The rows of these points, or ``None`` where one is missing."""
         sizes = [dataclasses.asdict(point) for point in points]
-        found = [row for row in self.rows if {name: row[name] for name in _SIZES} in sizes]
+        found = [
+            {name: line[name] for name in line if name != "settings"}
+            for line in self._lines
+            if line.get("settings") == self._settings
+            and {name: line[name] for name in _SIZES} in sizes
+        ]
         return found if len(found) == len(sizes) else None
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -122,17 +111,52 @@ class KeptRows:
         Raises:
             OSError: The file cannot be written; it is as it was.
         """
-        self.rows += rows
-        text = "".join(json.dumps(line) + "\n" for line in (self.settings, *self.rows))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.path, lambda path: path.write_text(text))
+        self._lines += [row | {"settings": self._settings} for row in rows]
+        text = "".join(json.dumps(line) + "\n" for line in self._lines)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self._path, lambda path: path.write_text(text))
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    lines = read_json_lines(path, "time_tasks")
-    require(len(lines) > 0, "time_tasks", str(path), "a file of settings and rows", "none")
-    check_rows("time_tasks", str(path), lines[1:])
-    return lines
+def require_memory(points: Iterable[Point]) -> None:
+    """Refuse, before any work, sizes that the device has no memory for.
+
+    Raises:
+        click.UsageError: There are such; the largest is named.
+    """
+    needed, largest = max(
+        ((predicted_bytes(point), point) for point in points), key=lambda pair: pair[0]
+    )
+    if needed > memory.limit():
+        raise click.UsageError(
+            f"{largest.task}, {largest.variant}, L={largest.depth} needs about "
+            f"{memory.describe(needed)} but {memory.device_name()} has "
+            f"{memory.describe(memory.limit())}; --quick takes smaller sizes"
+        )
+
+
+def measure_all(groups: list[list[Point]], kept: KeptRows, rounds: int, warmup: int) -> list[Row]:
+    """The rows of all groups; those that are not kept yet are measured, and then kept.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what was measured is kept.
+    """
+    rows = []
+    for number, points in enumerate(groups, start=1):
+        found = kept.of(points)
+        if found is None:
+            try:
+                found = measure_depths(points, rounds, warmup)
+            except KeyboardInterrupt:
+                text = "Stopped; what was measured is kept, and the same command goes on"
+                raise KeyboardInterrupt(text) from None
+            kept.add(found)
+            times = ", ".join(f"L={row['depth']} {row['median']:.4f}" for row in found)
+            click.echo(
+                f"{number} of {len(groups)}: {points[0].task}, {points[0].variant}: {times} ms",
+                err=True,
+            )
+        rows += found
+    return rows
 
 
 def check_rows(owner: str, source: str, rows: Sequence[Any]) -> None:
@@ -161,23 +185,21 @@ def task_table(task: str, rows: Sequence[Row]) -> Table:
     """A task's rows for people."""
     first = min(row["depth"] for row in rows)
     cells = [
-        (
-            row["variant"],
-            str(row["depth"]),
-            str(row["hidden_size"]),
-            f"{row['median']:.4f}",
-            "{:.4f} – {:.4f}".format(*row["quartiles"]),
-            f"{row['to_first']:.2f}",
-            f"{row['products']:.4f}",
-            f"{row['to_products']:.2f}",
-            f"{row['peak_bytes'] / 2**20:.1f}",
-            str(len(row["milliseconds"])),
-        )
+        {
+            "variant": row["variant"],
+            "L": str(row["depth"]),
+            "M": str(row["hidden_size"]),
+            "ms": f"{row['median']:.4f}",
+            "quartiles": "{:.4f} – {:.4f}".format(*row["quartiles"]),
+            f"to L={first}": f"{row['to_first']:.2f}",
+            "products": f"{row['products']:.4f}",
+            "ratio": f"{row['to_products']:.2f}",
+            "peak MiB": f"{row['peak_bytes'] / 2**20:.1f}",
+            "rounds": str(len(row["milliseconds"])),
+        }
         for row in rows
     ]
-    header = ("variant", "L", "M", "ms", "quartiles", f"to L={first}", "products", "ratio")
-    title = f"{task}: milliseconds per timestep per example, {size_text(rows)}"
-    return Table(title, (*header, "peak MiB", "rounds"), cells, {})
+    return Table(f"{task}: milliseconds per timestep per example, {size_text(rows)}", cells)
 
 
 def cost_of_depth(task: str, rows: Iterable[Row]) -> str:
@@ -190,3 +212,24 @@ def cost_of_depth(task: str, rows: Iterable[Row]) -> str:
         named = f"L={last['depth']} costs {cost} times L={first['depth']}"
         costs.append(f"{variant} {cost}" if costs else f"{variant}: {named}")
     return f"{task}: {'; '.join(costs)}"
+
+
+def without_rounds(row: Row) -> Row:
+    """A row as a line of a CSV file: quartiles and the number of rounds in place of lists."""
+    low, high = row["quartiles"]
+    line = {name: value for name, value in row.items() if not isinstance(value, list)}
+    rounds = len(row["milliseconds"])
+    return line | {"lower_quartile": low, "upper_quartile": high, "rounds": rounds}
+
+
+def read_times(path: Path) -> dict[str, list[Row]]:
+    """The rows of each task in the ``times.json`` of ``time_tasks.py``.
+
+    Raises:
+        ValueError: The file holds something else.
+    """
+    times = read_json(path, "figures")
+    valid = isinstance(times, dict) and isinstance(times.get("rows"), list)
+    require(valid, "figures", "times", "a times.json of time_tasks.py", str(path))
+    check_rows("figures", str(path), times["rows"])
+    return by_task(times["rows"])

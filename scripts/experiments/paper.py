@@ -77,6 +77,11 @@ def experiment(source: str, task: str) -> Experiment:
     return next(e for e in EXPERIMENTS if e.source == source and task in e.tasks)
 
 
+def figure_of(task: str) -> Experiment:
+    """The paper's figure over the depth for a task."""
+    return next(e for e in EXPERIMENTS if task in e.tasks and e.source.startswith("Fig."))
+
+
 @dataclasses.dataclass(frozen=True)
 class PrintedRow:
     """What a table prints of one model.

@@ -1,91 +1,186 @@
-"""Pictures of sweeps: figures over the depth, and learning curves."""
+"""Pictures of runs and run times: figures over the depth, and learning curves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from benchmarking.task_passes import points_of
+from benchmarking.task_times import Row, by_task, size_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.panels import draw_performance_panel
-from experiments.plans import FIGURES, Request, figure_runs, study_runs
+from experiments import report
+from experiments.plans import EACH_TASK, FIGURES, Request, figure_runs, study_runs, task_runs
 from experiments.results import RunResult
-from experiments.tables import Results, settled
+from experiments.studies import STUDIES
+from mlx_tlstm import VARIANTS
+from mlx_tlstm.checking.timing import Timing
+from mlx_tlstm.checks import require
+from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.training.progress import causality_note
 from mlx_tlstm.training.runs import CONFIG_FILE, RunFolder
-from mlx_tlstm.visualize import draw_by_depth, draw_learning_curves
+from mlx_tlstm.visualize import draw_by_depth, draw_learning_curves, draw_runtime
+from mlx_tlstm.visualize.curves import METRICS
 
-_COLUMNS = 2
 #: Inches of one panel with its legend.
 _WIDTH, _HEIGHT = 6.4, 3.6
 
 
-def draw_figure(target: str, request: Request, results: Results) -> Figure | None:
-    """A figure's performance panels; ``None`` where no run has ended.
-
-    Beside an algorithmic task's stand the samples until all answers were right, where some run got
-    there.
-    """
-    runs = figure_runs(target, request)
-    rows = []
-    for task in FIGURES[target].tasks:
-        found = settled([run for run in runs if run.config.task == task], results)
-        if found:
-            rows.append((found, any(result.to_100 is not None for result in found)))
-    if not rows:
-        return None
-    side_by_side = not any(solved for _, solved in rows)
-    figure, panels = _grid(len(rows) if side_by_side else _COLUMNS * len(rows))
-    for number, (found, solved) in enumerate(rows):
-        left = panels[number if side_by_side else _COLUMNS * number]
-        draw_performance_panel(found, left)
-        left.set_title(f"{left.get_title()}, {request.scale} scale", fontsize="medium")
-        if solved:
-            right = panels[_COLUMNS * number + 1]
-            _draw_samples(found, right)
-            right.set_title(left.get_title(), fontsize="medium")
-    _hide_empty(panels)
-    return figure
-
-
-def draw_study(target: str, request: Request, folder: Path) -> Figure | None:
-    """Learning curves, a panel for each comparison; ``None`` where no run was evaluated."""
-    panels = {
-        panel: [folder / run.name for seeds in ways for run in seeds]
-        for panel, ways in study_runs(target, request).items()
-    }
-    return draw_curves(list(panels.values()), list(panels))
-
-
-def draw_curves(
-    panels: Sequence[Sequence[Path]], titles: Sequence[str] | None = None
+def target_picture(
+    target: str, request: Request, results: report.Results, folder: Path
 ) -> Figure | None:
-    """Learning curves of runs' folders, a panel for each sequence of them.
+    """A target's picture; ``None`` where it has none, or no run is far enough.
 
-    Folders that hold no evaluation yet are left out; ``None`` where none does. ``titles`` go above
-    the panels' own.
+    Args:
+        target: What is drawn: a figure's panels, or learning curves.
+        request: Its scale and seeds.
+        results: Of its runs.
+        folder: Of its runs' folders.
     """
-    evaluated = [(found, n) for n, paths in enumerate(panels) if (found := _evaluated(paths))]
-    if not evaluated:
-        return None
-    figure, places = _grid(len(evaluated))
-    for (runs, number), axes in zip(evaluated, places, strict=False):
-        draw_learning_curves(runs, axes=axes)
-        if titles is not None:
-            axes.set_title(f"{titles[number]}\n{axes.get_title()}", fontsize="medium")
-    _hide_empty(places)
+    if target in FIGURES:
+        runs = figure_runs(target, request)
+        tasks = {
+            task: report.settled([run for run in runs if run.config.task == task], results)
+            for task in FIGURES[target].tasks
+        }
+        tasks = {task: found for task, found in tasks.items() if found}
+        return draw_figure(tasks, note=f", {request.scale} scale", samples=True) if tasks else None
+    if target == EACH_TASK:
+        return draw_curves([("", [folder / run.name]) for run in task_runs(request)])
+    panels = study_runs(target, request) if target in STUDIES else {}
+    return draw_curves(
+        [(name, [folder / run.name for w in ways for run in w]) for name, ways in panels.items()]
+    )
+
+
+def draw_figure(
+    tasks: Mapping[str, Sequence[RunResult]],
+    times: Mapping[str, Sequence[Row]] | None = None,
+    note: str = "",
+    samples: bool = False,
+) -> Figure:
+    """A performance panel for each task and, where there is something, one to its right.
+
+    Without any the panels of two tasks stand side by side.
+
+    Args:
+        tasks: Runs by task, each with an evaluation.
+        times: Run times of each task, to stand to the right.
+        note: Ends the panels' titles.
+        samples: Whether samples until all answers were right stand there, if some run got there.
+    """
+    solved = {task for task, found in tasks.items() if any(r.to_100 is not None for r in found)}
+    beside = set(tasks) if times is not None else solved if samples else set()
+    figure, panels = _grid(len(tasks) * (2 if beside else 1))
+    for task, results in tasks.items():
+        left = panels.pop(0)
+        draw_performance_panel(results, left)
+        left.set_title(left.get_title() + note, fontsize="medium")
+        right = panels.pop(0) if beside else None
+        if task not in beside:
+            if right is not None:
+                right.set_axis_off()
+        elif times is not None:
+            draw_runtime_panel(times[task], right)
+        else:
+            _draw_samples(results, right)
+            right.set_title(left.get_title(), fontsize="medium")
     return figure
+
+
+def draw_performance_panel(results: Sequence[RunResult], axes: Axes) -> None:
+    """The best value of the task's metric over the depth, a line a variant.
+
+    It is taken on the split that training is watched on: the test samples of the algorithmic
+    tasks, which the paper reports, and elsewhere the validation split. A language model under
+    layer normalisation is marked: it sees what it predicts.
+
+    Args:
+        results: Runs on one task, each with an evaluation.
+        axes: Where to draw.
+
+    Raises:
+        ValueError: There is no run, or one has no evaluation.
+    """
+    first, task = results[0], results[0].config.task
+    label, scale = METRICS[first.metric]
+    for result in results:
+        require(result.best is not None, "figures", "runs", "evaluated", result.name)
+    leaky = {r.config.variant for r in results if causality_note(r.config, TASKS[task])}
+    labels = {variant: f"{variant} (not causal)" for variant in leaky}
+    points = _points(results, lambda result: scale * result.best)
+    draw_by_depth(points, f"best {first.split} {label}", axes, labels)
+    order = list(VARIANTS)
+    configs = sorted((r.config for r in results), key=lambda config: order.index(config.variant))
+    seeds = len({config.seed for config in configs})
+    size = f"{report.size_text(*configs)}, {seeds} seed{'s' if seeds > 1 else ''}"
+    axes.set_title(f"{task}, {size}", fontsize="medium")
 
 
 def _draw_samples(results: Sequence[RunResult], axes: Axes) -> None:
     """Training samples until all answers were right, of the runs that got there."""
-    points: dict[str, dict[int, list[float]]] = {}
-    for result in results:
-        values = points.setdefault(result.config.variant, {}).setdefault(result.config.depth, [])
-        if result.to_100 is not None:
-            values.append(result.to_100 / 1000)
+    points = _points(results, lambda result: result.to_100 and result.to_100 / 1000)
     draw_by_depth(points, "samples until all right (thousands)", axes)
     axes.set_ylim(bottom=0)
+
+
+def _points(results: Sequence[RunResult], value: Any) -> dict[str, dict[int, list[float]]]:
+    """By variant and depth what ``value`` makes of the results; ``None`` is left out."""
+    points: dict[str, dict[int, list[float]]] = {}
+    for result in results:
+        config, found = result.config, value(result)
+        seeds = points.setdefault(config.variant, {}).setdefault(config.depth, [])
+        seeds += [] if found is None else [found]
+    return points
+
+
+def draw_runtime_panel(rows: Sequence[Row], axes: Axes) -> None:
+    """A task's rows: depth on the x axis, a line a variant; the title says the sizes."""
+    points: dict[str, dict[int, Timing]] = {}
+    for row in rows:
+        timing = Timing(tuple(row["milliseconds"]), row["peak_bytes"])
+        points.setdefault(row["variant"], {})[row["depth"]] = timing
+    draw_runtime(points, axes)
+    task = rows[0]["task"]
+    variants = points_of(task, quick=False)
+    paper = size_text([dataclasses.asdict(point) for depths in variants for point in depths])
+    title = size_text(rows)
+    if title != paper:
+        title += f"\nreduced; the paper's: {paper}"
+    axes.set_title(f"{task}, {title}", fontsize="medium")
+
+
+def draw_times(rows: Sequence[Row], facts: Mapping[str, Any]) -> Figure:
+    """A runtime panel for each task in ``rows``, and where they were measured."""
+    tasks = by_task(rows)
+    figure, panels = _grid(len(tasks))
+    for of_task, axes in zip(tasks.values(), panels, strict=False):
+        draw_runtime_panel(of_task, axes)
+    figure.suptitle(
+        f"Forward and backward pass on {facts['device']}\n"
+        f"MLX {facts['mlx']}, commit {facts['commit']}",
+        fontsize="medium",
+    )
+    return figure
+
+
+def draw_curves(panels: Sequence[tuple[str, Sequence[Path]]]) -> Figure | None:
+    """Learning curves, a panel for each title and its runs' folders.
+
+    Folders that hold no evaluation yet are left out; ``None`` where none does.
+    """
+    evaluated = [(title, found) for title, paths in panels if (found := _evaluated(paths))]
+    if not evaluated:
+        return None
+    figure, places = _grid(len(evaluated))
+    for (title, runs), axes in zip(evaluated, places, strict=False):
+        draw_learning_curves(runs, axes=axes)
+        if title:
+            axes.set_title(f"{title}\n{axes.get_title()}", fontsize="medium")
+    return figure
 
 
 def _evaluated(paths: Sequence[Path]) -> list[RunFolder]:
@@ -94,14 +189,11 @@ def _evaluated(paths: Sequence[Path]) -> list[RunFolder]:
 
 
 def _grid(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` panels or, to fill its rows, some more."""
-    columns = min(count, _COLUMNS)
+    """A figure of ``count`` panels, two in a row; places that are left over are empty."""
+    columns = min(count, 2)
     rows = -(-count // columns)
     figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * rows), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
-
-
-def _hide_empty(panels: Sequence[Axes]) -> None:
-    for axes in panels:
-        if not axes.has_data():
-            axes.set_axis_off()
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]

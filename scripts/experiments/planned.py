@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from experiments.results import read_result
-from mlx_tlstm import training
+from mlx_tlstm import VARIANTS, StackedLSTM, training
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import Task, make_task, task_type
@@ -84,13 +85,23 @@ def unsettled(runs: Sequence[PlannedRun], folder: Path) -> list[PlannedRun]:
     return [run for run, result in found.items() if result is None or not result.settled]
 
 
-def check_trainable(runs: Sequence[PlannedRun]) -> None:
+def selected(runs: Sequence[PlannedRun], patterns: Sequence[str]) -> list[PlannedRun]:
+    """Runs whose name matches one of the patterns; all where there is none."""
+    return [run for run in runs if not patterns or any(fnmatchcase(run.name, p) for p in patterns)]
+
+
+def backend_of(config: TrainingConfig, backend: str | None) -> str | None:
+    """The backend of a run where ``backend`` is asked for: a stacked LSTM has plain operations."""
+    return None if VARIANTS[config.variant].kind is StackedLSTM else backend
+
+
+def check_trainable(runs: Sequence[PlannedRun], backend: str | None = None) -> None:
     """Refuse runs whose data is missing or does not do, or that this machine has no memory for.
 
     Data is downloaded here where it has to be.
 
     Raises:
-        ValueError: A setting does not fit the task, its data or the machine.
+        ValueError: A setting does not fit the task, its data, the machine or the backend.
         FileNotFoundError, DataUnavailableError: The data cannot be had.
     """
     tasks: dict[tuple[Any, ...], Task] = {}
@@ -99,7 +110,7 @@ def check_trainable(runs: Sequence[PlannedRun]) -> None:
         key = (config.task, config.length, config.batch_size, config.data)
         if key not in tasks:
             tasks[key] = make_task(config)
-        model = training.build_model(config, tasks[key])  # lazy: no weight is computed
+        model = training.build_model(config, tasks[key], backend_of(config, backend))  # lazy
         require_fits(config, tasks[key], model)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from experiments.paper import EXPERIMENTS, PAPER_VARIANTS, TABLES, experiment
+from experiments.paper import EXPERIMENTS, PAPER_VARIANTS, TABLES, experiment, figure_of
 from experiments.planned import PlannedRun
 from experiments.studies import STUDIES
 from mlx_tlstm.tasks import TASKS
@@ -36,9 +36,11 @@ FIGURES = {
     "figure-4-lag": Panels("Fig. 4", _ALGORITHMIC, {"forget_bias": "lag"}),
     "figure-5": Panels("Fig. 5", ("mnist", "pmnist")),
 }
+#: Each task by itself, with its own settings.
+EACH_TASK = "tasks"
 #: From cheap to dear.
 TARGETS = (
-    *("figure-4", "figure-4-lag", "table-2", *STUDIES),
+    *(EACH_TASK, "figure-4", "figure-4-lag", "table-2", *STUDIES),
     *("figure-5", "table-3", "figure-3", "table-1"),
 )
 
@@ -62,17 +64,14 @@ class Size:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _figure_of(task: str) -> str:
-    return next(panels.source for panels in FIGURES.values() if task in panels.tasks)
-
-
 def _as_printed(task: str) -> Size:
     """The paper's own size."""
     printed = {row.depth for table in TABLES.values() for row, of, _ in table.cells() if of == task}
-    depths = experiment(_figure_of(task), task).depths
-    return Size(depths, {depth: depth for depth in printed if depth is not None})
+    return Size(figure_of(task).depths, {depth: depth for depth in printed if depth is not None})
 
 
+#: Of a task by itself at the smoke scale, beside that of its figure.
+_SMOKE_DEPTH = 2
 _SMOKE = {"batch_size": 10, "samples": 200, "eval_every": 100}
 _SMOKE_ROWS = {**_SMOKE, "length": 14, "epochs": None}
 _SMOKE_TEXT = {"length": 10, "epochs": None, "samples": 400, "eval_every": 400}
@@ -104,7 +103,7 @@ SIZES: dict[str, dict[str, Size]] = {
         "mnist": Size((1, 3), {3: 3, 5: 3}, 50, 1, _LAPTOP_ROWS),
         "pmnist": Size((1, 3), {3: 3, 5: 3}, 50, 1, _LAPTOP_ROWS),
     },
-    "paper": {task: _as_printed(task) for task in TASKS},
+    "paper": {task: _as_printed(task) for panels in FIGURES.values() for task in panels.tasks},
 }
 
 
@@ -123,10 +122,6 @@ class Request:
     seeds: int | None = None
     first_seed: int = 0
     data: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    def seeds_of(self, task: str) -> range:
-        """The seeds of a task's runs in a figure or table."""
-        return self.seeds_or(SIZES[self.scale][task].seeds)
 
     def seeds_or(self, usual: int) -> range:
         """The seeds asked for, ``usual`` of them where no number was."""
@@ -169,18 +164,17 @@ class Request:
 
 def departures(target: str, request: Request) -> list[str]:
     """How each task's runs differ from the paper's, in words; nothing where they do not."""
+    if target == EACH_TASK:
+        return []  # the table has each network
     if target in STUDIES:
         study = STUDIES[target]
         return list(filter(None, [_departure(study.task, study.sizes[request.scale])]))
-    if target in FIGURES:
-        tasks, changes = FIGURES[target].tasks, FIGURES[target].changes
-    else:
-        tasks, changes = tuple(TABLES[target].rows[0].cells), {}
+    panels = FIGURES.get(target) or Panels("", tuple(TABLES[target].rows[0].cells))
     lines = []
-    for task in tasks:
+    for task in panels.tasks:
         size = SIZES[request.scale][task]
         width = {} if size.hidden_size is None else {"hidden_size": size.hidden_size}
-        line = _departure(task, {**width, **size.settings, **changes})
+        line = _departure(task, {**width, **size.settings, **panels.changes})
         if one_width(task, request):
             line += " M is the same in all variants, where the paper fixes the parameter count."
         lines.append(line)
@@ -189,7 +183,7 @@ def departures(target: str, request: Request) -> list[str]:
 
 def one_width(task: str, request: Request) -> bool:
     """Whether the variants share one M where the paper's do not."""
-    printed = set(experiment(_figure_of(task), task).hidden_sizes.values())
+    printed = set(figure_of(task).hidden_sizes.values())
     return len(printed) > 1 and SIZES[request.scale][task].hidden_size is not None
 
 
@@ -222,9 +216,10 @@ def table_runs(target: str, request: Request) -> dict[tuple[str, str], list[Plan
         if row.variant is None or depth is None:
             continue
         entry = any(table.source == e.source and task in e.tasks for e in EXPERIMENTS)
-        source = table.source if entry else _figure_of(task)
+        source = table.source if entry else figure_of(task).source
         found[task, row.model] = [
-            request.run(source, task, row.variant, depth, seed) for seed in request.seeds_of(task)
+            request.run(source, task, row.variant, depth, seed)
+            for seed in request.seeds_or(SIZES[request.scale][task].seeds)
         ]
     return found
 
@@ -236,7 +231,7 @@ def figure_runs(target: str, request: Request) -> list[PlannedRun]:
         (seed, depth, number)
         for number, task in enumerate(tasks)
         for depth in SIZES[request.scale][task].depths
-        for seed in request.seeds_of(task)
+        for seed in request.seeds_or(SIZES[request.scale][task].seeds)
     )
     return [
         request.run(source, tasks[number], variant, depth, seed, changes)
@@ -261,6 +256,20 @@ def study_runs(target: str, request: Request) -> dict[str, list[list[PlannedRun]
     }
 
 
+def task_runs(request: Request) -> list[PlannedRun]:
+    """Each task with its own settings for a laptop or for the paper's size."""
+    runs = []
+    for name, task in TASKS.items():
+        config = task.paper() if request.scale == "paper" else task.quick()
+        if request.scale == "smoke":
+            size = SIZES["smoke"].get(name, Size((), {}, 10, 1, _SMOKE))
+            tiny = {"depth": _SMOKE_DEPTH, "hidden_size": size.hidden_size, **size.settings}
+            config = config.replace(**tiny)
+        data = request.data.get(name)
+        runs += [PlannedRun.of(config.replace(seed=n, data=data)) for n in request.seeds_or(1)]
+    return runs
+
+
 def _at_scale(way: Mapping[str, Any], scale: str) -> dict[str, Any]:
     """A way's settings; at the smoke scale the budget is the study's."""
     return {k: v for k, v in way.items() if scale != "smoke" or k not in ("samples", "depth")}
@@ -268,7 +277,9 @@ def _at_scale(way: Mapping[str, Any], scale: str) -> dict[str, Any]:
 
 def planned_runs(target: str, request: Request) -> list[PlannedRun]:
     """All runs of a target, each once."""
-    if target in TABLES:
+    if target == EACH_TASK:
+        runs = task_runs(request)
+    elif target in TABLES:
         runs = [run for runs in table_runs(target, request).values() for run in runs]
     elif target in FIGURES:
         runs = figure_runs(target, request)

@@ -1,39 +1,303 @@
-"""What a target comes to, as files: Markdown, CSV, JSON and a picture."""
+"""What a target comes to: tables of runs beside what the paper prints, as files."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import fcntl
 import json
+import math
 import shlex
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarking.report import Table
+from benchmarking.tables import Table, csv_text
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
+from experiments.paper import PAPER_VARIANTS, PRINTED_POINTS, TABLES
+from experiments.planned import PlannedRun
+from experiments.plans import (
+    EACH_TASK,
+    FIGURES,
+    Request,
+    figure_runs,
+    one_width,
+    study_runs,
+    table_runs,
+    task_runs,
+)
 from experiments.results import RunResult
+from experiments.studies import STUDIES
 from mlx_tlstm.checking.timing import machine
-from mlx_tlstm.checks import require
+from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import replace_file
+from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.tasks.generated import GeneratedTask
+from mlx_tlstm.training.progress import causality_note
 from mlx_tlstm.visualize import save_figure
+from mlx_tlstm.visualize.curves import METRICS
 
-_LOCK = ".report"
+#: Results by the name of a run's folder; ``None`` where it was not run.
+Results = Mapping[str, RunResult | None]
+Row = dict[str, str]
+
+#: Samples until so many of the answers were right, by column.
+SOLVED = {"> 99 % after": "to_99", "100 % after": "to_100"}
+_LENGTHS = {
+    "addition": "{} digits",
+    "memorization": "{} symbols",
+    "wikipedia": "chunks of {} bytes",
+    "mnist": "{} steps",
+    "pmnist": "{} steps",
+}
 
 
-@contextlib.contextmanager
-def report_lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time read the runs and write what they come to.
+def target_tables(target: str, request: Request, results: Results) -> list[Table]:
+    """A target's tables, that with a row a run as the last."""
+    if target == EACH_TASK:
+        return [task_table(request, results)]
+    if target in TABLES:
+        return [printed_table(target, request, results)]
+    if target in FIGURES:
+        return [*depth_tables(target, request, results), figure_table(target, request, results)]
+    return study_tables(target, request, results)
 
-    Of several that share a sweep the last to end has then also written last.
+
+def printed_table(target: str, request: Request, results: Results) -> Table:
+    """One of the paper's tables, its rows as printed, ours filled in where the paper's own are."""
+    printed, runs = TABLES[target], table_runs(target, request)
+    tasks = list(printed.rows[0].cells)
+    others = [f"paper, {quantity}" for quantity in printed.quantities[1:]]
+    rows = []
+    for row, task, cells in printed.cells():
+        start = {"model": row.model, "task": task, **dict(zip(others, cells[1:], strict=True))}
+        for run in runs.get((task, row.model), [None]):
+            size = result = None
+            if run is not None:
+                size = f"{_network(run.config, depth_last=True)}, seed {run.config.seed}"
+                result = results[run.name]
+            cells_of_run = _run_cells(request, size, result, _solved(tasks), cells[0], _test_text)
+            rows.append(start | cells_of_run)
+    return Table(f"{printed.source}: {printed.title}", rows)
+
+
+def figure_table(target: str, request: Request, results: Results) -> Table:
+    """The runs of a figure's panels, by task, variant, depth and seed."""
+    source, tasks, changes = FIGURES[target]
+    rows = []
+
+    def place(run: PlannedRun) -> tuple[int, ...]:
+        config = run.config
+        variant = PAPER_VARIANTS.index(config.variant)
+        return (tasks.index(config.task), variant, config.depth, config.seed)
+
+    for run in sorted(figure_runs(target, request), key=place):
+        config = run.config
+        point = (config.task, config.variant, config.depth)
+        printed = PRINTED_POINTS.get(point, "") if request.scale == "paper" else ""
+        start = dict(zip(("task", "variant", "depth"), map(str, point), strict=True))
+        size = size_text(config)
+        if one_width(config.task, request):
+            size += " in all variants"
+        cells = _run_cells(request, size, results[run.name], _solved(tasks), printed)
+        rows.append(start | {"seed": str(config.seed)} | cells)
+    way = f", {way_text(changes)}" if changes else ""
+    return Table(f"{source}: performance of different configurations{way}", rows)
+
+
+def study_tables(target: str, request: Request, results: Results) -> list[Table]:
+    """A study's ways, their seeds side by side, and a row a run."""
+    study = STUDIES[target]
+    summary, rows = [], []
+    for panel, ways in zip(study.panels.items(), study_runs(target, request).values(), strict=True):
+        for way, runs in zip(panel[1], ways, strict=True):
+            start = {"comparison": panel[0], "way": way_text(way)}
+            found = [results[run.name] for run in runs]
+            summary.append(start | _over_seeds(found, runs[0].config))
+            for run, result in zip(runs, found, strict=True):
+                size = _network(run.config, depth_last=True)
+                cells = _run_cells(request, size, result, SOLVED)
+                rows.append(start | {"seed": str(run.config.seed)} | cells)
+    return [Table(f"{study.title}, {request.scale} scale", summary), Table(study.title, rows)]
+
+
+def task_table(request: Request, results: Results) -> Table:
+    """Each task by itself."""
+    rows = []
+    for run in task_runs(request):
+        config, result = run.config, results[run.name]
+        row = {"task": config.task, "network": _noted(_network(config), result)}
+        best = test = samples = time = ""
+        if result is not None:
+            best = "" if result.best is None else _best_text(result, with_state=False)
+            test = result.state if result.test is None else value_text(result, result.test)
+            samples, time = f"{result.samples:,}", tqdm.format_interval(result.seconds)
+        row |= {"best": best, "test": test, **_solved_cells(result, SOLVED)}
+        name = "" if result is None else result.name
+        rows.append(row | {"samples": samples, "time": time, "run folder": name})
+    return Table("Training on the paper's tasks", rows)
+
+
+def way_text(way: Mapping[str, Any]) -> str:
+    """Settings as words, as in ``forget_bias lag, beta2 0.99``."""
+    words = [f"{k} {v if isinstance(v, str) else f'{v:g}'}" for k, v in way.items()]
+    return ", ".join(words) or "the paper's"
+
+
+def _over_seeds(found: Sequence[RunResult | None], config: TrainingConfig) -> Row:
+    """Of one way's settled runs: how many, samples to 99 and 100 %, and the best metric.
+
+    A run that did not get there counts as more than its budget, in the median too.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    ended = [result for result in found if result is not None and result.settled]
+    row = {"seeds": f"{len(ended)} of {len(found)}"}
+    for column, solved in SOLVED.items():
+        counts = [getattr(result, solved) for result in ended]
+        row[f"{column}, median (each seed)"] = _median_count(counts, config.samples)
+    best = [value_text(result, result.best) for result in ended if result.best is not None]
+    return row | {"best at the end": ", ".join(best)}
+
+
+def _median_count(counts: Sequence[int | None], cap: int | None) -> str:
+    """The median of sample counts and each of them; ``None`` is more than ``cap``."""
+    if not counts:
+        return ""
+
+    def text(count: float) -> str:
+        return f"> {cap:,}" if math.isinf(count) else f"{count:,.0f}"
+
+    values = [math.inf if count is None else count for count in counts]
+    return f"{text(statistics.median(values))} ({', '.join(map(text, values))})"
+
+
+def depth_tables(target: str, request: Request, results: Results) -> list[Table]:
+    """The figure as numbers: for each task, and each of its quantities, variants over depths.
+
+    Runs that have neither ended nor diverged are left out.
+    """
+    tables = []
+    for task in FIGURES[target].tasks:
+        runs = [run for run in figure_runs(target, request) if run.config.task == task]
+        points: dict[tuple[str, int], list[RunResult]] = {
+            (variant, depth): []
+            for variant in PAPER_VARIANTS
+            for depth in sorted({run.config.depth for run in runs})
+        }
+        for result in settled(runs, results):
+            points[result.config.variant, result.config.depth].append(result)
+        size = size_text(*(run.config for run in runs))
+        for quantity, text in _quantities(task).items():
+            rows: dict[str, Row] = {}
+            for (variant, depth), found in points.items():
+                row = rows.setdefault(variant, {"variant": variant})
+                row[f"L={depth}"] = text(found) if found else ""
+            title = f"{task}, {request.scale} scale ({size}): {quantity}"
+            tables.append(Table(title, list(rows.values())))
+    return tables
+
+
+def _quantities(task: str) -> dict[str, Callable[[Sequence[RunResult]], str]]:
+    """By name, what makes a cell of the results of one configuration's seeds."""
+    label, scale = METRICS[TASKS[task].metric]
+
+    def best(results: Sequence[RunResult]) -> str:
+        values = [scale * result.best for result in results]
+        digits = 1 if scale == 100 else 3
+        median, low, high = (
+            f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values))
+        )
+        span = "" if low == high else f" ({low} to {high})"
+        return median + span + _leak(results[0].config)
+
+    def samples(results: Sequence[RunResult]) -> str:
+        counts = [result.to_100 for result in results if result.to_100 is not None]
+        if not counts:
+            return "not reached"
+        part = "" if len(counts) == len(results) else f" ({len(counts)} of {len(results)} seeds)"
+        return f"{statistics.median(counts):,.0f}{part}"
+
+    found = {f"best {TASKS[task].monitor} {label}, median over seeds (range)": best}
+    if _solved([task]):
+        found["samples until 100 % were right, median over seeds"] = samples
+    return found
+
+
+def settled(runs: Sequence[PlannedRun], results: Results) -> list[RunResult]:
+    """Results of the runs that have ended or diverged, with an evaluation."""
+    found = [results[run.name] for run in runs]
+    return [r for r in found if r is not None and r.settled and r.best is not None]
+
+
+def size_text(*configs: TrainingConfig) -> str:
+    """Length and M of a task's runs, as in ``3 symbols, M=50``; the length is the same in all."""
+    sizes = dict.fromkeys(str(config.hidden_size) for config in configs)
+    length = _LENGTHS.get(configs[0].task, "length {}").format(configs[0].length)
+    return f"{length}, M={', '.join(sizes)}"
+
+
+def _network(config: TrainingConfig, depth_last: bool = False) -> str:
+    depth, size = f"L={config.depth}", size_text(config)
+    return ", ".join((config.variant, *((size, depth) if depth_last else (depth, size))))
+
+
+def value_text(result: RunResult, value: float) -> str:
+    """A value of the run's metric, with a warning where it is no measure of a language model."""
+    if result.metric == "accuracy":
+        return f"{100 * value:.2f} %"
+    return f"{value:.3f}{_leak(result.config)}"
+
+
+def _leak(config: TrainingConfig) -> str:
+    return " (not causal)" if causality_note(config, TASKS[config.task]) else ""
+
+
+def _test_text(result: RunResult) -> str:
+    return _best_text(result) if result.test is None else value_text(result, result.test)
+
+
+def _best_text(result: RunResult, with_state: bool = True) -> str:
+    words = [] if result.best is None else [f"{value_text(result, result.best)} ({result.split})"]
+    return ", ".join(words + ([result.state] if with_state and result.state != "ended" else []))
+
+
+def _run_cells(
+    request: Request,
+    size: str | None,
+    result: RunResult | None,
+    solved: Iterable[str],
+    printed: str = "",
+    text: Callable[[RunResult], str] = _best_text,
+) -> Row:
+    """The columns of a run, empty where it was not run, and what the paper prints."""
+    ours = "ours" if request.scale == "paper" else f"ours, {request.scale} scale"
+    row = {"our size": _noted(size or "", result), **_solved_cells(result, solved)}
+    row["paper"] = printed
+    if result is None:
+        return row | dict.fromkeys((ours, "samples", "time", "run folder"), "")
+    time = tqdm.format_interval(result.seconds)
+    row |= {ours: text(result), "samples": f"{result.samples:,}", "time": time}
+    return row | {"run folder": result.name}
+
+
+def _solved(tasks: Sequence[str]) -> Iterable[str]:
+    """The columns of :data:`SOLVED`, where all tasks have them."""
+    return SOLVED if all(issubclass(TASKS[task], GeneratedTask) for task in tasks) else ()
+
+
+def _solved_cells(result: RunResult | None, columns: Iterable[str]) -> Row:
+    counts = {column: getattr(result, SOLVED[column], None) for column in columns}
+    return {column: "" if n is None else f"{n:,}" for column, n in counts.items()}
+
+
+def _noted(size: str, result: RunResult | None) -> str:
+    return f"{size}, {result.note}" if result is not None and result.note else size
+
+
+def command_lines(script: str) -> tuple[str, str]:
+    """The command that runs, to be typed again, and fit to be published."""
+    arguments = [f"scripts/{script}.py", *sys.argv[1:]]
+    return shlex.join(["python", *arguments]), shown_command(arguments)
 
 
 def shown_command(arguments: Sequence[str]) -> str:
@@ -49,12 +313,10 @@ def _without_folder(argument: str) -> str:
 def footnotes(results: Iterable[RunResult | None], command: str) -> list[str]:
     """Where, at which commits and by which command the figures came about."""
     ran = [result for result in results if result is not None]
-    commits: dict[str, list[str]] = {}
+    commits: dict[str, dict[str, None]] = {}
     for result in ran:
         for one in result.machines:
-            known = commits.setdefault(_machine_text(one), [])
-            if (commit := str(one["commit"])) not in known:
-                known.append(commit)
+            commits.setdefault(_machine_text(one), {})[str(one["commit"])] = None
     lines = [f"Trained on {m}; commit {', '.join(c)}." for m, c in commits.items()]
     unknown = sum(not result.machines for result in ran)
     if unknown:
@@ -73,7 +335,7 @@ def write_report(
     stem: Path,
     tables: Sequence[Table],
     figure: Figure | None,
-    results: Sequence[RunResult | None],
+    results: Iterable[RunResult | None],
     notes: Sequence[str],
 ) -> str:
     """Write ``stem`` with ``.md``, ``.csv``, ``.json`` and, of a figure, ``.png`` and ``.svg``.
@@ -88,75 +350,24 @@ def write_report(
     Returns:
         The Markdown.
     """
-    parts = []
+    last, parts = tables[-1], []
     if figure is not None:
         save_figure(figure, stem)
-        parts.append(f"![{tables[-1].title}]({stem.name}.png)")
+        parts.append(f"![{last.title}]({stem.name}.png)")
     parts += [table.text(markdown=True) for table in tables]
     parts.append("\n".join(f"- {note}" for note in notes))
-    text = "\n\n".join(parts) + "\n"
-    rows = tables[-1]
     values = {
-        "title": rows.title,
+        "title": last.title,
         "notes": list(notes),
-        "rows": [dict(zip(rows.header, row, strict=True)) for row in rows.rows],
+        "rows": last.rows,
         "runs": [result.as_json() for result in results if result is not None],
     }
-    document = json.dumps(values, indent=2) + "\n"
-    for ending, write in (
-        ("md", lambda path: path.write_text(text)),
-        ("csv", lambda path: _write_csv(path, rows)),
-        ("json", lambda path: path.write_text(document)),
-    ):
-        replace_file(stem.with_name(f"{stem.name}.{ending}"), write)
-    return text
-
-
-def _write_csv(path: Path, table: Table) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([table.header, *table.rows])
-
-
-class Block:
-    """The place of a target at a scale in a Markdown file, between two comments.
-
-    Args:
-        path: The file.
-        name: Target and scale, as in ``figure-4 laptop``.
-
-    Raises:
-        ValueError: There is no such file, or not each comment once and in order.
-    """
-
-    def __init__(self, path: Path, name: str) -> None:
-        self._path = path
-        self._begin, self._end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        self._split()
-
-    def replace(self, text: str, picture: Path) -> None:
-        """Put ``text`` there; a picture that it shows is copied beside the file.
-
-        Args:
-            text: Markdown of :func:`write_report`.
-            picture: The PNG, which need not exist.
-        """
-        before, after = self._split()
-        if picture.exists():
-            name = "-".join(self._begin.split()[2:4]) + picture.suffix
-            shutil.copyfile(picture, self._path.parent / name)
-            text = text.replace(f"]({picture.name})", f"]({name})")
-        whole = f"{before}{self._begin}\n\n{text}\n{self._end}{after}"
-        replace_file(self._path, lambda path: path.write_text(whole))
-
-    def _split(self) -> tuple[str, str]:
-        """What comes before and after."""
-        owner, argument = "reproduce", "into"
-        require(self._path.is_file(), owner, argument, "an existing file", str(self._path))
-        text = self._path.read_text()
-        for comment in (self._begin, self._end):
-            once = text.count(comment) == 1
-            require(once, owner, argument, f"a file with one '{comment}'", str(self._path))
-        before, rest = text.split(self._begin)
-        ordered = self._end in rest
-        require(ordered, owner, argument, f"a file with '{self._begin}' first", str(self._path))
-        return before, rest.split(self._end)[1]
+    texts = {
+        "md": "\n\n".join(parts) + "\n",
+        "csv": csv_text(last.rows),
+        "json": json.dumps(values, indent=2) + "\n",
+    }
+    for ending, text in texts.items():
+        path = stem.with_name(f"{stem.name}.{ending}")
+        replace_file(path, lambda path, text=text: path.write_text(text))
+    return texts["md"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from experiments.planned import PlannedRun, check_runs, unsettled
+from experiments.planned import PlannedRun, backend_of, check_runs, unsettled
 from experiments.results import RunResult, read_result, record_origin
 from mlx_tlstm import training
 from mlx_tlstm.checking.timing import machine
@@ -38,7 +38,9 @@ class SweepInterrupted(training.TrainingInterrupted):
         self.signal_number = signal_number
 
 
-def sweep(runs: Sequence[PlannedRun], folder: Path, command: str) -> bool:
+def sweep(
+    runs: Sequence[PlannedRun], folder: Path, command: str, backend: str | None = None
+) -> bool:
     """Train the runs that have not ended, in order, each into a folder of its name.
 
     A run that was stopped goes on. One that ended is kept, and so is one whose loss or gradient was
@@ -49,6 +51,7 @@ def sweep(runs: Sequence[PlannedRun], folder: Path, command: str) -> bool:
         runs: What to train; equal ones count once.
         folder: Where to; made if need be.
         command: What a user types to go on.
+        backend: How layers compute, as of :class:`mlx_tlstm.TLSTM`; stacked LSTMs as ever.
 
     Returns:
         Whether nothing is left to do; else other processes are at work on the rest.
@@ -72,7 +75,7 @@ def sweep(runs: Sequence[PlannedRun], folder: Path, command: str) -> bool:
                 elsewhere = []
                 for run in left:
                     label = f"{runs.index(run) + 1:>{len(str(len(runs)))}} of {len(runs)}"
-                    result = _train(run, folder, here, label)
+                    result = _train(run, folder, here, label, backend)
                     if result is None:
                         elsewhere.append(run)
                     else:
@@ -101,19 +104,27 @@ def outcome(result: RunResult) -> str:
     return ", ".join(([] if result.state == "ended" else [result.state]) + parts)
 
 
-def _train(run: PlannedRun, folder: Path, here: Mapping[str, Any], label: str) -> RunResult | None:
+def _train(
+    run: PlannedRun, folder: Path, here: Mapping[str, Any], label: str, backend: str | None
+) -> RunResult | None:
     """Train a run to its end; ``None`` where another process has it."""
-    path = folder / run.name
-    with _claimed(folder, run.name) as mine:
-        if not mine:
-            return None
+    path, claims = folder / run.name, folder / CLAIMS
+    claims.mkdir(parents=True, exist_ok=True)
+    try:
+        claim = FileLock(claims / run.name).acquire(blocking=False)  # a killed process has none
+    except Timeout:
+        return None
+    with claim:
         if unsettled([run], folder):
             started = (path / CONFIG_FILE).is_file()
             try:
+                backend = backend_of(run.config, backend)
                 trainer, files = (
-                    training.reopen(path, data=run.config.data)  # which may have moved
+                    training.reopen(
+                        path, backend=backend, data=run.config.data
+                    )  # which may have moved
                     if started
-                    else training.prepare(run.config, path)
+                    else training.prepare(run.config, path, backend=backend)
                 )
                 training.train(trainer, files, [_Observer(path, here, f"{label}  {run.name}")])
             except training.NonFiniteError:
@@ -121,20 +132,6 @@ def _train(run: PlannedRun, folder: Path, here: Mapping[str, Any], label: str) -
             except RunInUseError:
                 return None
         return read_result(path)
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path, name: str) -> Iterator[bool]:
-    """Take a run from all other sweeps; whether that worked. A killed process has none."""
-    claims = folder / CLAIMS
-    claims.mkdir(parents=True, exist_ok=True)
-    with (claims / name).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 @contextlib.contextmanager

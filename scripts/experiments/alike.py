@@ -1,22 +1,15 @@
-"""The performance panels of Fig. 3 to 5, drawn from training runs."""
+"""Which runs of a folder can stand in one figure."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
-from benchmarking.task_passes import experiment_of
-from matplotlib.axes import Axes
-
+from experiments.paper import figure_of
 from experiments.results import RunResult
-from experiments.tables import size_text
-from mlx_tlstm import VARIANTS
 from mlx_tlstm.checks import require
 from mlx_tlstm.models.trained import is_run
-from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.training.progress import causality_note
-from mlx_tlstm.visualize import draw_by_depth
-from mlx_tlstm.visualize.curves import METRICS, shown_settings
+from mlx_tlstm.visualize.curves import shown_settings
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
@@ -65,39 +58,6 @@ def _common_settings(result: RunResult) -> Hashable:
     config = result.config
     values = shown_settings(config) | {"samples": config.samples, "epochs": config.epochs}
     free = {"variant", "depth"}
-    if len(set(experiment_of(config.task).hidden_sizes.values())) > 1:
+    if len(set(figure_of(config.task).hidden_sizes.values())) > 1:
         free.add("hidden_size")
     return tuple((name, value) for name, value in values.items() if name not in free)
-
-
-def draw_performance_panel(results: Sequence[RunResult], axes: Axes) -> None:
-    """The best value of the task's metric over the depth, a line a variant.
-
-    It is taken on the split that training is watched on: the test samples of the algorithmic
-    tasks, which the paper reports, and elsewhere the validation split. A language model under
-    layer normalisation is marked: it sees what it predicts.
-
-    Args:
-        results: Runs on one task, each with an evaluation.
-        axes: Where to draw.
-
-    Raises:
-        ValueError: There is no run, or one has no evaluation.
-    """
-    first, task = results[0], results[0].config.task
-    label, scale = METRICS[first.metric]
-    points: dict[str, dict[int, list[float]]] = {}
-    for result in results:
-        require(result.best is not None, "figures", "runs", "evaluated", result.name)
-        by_depth = points.setdefault(result.config.variant, {})
-        by_depth.setdefault(result.config.depth, []).append(scale * result.best)
-    leaky = {
-        result.config.variant for result in results if causality_note(result.config, TASKS[task])
-    }
-    labels = {variant: f"{variant} (not causal)" for variant in leaky}
-    draw_by_depth(points, f"best {first.split} {label}", axes, labels)
-    order = list(VARIANTS)
-    configs = sorted((r.config for r in results), key=lambda config: order.index(config.variant))
-    seeds = len({config.seed for config in configs})
-    size = f"{size_text(*configs)}, {seeds} seed{'s' if seeds > 1 else ''}"
-    axes.set_title(f"{task}, {size}", fontsize="medium")

@@ -1,0 +1,128 @@
+"""The search for the fastest tile of a convolution kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import click
+import mlx.core as mx
+
+from benchmarking.kernel_times import CONVOLUTIONS
+from benchmarking.sizes import unit_roundoff
+from mlx_tlstm.checking.chains import CHAINS, Chain, Problem, asked, label
+from mlx_tlstm.checking.timing import Timing, measure
+from mlx_tlstm.kernels import convolution, tuning
+from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
+from mlx_tlstm.kernels.tuning import Product
+
+#: Rounding errors of a sum grow with the root of its terms, which are a few ten thousand.
+_SUM = 2.0**-17
+#: Roundings of factors, and of a result: a few of their size.
+_ROUNDINGS = 4
+
+
+def sensible(product: Product) -> list[Tile]:
+    """The candidates of which half would not cover the product, and the smallest in any case."""
+    fitting = [
+        tile
+        for tile in CANDIDATES
+        if tile.rows < 2 * product.rows and tile.columns < 2 * product.columns
+    ]
+    return fitting or [CANDIDATES[-1]]
+
+
+def check(chain: Chain, tiles: list[Tile], product: Product) -> None:
+    """Compare each tile's numbers with plain operations in float32.
+
+    Raises:
+        click.ClickException: They differ; no tile is timed or stored on wrong numbers.
+    """
+    with tuning.forced(None):
+        expected = chain.launch(*(array.astype(mx.float32) for array in chain.start))
+    limit = _SUM + _ROUNDINGS * unit_roundoff(product.dtype)
+    for tile in tiles:
+        with tuning.forced(tile):
+            results = chain.once()
+        for got, value in zip(results, expected, strict=True):
+            error = mx.linalg.norm((got.astype(mx.float32) - value).reshape(-1))
+            relative = (error / mx.linalg.norm(value.reshape(-1))).item()
+            if not relative <= limit:
+                raise click.ClickException(
+                    f"{product} with the tile {label(tile)} differs from plain operations by "
+                    f"{relative:.1e}, more than {limit:.1e}: nothing is stored for this size"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """Timings of one product by candidate, in milliseconds of ``launches`` launches."""
+
+    product: Product
+    timings: dict[Tile | None, Timing]
+    launches: int
+
+    @property
+    def winner(self) -> Tile | None:
+        return min(self.timings, key=lambda choice: self.timings[choice].median)
+
+    def row(self) -> dict[str, str]:
+        cells = {
+            label(choice): f"{self.timings[choice].median / self.launches:.4f}"
+            if choice in self.timings
+            else "–"
+            for choice in (*CANDIDATES, None)
+        }
+        product = self.product
+        return {
+            "kernel": product.kernel,
+            "product": f"{product.rows}x{product.columns}x{product.depth}",
+            **cells,
+            "winner": label(self.winner),
+            "to plain": f"{self.timings[self.winner].ratio(self.timings[None]):.2f}",
+        }
+
+    def winners(self) -> dict[Product, Tile | None]:
+        """What to store: a sequence's last launch of the weight gradient has fewer steps."""
+        if self.product.kernel != convolution.WEIGHT_GRADIENT.name:
+            return {self.product: self.winner}
+        step = self.product.depth // convolution.STEPS
+        return {
+            dataclasses.replace(self.product, depth=step * steps): self.winner
+            for steps in range(1, convolution.STEPS + 1)
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "product": str(self.product),
+            "launches": self.launches,
+            "winner": label(self.winner),
+            "timings": {label(choice): t.as_dict() for choice, t in self.timings.items()},
+        }
+
+
+def tune(problem: Problem, launches: int, options: dict[str, Any]) -> list[Measurement]:
+    """Check and time the candidates of each convolution kernel."""
+    chains = [CHAINS[kernel.name](problem) for kernel in CONVOLUTIONS]
+    products = [asked(chain) for chain in chains]
+    for chain, product in zip(chains, products, strict=True):
+        tiles = sensible(product)
+        check(chain, tiles, product)
+        for tile in CANDIDATES:
+            if tile not in tiles:
+                click.echo(f"{product}: {label(tile)} left out, more than twice as large")
+    measurements = []
+    for chain, product in zip(chains, products, strict=True):
+        choices = [*sensible(product), None]
+        runs = {choice: _run(chain, choice, launches) for choice in choices}
+        measurements.append(Measurement(product, measure(runs, **options), launches))
+    return measurements
+
+
+def _run(chain: Chain, choice: Tile | None, launches: int) -> Callable[[], None]:
+    def run() -> None:
+        with tuning.forced(choice):
+            chain.run(launches)
+
+    return run
