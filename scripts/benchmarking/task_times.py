@@ -96,14 +96,13 @@ class KeptRows:
 
     def of(self, points: Iterable[Point]) -> list[Row] | None:
         """The rows of these points, or ``None`` where one is missing."""
-        sizes = [dataclasses.asdict(point) for point in points]
-        found = [
-            {name: line[name] for name in line if name != "settings"}
+        kept = {
+            tuple(line[name] for name in _SIZES): {k: line[k] for k in line if k != "settings"}
             for line in self._lines
             if line.get("settings") == self._settings
-            and {name: line[name] for name in _SIZES} in sizes
-        ]
-        return found if len(found) == len(sizes) else None
+        }
+        found = [kept.get(dataclasses.astuple(point)) for point in points]
+        return None if None in found else found
 
     def add(self, rows: Iterable[Row]) -> None:
         """Keep more rows; they are on the disk on return.
