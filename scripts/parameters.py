@@ -14,12 +14,11 @@ import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 
 # isort: split
 from benchmarking.tables import Table, csv_text
-from experiments.paper import EXPERIMENTS
+from experiments.paper import EXPERIMENTS, PAPER_TASKS
 from mlx.utils import tree_flatten
 
 from mlx_tlstm import SequenceModel, make_layer
 from mlx_tlstm.commands.base import Command
-from mlx_tlstm.tasks import TASKS
 
 MILLION, MEBI = 10**6, 2**20
 
@@ -89,7 +88,7 @@ def render(found: list[dict[str, Any]], style: str) -> str:
     default="text",
     show_default=True,
 )
-@click.option("--task", type=click.Choice(list(TASKS)), help="Only this task's configurations.")
+@click.option("--task", type=click.Choice(PAPER_TASKS), help="Only this task's configurations.")
 def main(style: str, task: str | None) -> None:
     found = [count for count in counts() if task is None or task in count["task"].split(", ")]
     click.echo(render(found, style))

@@ -29,6 +29,7 @@ from benchmarking.task_times import (
     task_table,
     without_rounds,
 )
+from experiments.paper import PAPER_TASKS
 from experiments.pictures import draw_times
 
 from mlx_tlstm.checking.timing import machine
@@ -36,7 +37,6 @@ from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.paths import UserPath
-from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.loop import larger_cpu_cache
 from mlx_tlstm.visualize import save_figure
 
@@ -49,7 +49,7 @@ QUICK_NOTE = (
 
 
 @click.command(cls=Command, keeps_results=True, help=__doc__)
-@click.argument("tasks", nargs=-1, type=click.Choice(list(TASKS)), metavar="[TASK]...")
+@click.argument("tasks", nargs=-1, type=click.Choice(PAPER_TASKS), metavar="[TASK]...")
 @click.option("--quick", is_flag=True, help="Smaller M, B and T: minutes on two CPU cores.")
 @click.option(
     "--rounds",
@@ -74,7 +74,7 @@ def main(
 ) -> None:
     mx.random.seed(0)
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
-    names = [name for name in TASKS if name in tasks or not tasks]
+    names = [name for name in PAPER_TASKS if name in tasks or not tasks]
     groups = [points for name in names for points in points_of(name, quick)]
     require_memory(point for points in groups for point in points)
     settings = dataclasses.asdict(machine()) | {"quick": quick, "rounds": rounds, "warmup": WARMUP}

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
+import latency
 import mlx.core as mx
-import pytest
 from benchmarking.streams import Stream
 from click.testing import CliRunner
 
 SMALL = ["--hidden-size", "5", "--depth", "1", "--depth", "3", "--inputs", "4", "--warmup", "0"]
-
-
-@pytest.fixture(scope="module")
-def script():
-    return importlib.import_module("latency")
 
 
 def test_both_ways_push_every_input(monkeypatch):
@@ -36,10 +30,10 @@ def test_both_ways_push_every_input(monkeypatch):
     assert mx.any(outputs[-1] != 0)
 
 
-def test_table(script, tmp_path):
+def test_table(tmp_path):
     out = tmp_path / "figures.json"
     arguments = [*SMALL, "--rounds", "2", "--markdown", "--json", str(out)]
-    result = CliRunner().invoke(script.main, arguments)
+    result = CliRunner().invoke(latency.main, arguments)
     assert result.exit_code == 0, result.output
     rows = [
         [cell.strip() for cell in line.strip("| ").split("|")]
@@ -64,6 +58,6 @@ def test_table(script, tmp_path):
     assert [row[3] for row in rows[:2]] == [row[4] for row in rows[1::2]] == ["1.00", "1.00"]
 
 
-def test_refusals(script):
+def test_refusals():
     for arguments in (["--depth", "0"], ["--variant", "slstm"], ["--inputs", "0"]):
-        assert CliRunner().invoke(script.main, arguments).exit_code == 2
+        assert CliRunner().invoke(latency.main, arguments).exit_code == 2

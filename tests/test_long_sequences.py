@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 
+import long_sequences
 from click.testing import CliRunner
 
 
 def test_table():
-    script = importlib.import_module("long_sequences")
     arguments = ["--steps", "30", "--steps", "45", "--chunk", "20", "--way", "call"]
     arguments += ["--way", "chunks", "--hidden-size", "5", "--markdown"]
-    result = CliRunner().invoke(script.main, arguments)
+    result = CliRunner().invoke(long_sequences.main, arguments)
     assert result.exit_code == 0, result.output
     rows = re.findall(r"^\| (\d+) +\| +(.+?) \| +(.+?) \|$", result.output, re.MULTILINE)
     assert [row[0] for row in rows] == ["30", "45"]

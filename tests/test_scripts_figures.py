@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import importlib
 import json
 from pathlib import Path
 
+import memory_cells
 import mlx.core as mx
 import numpy as np
+import parameters
 import pytest
 from click.testing import CliRunner
 from experiments import examples
 from mlx.utils import tree_flatten
+from tiny_tasks import write_images
 
 from mlx_tlstm import SequenceModel, make_layer
 from mlx_tlstm.tasks import TASKS, make_task
@@ -21,32 +22,7 @@ from mlx_tlstm.training import build_model, encode, load_run
 from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import diagonal_means, record
 
-
-@pytest.fixture(scope="module")
-def script():
-    return importlib.import_module("memory_cells")
-
-
-@pytest.fixture(scope="module")
-def parameters():
-    return importlib.import_module("parameters")
-
-
 TEXT = ("The  café\n$x_1$ is\tone. " * 42).encode()
-IDX_TYPE = b"\x00\x00\x08"
-
-
-def write_mnist(folder):
-    """Twelve training and four test images whose label is the image's number."""
-    folder.mkdir()
-    for split, count in (("train", 12), ("t10k", 4)):
-        images = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = np.arange(count, dtype=np.uint8) % 10
-        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-            sizes = np.array(array.shape, dtype=">u4").tobytes()
-            data = IDX_TYPE + bytes([array.ndim]) + sizes + array.tobytes()
-            (folder / f"{split}-{kind}-ubyte.gz").write_bytes(gzip.compress(data))
-    return folder
 
 
 @pytest.fixture
@@ -59,7 +35,8 @@ def make_run(tmp_path):
             (tmp_path / "text").write_bytes(TEXT)
             config = config.replace(length=20, data=str(tmp_path / "text"))
         elif "mnist" in task:
-            config = config.replace(data=str(write_mnist(tmp_path / "images")))
+            (tmp_path / "images").mkdir()
+            config = config.replace(data=str(write_images(tmp_path / "images")))
         run = RunFolder.create(tmp_path / "run", config)
         run.save_model("best", build_model(config, make_task(config)), {})
         return run.path
@@ -69,11 +46,11 @@ def make_run(tmp_path):
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("location", ["diagonal", "all"])
-def test_memory_cells_of_each_task(script, make_run, tmp_path, task, location):
+def test_memory_cells_of_each_task(make_run, tmp_path, task, location):
     run = make_run(task)
     out = tmp_path / "new" / "cells.v1"
     arguments = [str(run), "--example", "1", "--location", location, "--out", str(out)]
-    result = CliRunner().invoke(script.main, arguments)
+    result = CliRunner().invoke(memory_cells.main, arguments)
     assert result.exit_code == 0, result.output
     png, svg, *lines = result.output.splitlines()
     assert (png, svg) == (f"{out}.png", f"{out}.svg")
@@ -90,10 +67,10 @@ def test_memory_cells_of_each_task(script, make_run, tmp_path, task, location):
         assert len(words["input"]) == batch.inputs.shape[1]
 
 
-def test_the_picture_is_the_models(script, make_run):
+def test_the_picture_is_the_models(make_run):
     run = make_run("memorization", variant="3d-tlstm+cn", length=3)
     _, task, model = load_run(run)
-    figure, (inputs, targets, predictions) = script.draw(model, task, 4, "diagonal")
+    figure, (inputs, targets, predictions) = memory_cells.draw(model, task, 4, "diagonal")
     batch = next(iter(task.eval_batches("test")))
     x = encode(batch.inputs[4:5], task.input_size, mx.float32)
     means = diagonal_means(record(model.layer, x))[0].T
@@ -125,13 +102,13 @@ def test_examples_are_fresh_sequences(make_run):
         examples.example_of(task, count)
 
 
-def test_default_name_and_weights(script, make_run):
+def test_default_name_and_weights(make_run):
     run = make_run("addition", length=1)
-    result = CliRunner().invoke(script.main, [str(run)])
+    result = CliRunner().invoke(memory_cells.main, [str(run)])
     assert result.exit_code == 0, result.output
     assert (run / "memory-cells-diagonal-0.png").exists()
     assert (run / "memory-cells-diagonal-0.svg").exists()
-    result = CliRunner().invoke(script.main, [str(run), "--weights", "last"])
+    result = CliRunner().invoke(memory_cells.main, [str(run), "--weights", "last"])
     assert result.exit_code == 2
     assert "last/model.safetensors' is missing" in result.output
 
@@ -145,16 +122,16 @@ def test_default_name_and_weights(script, make_run):
         ({}, ["--location", "corner"], "'corner' is not one of"),
     ],
 )
-def test_refusals(script, make_run, changes, arguments, message):
+def test_refusals(make_run, changes, arguments, message):
     run = make_run("memorization", **changes)
-    result = CliRunner().invoke(script.main, [str(run), *arguments])
+    result = CliRunner().invoke(memory_cells.main, [str(run), *arguments])
     assert result.exit_code == 2
     assert message in result.output
     assert not list(run.glob("memory-cells*"))
 
 
-def test_no_run(script, tmp_path):
-    result = CliRunner().invoke(script.main, [str(tmp_path)])
+def test_no_run(tmp_path):
+    result = CliRunner().invoke(memory_cells.main, [str(tmp_path)])
     assert result.exit_code == 2
     assert "must be a folder that holds config.json" in result.output
 
@@ -170,11 +147,11 @@ def test_no_run(script, tmp_path):
         ("2d-tlstm-m", (65, 65), 100, 10, (3 * 100 + 1) * 400 + 6600 + 6565),
     ],
 )
-def test_parameter_counts(parameters, variant, symbols, hidden_size, depth, expected):
+def test_parameter_counts(variant, symbols, hidden_size, depth, expected):
     assert parameters.parameter_count(variant, symbols, hidden_size, depth) == expected
 
 
-def test_counts_are_those_of_models(parameters):
+def test_counts_are_those_of_models():
     for count in parameters.counts():
         if count["hidden_size"] == 100 and "memorization" in count["task"]:
             for depth in count["depths"]:
@@ -183,7 +160,7 @@ def test_counts_are_those_of_models(parameters):
                 assert sum(sizes) == count["parameters"], count
 
 
-def test_counts_are_as_printed(parameters):
+def test_counts_are_as_printed():
     printed = [count for count in parameters.counts() if count["printed"]]
     assert {count["source"] for count in printed} == {"Fig. 3", "Table 1"}
     for count in printed:
@@ -191,7 +168,7 @@ def test_counts_are_as_printed(parameters):
         assert count["in_2^20"] == pytest.approx(millions, rel=0.05)
 
 
-def test_formats(parameters):
+def test_formats():
     runner = CliRunner()
 
     def output(*arguments):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 
+import figures
 import pytest
+from benchmarking.task_passes import Point
 from click.testing import CliRunner
 from experiments.alike import find_runs
 
@@ -14,11 +15,6 @@ from mlx_tlstm.models.trained import WEIGHTS
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import variant_style
-
-
-@pytest.fixture(scope="module")
-def script():
-    return importlib.import_module("figures")
 
 
 @pytest.fixture
@@ -42,21 +38,21 @@ def make_run(folder, task, variant, depth, values, seed=0, name=None, **changes)
 
 
 @pytest.fixture
-def invoke(script, tmp_path):
+def invoke(tmp_path):
     def call(*arguments):
         command = [*map(str, arguments), "--out", str(tmp_path / "out" / "figure")]
-        return CliRunner().invoke(script.main, command)
+        return CliRunner().invoke(figures.main, command)
 
     return call
 
 
 @pytest.fixture
-def drawn(script, monkeypatch, invoke):
+def drawn(monkeypatch, invoke):
     """The figure that a command saves, and its messages."""
 
     def call(*arguments):
         saved = []
-        monkeypatch.setattr(script, "save_figure", lambda figure, stem: saved.append(figure) or [])
+        monkeypatch.setattr(figures, "save_figure", lambda figure, stem: saved.append(figure) or [])
         result = invoke(*arguments)
         assert result.exit_code == 0, result.output
         return saved[0], result.stderr
@@ -123,10 +119,8 @@ def test_a_variant_has_one_hidden_size(folder, invoke):
     assert "of runs with one hidden_size for slstm but got [50, 60]" in result.output
 
 
-def test_times_stand_beside(script, folder, drawn, tmp_path):
-    point = importlib.import_module("benchmarking.task_passes").Point(
-        "memorization", "slstm", 1, 4, 2, 5, 3, 7
-    )
+def test_times_stand_beside(folder, drawn, tmp_path):
+    point = Point("memorization", "slstm", 1, 4, 2, 5, 3, 7)
     rows = [
         dataclasses.asdict(dataclasses.replace(point, depth=depth))
         | {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import itertools
 import json
 import math
 
 import pytest
+import reproduce
 from click.testing import CliRunner
 from experiments import plans, report
 from experiments.pages import Block
@@ -17,17 +17,13 @@ from experiments.planned import check_runs
 from experiments.plans import Request, planned_runs
 from experiments.report import footnotes, shown_command
 from experiments.results import read_result, record_origin
+from experiments.studies import STUDIES, Study
 from tiny_tasks import write_images, write_text
 
 from mlx_tlstm import training
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import memory
 from mlx_tlstm.training.runs import RunFolder
-
-
-@pytest.fixture(scope="module")
-def reproduce():
-    return importlib.import_module("reproduce")
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +131,7 @@ def test_order_of_a_sweep():
     assert [c.variant for c in runs[:7]] == list(PAPER_VARIANTS)
 
 
-def test_a_table_from_training_to_files(reproduce, data, tmp_path):
+def test_a_table_from_training_to_files(data, tmp_path):
     output = run(reproduce, "table-1", "--scale", "smoke", "--out", tmp_path, *data)
     assert "1 of 1  wikipedia-3d-tlstm+cn-L2-s0" in output
     text = (tmp_path / "table-1.md").read_text()
@@ -175,7 +171,7 @@ def test_a_table_from_training_to_files(reproduce, data, tmp_path):
     assert rows_of(tmp_path / "table-1.csv") == rows
 
 
-def test_a_part_of_a_figure(reproduce, data, tmp_path):
+def test_a_part_of_a_figure(data, tmp_path):
     options = ["figure-4", "--scale", "smoke", "--out", tmp_path]
     picked = ["--only", "memorization-2d-*-L1-*", "--only", "*-slstm-L2-s0"]
     assert "5 runs" in run(reproduce, *options, *picked)
@@ -202,7 +198,7 @@ def test_a_part_of_a_figure(reproduce, data, tmp_path):
     assert (tmp_path / "figure-4.csv").read_text() == before
 
 
-def test_nothing_was_run(reproduce, tmp_path):
+def test_nothing_was_run(tmp_path):
     run(reproduce, "all", "--report", "--out", tmp_path)
     for target in plans.TARGETS:
         assert (tmp_path / f"{target}.md").exists()
@@ -306,7 +302,7 @@ def test_figures_over_seeds_take_what_has_ended(tmp_path):
     assert list(samples.rows[1].values()) == ["2d-tlstm", "", ""]
 
 
-def test_departures_are_named(reproduce, tmp_path):
+def test_departures_are_named(tmp_path):
     run(reproduce, "figure-3", "--report", "--out", tmp_path)
     text = (tmp_path / "figure-3.md").read_text()
     assert "- wikipedia is trained with hidden size 64, batch size 32, learning rate 0.003" in text
@@ -340,7 +336,7 @@ def test_a_baseline_of_ours_beside_anothers(tmp_path):
     assert {run.name for run in planned_runs("table-2", request)} <= figure
 
 
-def test_starts(tmp_path, reproduce):
+def test_starts(tmp_path):
     request = Request("laptop", 2, 3)
     runs = planned_runs("starts", request)
     assert len(runs) == 2 * (4 * 3 - 2)  # the default is in several comparisons
@@ -390,7 +386,7 @@ def test_commands_are_published_without_folders():
     assert shown_command(arguments) == "python scripts/x.py all --out r --into=c.md --only 'a-*'"
 
 
-def test_into_a_file(reproduce, tmp_path):
+def test_into_a_file(tmp_path):
     runs = planned_runs("starts", Request("laptop", 2))
     for run_ in runs:
         pretend(tmp_path / "out", run_, [0.5, 0.9])
@@ -424,7 +420,7 @@ def test_into_a_file(reproduce, tmp_path):
         ("<!-- end starts laptop --><!-- begin starts laptop -->", "and then one '<!-- end"),
     ],
 )
-def test_pages_without_a_place(reproduce, tmp_path, text, message):
+def test_pages_without_a_place(tmp_path, text, message):
     page = tmp_path / "page.md"
     if text is not None:
         page.write_text(text)
@@ -445,14 +441,14 @@ def test_pages_without_a_place(reproduce, tmp_path, text, message):
         (["starts", "--only", "mnist-*"], "'only' must be the name of a planned run, such as"),
     ],
 )
-def test_refusals(reproduce, tmp_path, arguments, message):
+def test_refusals(tmp_path, arguments, message):
     out = tmp_path / "out"
     assert message in run(reproduce, *arguments, "--out", out, code=2)
     assert not out.exists()
 
 
 @pytest.mark.parametrize("report", [[], ["--report"]])
-def test_runs_of_another_size_are_refused(reproduce, tmp_path, report):
+def test_runs_of_another_size_are_refused(tmp_path, report):
     planned = planned_runs("starts", Request("laptop", 1))[0]
     RunFolder.create(tmp_path / planned.name, planned.config.replace(hidden_size=51))
     output = run(reproduce, "starts", "--out", tmp_path, *report, code=2)
@@ -460,7 +456,7 @@ def test_runs_of_another_size_are_refused(reproduce, tmp_path, report):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_data_that_does_not_do(reproduce, tmp_path):
+def test_data_that_does_not_do(tmp_path):
     """It is found before the other targets are trained, and asked for no more than need be."""
     (tmp_path / "text").write_text("too short")
     out = tmp_path / "out"
@@ -471,14 +467,14 @@ def test_data_that_does_not_do(reproduce, tmp_path):
     run(reproduce, *arguments, "--only", "addition-slstm-L1-*")
 
 
-def test_what_does_not_fit_is_refused(reproduce, tmp_path, monkeypatch):
+def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "limit", lambda: 1 << 20)
     output = run(reproduce, "starts", "--scale", "paper", "--out", tmp_path / "out", code=2)
     assert "a training step must fit into the 1 MiB" in output
     assert not (tmp_path / "out").exists()
 
 
-def test_tasks(reproduce, data, tmp_path):
+def test_tasks(data, tmp_path):
     options = ["tasks", "--scale", "smoke", "--out", tmp_path, "--seeds", 1, "--first-seed", 3]
     picked = ["--only", "mnist-*", "--only", "memorization-*", "--device", "cpu"]
     output = run(reproduce, *options, *picked, "--mnist-data", data[3])
@@ -533,7 +529,24 @@ def test_a_sixth_task(monkeypatch, scale):
     assert f"length {planned.config.length}, M={planned.config.hidden_size}" in row["network"]
 
 
-def test_where_layers_compute(reproduce, tmp_path):
+def test_another_study(monkeypatch, tmp_path):
+    """A line of STUDIES is all that it takes, whatever its task."""
+    ways = {"batches": ({}, {"batch_size": 32})}
+    sizes = {scale: {"variant": "slstm", "depth": 2} for scale in plans.SCALES}
+    monkeypatch.setitem(STUDIES, "batch", Study("Batches", "wikipedia", sizes, ways, 1))
+    request = Request("laptop", data={"wikipedia": "/text"})
+    runs = planned_runs("batch", request)
+    assert [run.config.data for run in runs] == ["/text"] * 2
+    pretend(tmp_path, runs[1], [2.5, 2.0], split="validation")
+    summary, every = report.target_tables(
+        "batch", request, {run.name: read_result(tmp_path / run.name) for run in runs}
+    )
+    assert [row["best at the end"] for row in summary.rows] == ["", "2.000"]
+    assert [row["run folder"] for row in every.rows] == ["", runs[1].name]
+    assert runs[1].name == "batch-slstm-L2-s0-batch_size32"
+
+
+def test_where_layers_compute(tmp_path):
     """A stacked LSTM has plain operations only, whatever the others shall run."""
     options = ["figure-4", "--scale", "smoke", "--out", tmp_path / "out", "--only", "add*-L1-*"]
     output = run(reproduce, *options, "--backend", "metal", code=2)

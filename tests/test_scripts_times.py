@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-import importlib
 import json
 import math
 import os
@@ -13,7 +12,10 @@ import os
 import mlx.core as mx
 import numpy as np
 import pytest
+import time_tasks
+from benchmarking import products, task_passes, task_times
 from click.testing import CliRunner
+from experiments import pictures
 from mlx.utils import tree_flatten
 
 from mlx_tlstm import VARIANTS, make_layer
@@ -21,26 +23,6 @@ from mlx_tlstm.checking.timing import Timing, machine, measure
 from mlx_tlstm.tasks import TASKS
 
 B, T, R, M, S = 2, 5, 3, 4, 7
-
-
-@pytest.fixture(scope="module")
-def products():
-    return importlib.import_module("benchmarking.products")
-
-
-@pytest.fixture(scope="module")
-def passes():
-    return importlib.import_module("benchmarking.task_passes")
-
-
-@pytest.fixture(scope="module")
-def times():
-    return importlib.import_module("benchmarking.task_times")
-
-
-@pytest.fixture(scope="module")
-def script():
-    return importlib.import_module("time_tasks")
 
 
 def as_tuples(found):
@@ -77,12 +59,12 @@ def as_tuples(found):
         ),
     ],
 )
-def test_products_of_layers(products, variant, depth, expected):
+def test_products_of_layers(variant, depth, expected):
     layer = make_layer(variant, R, M, depth)
     assert as_tuples(products.layer_products(layer, B, T)) == sorted(expected)
 
 
-def test_large_weight_gradients_are_taken_in_pieces(products, monkeypatch):
+def test_large_weight_gradients_are_taken_in_pieces(monkeypatch):
     layer = make_layer("2d-tlstm", R, M, 2)  # 4 rows of 12 inputs in each of 6 steps
     whole = [p for p in products.layer_products(layer, B, T) if p.layout == "tn"]
     monkeypatch.setattr(products, "_WEIGHT_GRADIENT_ELEMENTS", 4 * 4 * 12 + 1)
@@ -91,21 +73,21 @@ def test_large_weight_gradients_are_taken_in_pieces(products, monkeypatch):
     assert sum(p.operations for p in pieces) == sum(p.operations for p in whole)
 
 
-def test_operations_of_a_pass(passes):
+def test_operations_of_a_pass():
     """The sum by hand: each weight takes part in three products, the projection's in two."""
-    point = passes.Point("mnist", "2d-tlstm", 2, M, B, T, 1, 10)
+    point = task_passes.Point("mnist", "2d-tlstm", 2, M, B, T, 1, 10)
     rows, steps = 2 * B, T + 1
     layer = 3 * 2 * rows * steps * (3 * M) * (4 * M + 3)
     projection = 2 * 2 * B * T * 1 * M
     readout = 3 * 2 * B * 1 * M * 10  # MNIST's loss is at the last step
-    total = sum(product.operations for product in passes.products_of(point))
+    total = sum(product.operations for product in task_passes.products_of(point))
     assert total == layer + projection + readout
     everywhere = dataclasses.replace(point, task="memorization")
-    total = sum(product.operations for product in passes.products_of(everywhere))
+    total = sum(product.operations for product in task_passes.products_of(everywhere))
     assert total == layer + projection + T * readout
 
 
-def test_bare_products_take_every_product(products, monkeypatch):
+def test_bare_products_take_every_product(monkeypatch):
     taken = []
     monkeypatch.setattr(mx, "async_eval", lambda arrays: taken.extend(a.shape for a in arrays))
     products.bare_products(
@@ -117,11 +99,11 @@ def test_bare_products_take_every_product(products, monkeypatch):
 # The passes -------------------------------------------------------------------------------------
 
 
-def test_points_are_the_papers(passes):
+def test_points_are_the_papers():
     sizes = {
         task: {
             (p.variant, p.depth, p.hidden_size, p.batch_size, p.length, p.input_size, p.output_size)
-            for points in passes.points_of(task, quick=False)
+            for points in task_passes.points_of(task, quick=False)
             for p in points
         }
         for task in TASKS
@@ -142,8 +124,8 @@ def test_points_are_the_papers(passes):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_quick_points_are_smaller(passes, task):
-    paper, quick = (passes.points_of(task, quick) for quick in (False, True))
+def test_quick_points_are_smaller(task):
+    paper, quick = (task_passes.points_of(task, quick) for quick in (False, True))
     for theirs, ours in zip(paper, quick, strict=True):
         for their, our in zip(theirs, ours, strict=True):
             assert (our.variant, our.depth) == (their.variant, their.depth)
@@ -154,10 +136,10 @@ def test_quick_points_are_smaller(passes, task):
 
 
 @pytest.mark.parametrize("task", ["memorization", "pmnist"])
-def test_a_pass_is_a_training_steps(passes, task):
+def test_a_pass_is_a_training_steps(task):
     """Loss and gradients are those of the model's logits at the task's loss positions."""
-    point = passes.Point(task, "3d-tlstm+cn", 2, M, B, T, R, S)
-    one = passes.TaskPass(point)
+    point = task_passes.Point(task, "3d-tlstm+cn", 2, M, B, T, R, S)
+    one = task_passes.TaskPass(point)
     loss, gradients = one.run()
     logits = np.array(one.model(one.x)[0])
     if task == "pmnist":
@@ -176,11 +158,11 @@ def test_a_pass_is_a_training_steps(passes, task):
 # Times ------------------------------------------------------------------------------------------
 
 
-def points_at(passes, task="memorization", variant="2d-tlstm", depths=(1, 2)):
-    return [passes.Point(task, variant, depth, M, B, T, R, S) for depth in depths]
+def points_at(task="memorization", variant="2d-tlstm", depths=(1, 2)):
+    return [task_passes.Point(task, variant, depth, M, B, T, R, S) for depth in depths]
 
 
-def test_rows_are_in_the_papers_unit(passes, times, monkeypatch):
+def test_rows_are_in_the_papers_unit(monkeypatch):
     """A pass of B=2 sequences of T=5 steps counts as ten, the flush's steps as none."""
     given = {
         "1": Timing((10, 20, 30), 1000),
@@ -194,9 +176,9 @@ def test_rows_are_in_the_papers_unit(passes, times, monkeypatch):
         asked.update(options, names=list(candidates))
         return given
 
-    monkeypatch.setattr(times, "measure", measured)
-    points = points_at(passes)
-    first, second = times.measure_depths(points, rounds=3, warmup=1)
+    monkeypatch.setattr(task_times, "measure", measured)
+    points = points_at()
+    first, second = task_times.measure_depths(points, rounds=3, warmup=1)
     assert asked == {"names": list(given), "rounds": 3, "warmup": 1}
     assert first == dataclasses.asdict(points[0]) | {
         "median": 2.0,
@@ -212,8 +194,8 @@ def test_rows_are_in_the_papers_unit(passes, times, monkeypatch):
     assert second["to_products"] == 8.0
 
 
-def test_depths_and_products_are_really_measured(passes, times):
-    rows = times.measure_depths(points_at(passes, variant="slstm"), rounds=2, warmup=0)
+def test_depths_and_products_are_really_measured():
+    rows = task_times.measure_depths(points_at(variant="slstm"), rounds=2, warmup=0)
     for row, depth in zip(rows, (1, 2), strict=True):
         assert row["depth"] == depth
         assert len(row["milliseconds"]) == 2
@@ -223,43 +205,45 @@ def test_depths_and_products_are_really_measured(passes, times):
 
 
 @pytest.fixture
-def run(script, passes, times, monkeypatch):
+def run(monkeypatch):
     """The command over four tiny groups; returns its result and the groups it measured."""
     measured = []
-    measure_depths = times.measure_depths
+    measure_depths = task_times.measure_depths
 
     def counted(points, rounds, warmup):
         measured.append((points[0].task, points[0].variant))
         return measure_depths(points, rounds, warmup)
 
     def tiny(task, quick):
-        return [points_at(passes, task, variant) for variant in ("slstm", "3d-tlstm")]
+        return [points_at(task, variant) for variant in ("slstm", "3d-tlstm")]
 
-    monkeypatch.setattr(times, "measure_depths", counted)
-    monkeypatch.setattr(script, "points_of", tiny)
-    monkeypatch.setattr(script, "WARMUP", 0)
-    monkeypatch.setattr(times, "measure", functools.partial(measure, pause=0.0))
+    monkeypatch.setattr(task_times, "measure_depths", counted)
+    monkeypatch.setattr(time_tasks, "points_of", tiny)
+    monkeypatch.setattr(time_tasks, "WARMUP", 0)
+    monkeypatch.setattr(task_times, "measure", functools.partial(measure, pause=0.0))
 
     def invoke(*arguments, pictures=False):
         if not pictures:
-            monkeypatch.setattr(script, "save_figure", lambda figure, stem: [])
+            monkeypatch.setattr(time_tasks, "save_figure", lambda figure, stem: [])
         measured.clear()
-        result = CliRunner().invoke(script.main, ["memorization", "mnist", *map(str, arguments)])
+        result = CliRunner().invoke(
+            time_tasks.main, ["memorization", "mnist", *map(str, arguments)]
+        )
         return result, list(measured)
 
     return invoke
 
 
-def test_notes_on_what_the_figures_are_worth(run, script, tmp_path, monkeypatch):
+def test_notes_on_what_the_figures_are_worth(run, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 9.0, 9.0))
     quiet, _ = run("--rounds", 1, "--out", tmp_path)
     assert "Other work is running" not in quiet.output
-    assert script.QUICK_NOTE not in quiet.output
+    assert time_tasks.QUICK_NOTE not in quiet.output
     monkeypatch.setattr(os, "getloadavg", lambda: (2.0, 0.0, 0.0))
     busy, measured = run("--rounds", 1, "--out", tmp_path)
     assert "Other work is running here" in busy.output
     assert measured == []  # the load is no setting
-    assert script.QUICK_NOTE in run("--rounds", 1, "--quick", "--out", tmp_path)[0].output
+    assert time_tasks.QUICK_NOTE in run("--rounds", 1, "--quick", "--out", tmp_path)[0].output
 
 
 FOUR = [(task, v) for task in ("memorization", "mnist") for v in ("slstm", "3d-tlstm")]
@@ -305,8 +289,8 @@ def test_a_second_command_measures_nothing(run, tmp_path):
     assert second.stderr == ""
 
 
-def test_a_stopped_command_goes_on(run, times, tmp_path, monkeypatch):
-    whole = times.measure_depths
+def test_a_stopped_command_goes_on(run, tmp_path, monkeypatch):
+    whole = task_times.measure_depths
     done = []
 
     def stopped_in_the_third(points, rounds, warmup):
@@ -316,7 +300,7 @@ def test_a_stopped_command_goes_on(run, times, tmp_path, monkeypatch):
         return whole(points, rounds, warmup)
 
     with monkeypatch.context() as patch:
-        patch.setattr(times, "measure_depths", stopped_in_the_third)
+        patch.setattr(task_times, "measure_depths", stopped_in_the_third)
         result, _ = run("--rounds", 1, "--out", tmp_path)
     assert result.exit_code == 130
     assert "what was measured is kept, and the same command goes on" in result.stderr
@@ -329,26 +313,26 @@ def test_a_stopped_command_goes_on(run, times, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("changed", ["rounds", "commit"])
-def test_rows_of_other_settings_count_as_none(run, script, tmp_path, monkeypatch, changed):
+def test_rows_of_other_settings_count_as_none(run, tmp_path, monkeypatch, changed):
     run("--rounds", 1, "--out", tmp_path)
     kept = (tmp_path / "times.jsonl").read_text()
     if changed == "commit":
         here = dataclasses.replace(machine(), commit="0123456789ab")
-        monkeypatch.setattr(script, "machine", lambda: here)
+        monkeypatch.setattr(time_tasks, "machine", lambda: here)
     _, measured = run("--rounds", 2 if changed == "rounds" else 1, "--out", tmp_path)
     assert measured == FOUR
     assert (tmp_path / "times.jsonl").read_text().startswith(kept)
     assert run("--rounds", 2 if changed == "rounds" else 1, "--out", tmp_path)[1] == []
 
 
-def test_other_sizes_are_measured(passes, times, tmp_path):
+def test_other_sizes_are_measured(tmp_path):
     """A row counts for its sizes only."""
-    points = points_at(passes)
-    kept = times.KeptRows(tmp_path / "times.jsonl", {"commit": "a"})
+    points = points_at()
+    kept = task_times.KeptRows(tmp_path / "times.jsonl", {"commit": "a"})
     assert kept.of(points) is None
-    rows = times.measure_depths(points, rounds=1, warmup=0)
+    rows = task_times.measure_depths(points, rounds=1, warmup=0)
     kept.add(rows)
-    again = times.KeptRows(tmp_path / "times.jsonl", {"commit": "a"})
+    again = task_times.KeptRows(tmp_path / "times.jsonl", {"commit": "a"})
     assert again.of(points) == rows
     assert again.of(points[:1]) == rows[:1]
     larger = [dataclasses.replace(point, hidden_size=M + 1) for point in points]
@@ -373,8 +357,8 @@ def test_a_file_of_something_else_is_left_alone(run, tmp_path, text, message):
     assert path.read_text() == text
 
 
-def test_sizes_that_do_not_fit_are_refused(run, times, tmp_path, monkeypatch):
-    monkeypatch.setattr(times.memory, "limit", lambda: 1 << 14)
+def test_sizes_that_do_not_fit_are_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(task_times.memory, "limit", lambda: 1 << 14)
     result, measured = run("--out", tmp_path)
     assert result.exit_code == 2
     assert "3d-tlstm, L=2 needs about 1 MiB but the CPU has 1 MiB" in result.output
@@ -383,23 +367,23 @@ def test_sizes_that_do_not_fit_are_refused(run, times, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_prediction_covers_a_pass(passes):
+def test_the_prediction_covers_a_pass():
     """A paper-sized pass is not tried here; a middling one stays below what is predicted."""
-    point = passes.Point("memorization", "3d-tlstm+cn", 3, 24, 8, 20, 65, 65)
-    one = passes.TaskPass(point)
+    point = task_passes.Point("memorization", "3d-tlstm+cn", 3, 24, 8, 20, 65, 65)
+    one = task_passes.TaskPass(point)
     one.run()
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     one.run()
-    assert 0 < mx.get_peak_memory() - before < passes.predicted_bytes(point)
+    assert 0 < mx.get_peak_memory() - before < task_passes.predicted_bytes(point)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["addition", "sorting"], "'sorting' is not one of"), (["--rounds", "0"], "0 is not in")],
 )
-def test_refusals(script, arguments, message):
-    result = CliRunner().invoke(script.main, arguments)
+def test_refusals(arguments, message):
+    result = CliRunner().invoke(time_tasks.main, arguments)
     assert result.exit_code == 2
     assert message in result.output
 
@@ -407,10 +391,10 @@ def test_refusals(script, arguments, message):
 # Panels -----------------------------------------------------------------------------------------
 
 
-def made_rows(passes, task, variants=("slstm", "2d-tlstm"), **sizes):
+def made_rows(task, variants=("slstm", "2d-tlstm"), **sizes):
     """Rows whose time is 1 at the first depth and the depth at others."""
     rows = []
-    for points in passes.points_of(task, quick=False):
+    for points in task_passes.points_of(task, quick=False):
         for point in points:
             if point.variant in variants:
                 milliseconds = [point.depth * scale for scale in (1.0, 2.0, 4.0)]
@@ -427,9 +411,8 @@ def made_rows(passes, task, variants=("slstm", "2d-tlstm"), **sizes):
     return rows
 
 
-def test_panels(passes):
-    pictures = importlib.import_module("experiments.pictures")
-    rows = made_rows(passes, "wikipedia", VARIANTS) + made_rows(passes, "mnist", batch_size=4)
+def test_panels():
+    rows = made_rows("wikipedia", VARIANTS) + made_rows("mnist", batch_size=4)
     facts = {"device": "cpu (some chip)", "mlx": "0.1", "commit": "abc"}
     figure = pictures.draw_times(rows, facts)
     text, images = figure.axes
@@ -445,10 +428,10 @@ def test_panels(passes):
     assert "cpu (some chip)" in figure.get_suptitle()
 
 
-def test_times_are_read_back(passes, times, tmp_path):
-    rows = made_rows(passes, "addition")
+def test_times_are_read_back(tmp_path):
+    rows = made_rows("addition")
     (tmp_path / "times.json").write_text(json.dumps({"facts": {}, "rows": rows}))
-    assert times.read_times(tmp_path / "times.json") == {"addition": rows}
+    assert task_times.read_times(tmp_path / "times.json") == {"addition": rows}
     for content, message in (
         ("[", "must hold JSON"),
         ("[]", "'times' must be a times.json of time_tasks.py"),
@@ -456,14 +439,14 @@ def test_times_are_read_back(passes, times, tmp_path):
     ):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(ValueError, match=message):
-            times.read_times(tmp_path / "bad.json")
+            task_times.read_times(tmp_path / "bad.json")
 
 
-def test_words(times, passes):
-    rows = made_rows(passes, "mnist")
-    words = times.cost_of_depth("mnist", rows)
+def test_words():
+    rows = made_rows("mnist")
+    words = task_times.cost_of_depth("mnist", rows)
     assert words == "mnist: slstm: L=5 costs 5.0 times L=1; 2d-tlstm 5.0"
-    table = times.task_table("mnist", rows)
+    table = task_times.task_table("mnist", rows)
     cells = table.rows[2]
     assert (cells["variant"], cells["L"], cells["to L=1"]) == ("slstm", "5", "5.00")
     assert math.isclose(float(cells["ms"]), 10)

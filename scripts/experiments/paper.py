@@ -82,6 +82,10 @@ def figure_of(task: str) -> Experiment:
     return next(e for e in EXPERIMENTS if task in e.tasks and e.source.startswith("Fig."))
 
 
+#: The tasks that the paper has experiments on.
+PAPER_TASKS = tuple(task for task in TASKS if any(task in e.tasks for e in EXPERIMENTS))
+
+
 @dataclasses.dataclass(frozen=True)
 class PrintedRow:
     """What a table prints of one model.

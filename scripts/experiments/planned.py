@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,21 @@ class PlannedRun:
     config: TrainingConfig
 
     @classmethod
-    def of(cls, config: TrainingConfig, label: str | None = None) -> PlannedRun:
-        """Named by label or task, variant, depth, seed, and how it departs from the paper."""
+    def of(
+        cls, config: TrainingConfig, label: str | None = None, way: Iterable[str] = ()
+    ) -> PlannedRun:
+        """Named by label or task, variant, depth, seed, and how it departs from the paper.
+
+        ``way`` are settings that tell it from others of its label.
+        """
         paper = task_type(config.task).paper()
         parts = [label or config.task, config.variant, f"L{config.depth}", f"s{config.seed}"]
         for setting, word in _WAYS.items():
             value = getattr(config, setting)
             if value != getattr(paper, setting):
                 parts.append(word + (value if isinstance(value, str) else f"{value:g}"))
+        named = (*_WAYS, "variant", "depth", "samples")  # samples go with the depth
+        parts += [f"{name}{getattr(config, name)}" for name in way if name not in named]
         return cls("-".join(parts), config)
 
 

@@ -244,10 +244,11 @@ def study_runs(target: str, request: Request) -> dict[str, list[list[PlannedRun]
     """Runs of a study, by panel: for each way a run a seed."""
     study = STUDIES[target]
     size = TASKS[study.task].paper().replace(**study.sizes[request.scale])
+    size = size.replace(data=request.data.get(study.task))
     return {
         panel: [
             [
-                PlannedRun.of(size.replace(**_at_scale(way, request.scale), seed=seed), target)
+                PlannedRun.of(size.replace(**_at_scale(way, request.scale), seed=seed), target, way)
                 for seed in request.seeds_or(1 if request.scale == "smoke" else study.seeds)
             ]
             for way in ways

@@ -117,7 +117,7 @@ def study_tables(target: str, request: Request, results: Results) -> list[Table]
             summary.append(start | _over_seeds(found, runs[0].config))
             for run, result in zip(runs, found, strict=True):
                 size = _network(run.config, depth_last=True)
-                cells = _run_cells(request, size, result, SOLVED)
+                cells = _run_cells(request, size, result, _solved([study.task]))
                 rows.append(start | {"seed": str(run.config.seed)} | cells)
     return [Table(f"{study.title}, {request.scale} scale", summary), Table(study.title, rows)]
 
@@ -152,8 +152,8 @@ def _over_seeds(found: Sequence[RunResult | None], config: TrainingConfig) -> Ro
     """
     ended = [result for result in found if result is not None and result.settled]
     row = {"seeds": f"{len(ended)} of {len(found)}"}
-    for column, solved in SOLVED.items():
-        counts = [getattr(result, solved) for result in ended]
+    for column in _solved([config.task]):
+        counts = [getattr(result, SOLVED[column]) for result in ended]
         row[f"{column}, median (each seed)"] = _median_count(counts, config.samples)
     best = [value_text(result, result.best) for result in ended if result.best is not None]
     return row | {"best at the end": ", ".join(best)}
@@ -165,7 +165,9 @@ def _median_count(counts: Sequence[int | None], cap: int | None) -> str:
         return ""
 
     def text(count: float) -> str:
-        return f"> {cap:,}" if math.isinf(count) else f"{count:,.0f}"
+        if math.isinf(count):
+            return "not reached" if cap is None else f"> {cap:,}"
+        return f"{count:,.0f}"
 
     values = [math.inf if count is None else count for count in counts]
     return f"{text(statistics.median(values))} ({', '.join(map(text, values))})"
