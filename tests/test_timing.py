@@ -11,12 +11,13 @@ import benchmark
 import mlx.core as mx
 import numpy as np
 import pytest
+from benchmarking import layers
 from benchmarking import sizes as sizing
 from click.testing import CliRunner
 from layer_helpers import build
 
 from mlx_tlstm import TLSTM, blas
-from mlx_tlstm.checking import passes, timing
+from mlx_tlstm.checking import chains, passes, timing
 from mlx_tlstm.checking.timing import Timing, machine, measure, per_timestep_example
 
 
@@ -195,6 +196,32 @@ def test_layer_rows(tmp_path):
     recorded = json.loads(path.read_text())
     assert recorded["facts"]["TF32"].startswith("off")
     assert [len(group) for group in recorded["timings"].values()] == [6, 3]
+
+
+def test_depth_rows(monkeypatch):
+    """The stacked LSTM's depth and the tLSTM's, each beside its first."""
+    monkeypatch.setattr(benchmark, "DEPTH_SIZES", [sizing.Size((P,), 8, 2, 3) for P in (1, 3)])
+    lines = run_benchmark("--depth", sizes=())
+    tensor, stacked = ([line for line in lines if len(line) == n] for n in (13, 9))
+    for header, _, first, second in (tensor, stacked):
+        column = header.index("to first")
+        assert first[column] == "–"
+        assert float(second[column]) > 0
+
+
+def test_bare_products_of_a_gpu_wait_for_one_another(monkeypatch):
+    """Both floors multiply as much; on a GPU independent products would run side by side."""
+    size, counted = sizing.Size((2, 3), 8, 2, 4), []
+    layer = TLSTM(**size.settings())
+    candidates = layers._Candidates(mx.float32, None)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    chained = chains.bare_products
+    monkeypatch.setattr(
+        chains, "bare_products", lambda *arguments: counted.append(arguments) or chained(*arguments)
+    )
+    candidates._products(size, layer)()
+    [(problem, steps)] = counted
+    assert (problem.rows, problem.channels, steps) == (12, 4 * 8 + 9, 4 + layer.delay)
 
 
 def test_operations_of_a_step_grow_with_a_stacked_lstm_only():

@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def say_facts(script: str, markdown: bool, busy: str = "", **more: Any) -> dict[
     return facts
 
 
-def say_list(lines: Any, markdown: bool) -> None:
+def say_list(lines: Iterable[object], markdown: bool) -> None:
     """Print lines, as a list where Markdown is asked for."""
     click.echo("\n".join(f"- {line}" if markdown else str(line) for line in lines))
 
