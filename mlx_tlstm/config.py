@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,49 @@ from mlx_tlstm.layers.tlstm import MEMORY_INITS
 ON_DIVERGENCE = ("stop", "rollback")
 #: In place of a number for ``forget_bias``.
 BY_LAG = "lag"
-#: What can be counted: sizes of MLX's arrays, samples and steps, the seeds of its random keys.
-_BITS = {
-    31: ("depth", "hidden_size", "kernel_size", "length", "batch_size", "accumulate"),
-    63: ("samples", "epochs", "eval_every", "checkpoint_every", "keep_checkpoints"),
-    64: ("seed",),
-}
+_OWNER = "TrainingConfig"
+
+
+def _setting(kind: Any, check: Callable[[str, Any], None]) -> dict[str, Any]:
+    """A field's metadata: its type, or its choices, and what raises where a value is wrong."""
+    return {"kind": kind, "check": check}
+
+
+def _integer(bits: int, minimum: int = 1) -> dict[str, Any]:
+    """What can be counted in so many bits: sizes of MLX's arrays, samples, seeds of its keys."""
+
+    def check(name: str, value: Any) -> None:
+        require_integer(_OWNER, name, value, minimum)
+        require(value < 1 << bits, _OWNER, name, f"below 2^{bits}", value)
+
+    return _setting(int, check)
+
+
+def _number(expected: str, valid: Callable[[float], bool], word: str = "") -> dict[str, Any]:
+    def check(name: str, value: Any) -> None:
+        if not (word and isinstance(value, str) and value == word):
+            or_word = f" or {word!r}" if word else ""
+            require(is_number(value), _OWNER, name, f"a finite number{or_word}", value)
+            require(valid(value), _OWNER, name, expected, value)
+
+    return _setting(float, check)
+
+
+def _choice(choices: tuple[str, ...]) -> dict[str, Any]:
+    return _setting(choices, lambda name, value: require_choice(_OWNER, name, value, choices))
+
+
+def _string(expected: str) -> dict[str, Any]:
+    def check(name: str, value: Any) -> None:
+        require(isinstance(value, str), _OWNER, name, expected, value)
+
+    return _setting(str, check)
+
+
+_FLAG = _setting(bool, lambda name, value: require_flag(_OWNER, name, value))
+_POSITIVE = _number("positive", lambda value: value > 0)
+_SHARE = _number("from 0 to below 1", lambda value: 0 <= value < 1)
+_SWITCHED = _number("0 (off) or positive", lambda value: value >= 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,124 +76,93 @@ class TrainingConfig:
 
     Args:
         task: Name of a task in :data:`mlx_tlstm.tasks.TASKS`.
-        variant: Name of a layer in :data:`mlx_tlstm.VARIANTS`.
-        depth: L, the number of time steps that an input takes to reach the output; for stacked
-            layers their number.
-        hidden_size: M, the channels at each location.
-        kernel_size: K, the kernel's size on every tensor axis; ``None`` takes the variant's.
-        memory_init: What the untrained memory convolution does: ``"uniform"`` spreads memory evenly
-            over its taps, ``"shift"`` moves it towards the output, ``"hold"`` keeps it in place.
-        forget_bias: Starting bias of the forget gate: a number, or ``"lag"`` for the bias with
-            which half of a memory is left after the number of steps for which the task needs it.
-        weight_scale: Factor on the starting weights of the recurrence, which are normal with
-            deviation 1/√(fan in).
+        variant: Network configuration, a name in :data:`mlx_tlstm.VARIANTS`.
+        depth: L, the number of time steps that an input takes to reach the output; for slstm the
+            number of layers.
+        hidden_size: M, the number of channels at each location of the tensor.
+        kernel_size: K, the kernel's size on every tensor axis, 2 or more; by default the variant's.
+        memory_init: What the untrained memory convolution does: spread memory evenly over its taps
+            (``"uniform"``), move it towards the output (``"shift"``) or keep it in place
+            (``"hold"``).
+        batch_size: Sequences in a training step.
+        accumulate: Compute each batch in so many parts, one after the other: the same step in less
+            memory. The number divides ``batch_size``.
         length: Size of the task: digits to add, symbols to memorize, characters in a training step,
             or time steps in which an image is read.
-        batch_size: Sequences in one training step.
-        accumulate: Number of parts in which a batch goes through the network, one after the other,
-            to save memory; their gradients are added up for one update. It divides
-            ``batch_size``.
-        samples: Training sequences in all; ``None`` if ``epochs`` alone limits them.
-        epochs: Passes over a finite training set; ``None`` if ``samples`` alone limits it.
         learning_rate: Adam's step size.
-        beta2: Adam's decay of the mean of squared gradients, from 0 to below 1.
-        clip_norm: Largest global norm of the gradient; 0 turns this clipping off.
-        clip_value: Largest absolute value of an element of the gradient, applied before the norm is
-            clipped; 0 turns this clipping off.
-        on_divergence: What to do when a loss or gradient is not finite: ``"stop"``, or
-            ``"rollback"`` to the last good checkpoint with half the learning rate.
-        checkpoint_every: Training steps between two checkpoints; ``None`` leaves it to
-            ``checkpoint_seconds``.
-        checkpoint_seconds: Seconds between two checkpoints; 0 leaves it to ``checkpoint_every``.
-        keep_checkpoints: How many of the newest checkpoints are kept.
+        samples: Training sequences in all; where ``epochs`` is given too, the fewer of the two.
+        epochs: Passes over the training set of wikipedia, mnist or pmnist.
+        seed: Seed of the starting weights, the generated data and its order, 0 or more.
+        forget_bias: Starting bias of the forget gate: a number or ``"lag"``, with which half of a
+            memory is left after the number of time steps for which memorization or addition needs
+            it.
+        weight_scale: Factor on the starting weights of the recurrence, those between two time
+            steps; at 1 their standard deviation is 1/sqrt(fan in).
+        beta2: Adam's decay rate of the running mean of squared gradients, from 0 to below 1.
+        clip_norm: Largest gradient norm; 0 turns this clipping off.
+        clip_value: Largest size of an element of the gradient, before its norm is clipped; 0 turns
+            this clipping off.
+        on_divergence: What to do when a loss or gradient is not finite: stop, or go back to the
+            last good checkpoint and halve the learning rate (``"rollback"``).
+        dtype: Type of the weights and the hidden state. The memory cell, and the copies of the
+            weights that Adam updates, are float32.
+        recompute: Compute the gates' activations again in the backward pass instead of keeping
+            them: less memory, more time.
         eval_every: Training sequences between two evaluations.
-        dtype: Type of weights and hidden state; the memory cell is always float32.
-        recompute: Compute activations anew in the backward pass, which saves memory.
-        seed: Seed of the starting weights, the generated data and its order, 0 … 2^64 - 1.
-        data: The user's own data (a text file, or a folder of MNIST files); ``None`` downloads.
+        checkpoint_every: Training steps between two checkpoints; by default ``checkpoint_seconds``
+            alone decides.
+        checkpoint_seconds: Seconds between two checkpoints; 0 leaves it to ``checkpoint_every``.
+        keep_checkpoints: How many of the newest checkpoints to keep.
+        data: Your own data: for wikipedia a text file, which may be packed as zip, tar, gz, bz2 or
+            xz; for mnist and pmnist a folder of IDX or parquet files. By default the data is
+            downloaded.
 
     Scalars of NumPy and MLX are kept as Python's numbers of the same value: a learning rate of
     ``np.float32(1e-3)`` is 0.0010000000474974513. A path is kept as a string.
     """
 
-    task: str
-    variant: str
-    depth: int
-    hidden_size: int
-    length: int
-    batch_size: int
-    eval_every: int
-    samples: int | None = None
-    epochs: int | None = None
-    kernel_size: int | None = None
-    memory_init: str = "uniform"
-    forget_bias: float | str = 1.0
-    weight_scale: float = 1.0
-    learning_rate: float = 1e-3
-    beta2: float = 0.999
-    clip_norm: float = 1.0
-    clip_value: float = 0.0
-    accumulate: int = 1
-    on_divergence: str = "stop"
-    checkpoint_every: int | None = None
-    checkpoint_seconds: float = 300.0
-    keep_checkpoints: int = 3
-    dtype: str = "float32"
-    recompute: bool = False
-    seed: int = 0
-    data: str | None = None
+    task: str = field(metadata=_string("a string"))
+    variant: str = field(metadata=_string("a string"))
+    depth: int = field(metadata=_integer(31))
+    hidden_size: int = field(metadata=_integer(31))
+    length: int = field(metadata=_integer(31))
+    batch_size: int = field(metadata=_integer(31))
+    eval_every: int = field(metadata=_integer(63))
+    samples: int | None = field(default=None, metadata=_integer(63))
+    epochs: int | None = field(default=None, metadata=_integer(63))
+    kernel_size: int | None = field(default=None, metadata=_integer(31, minimum=2))
+    memory_init: str = field(default="uniform", metadata=_choice(MEMORY_INITS))
+    forget_bias: float | str = field(default=1.0, metadata=_number("any", lambda _: True, BY_LAG))
+    weight_scale: float = field(default=1.0, metadata=_POSITIVE)
+    learning_rate: float = field(default=1e-3, metadata=_POSITIVE)
+    beta2: float = field(
+        default=0.999, metadata=_number("from 0 to below 1", lambda value: 0 <= value < 1)
+    )
+    clip_norm: float = field(default=1.0, metadata=_SWITCHED)
+    clip_value: float = field(default=0.0, metadata=_SWITCHED)
+    accumulate: int = field(default=1, metadata=_integer(31))
+    on_divergence: str = field(default="stop", metadata=_choice(ON_DIVERGENCE))
+    checkpoint_every: int | None = field(default=None, metadata=_integer(63))
+    checkpoint_seconds: float = field(default=300.0, metadata=_SWITCHED)
+    keep_checkpoints: int = field(default=3, metadata=_integer(63))
+    dtype: str = field(default="float32", metadata=_choice(DTYPES))
+    recompute: bool = field(default=False, metadata=_FLAG)
+    seed: int = field(default=0, metadata=_integer(64, minimum=0))
+    data: str | None = field(default=None, metadata=_string("a path"))
 
     def __post_init__(self) -> None:
-        owner = "TrainingConfig"
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         if isinstance(self.data, os.PathLike):
             object.__setattr__(self, "data", os.fsdecode(self.data))
-        for name in ("depth", "hidden_size", "length", "batch_size", "eval_every"):
-            require_integer(owner, name, getattr(self, name))
-        for name in ("accumulate", "keep_checkpoints"):
-            require_integer(owner, name, getattr(self, name))
+        for each in dataclasses.fields(self):
+            value = plain(getattr(self, each.name))
+            object.__setattr__(self, each.name, value)
+            if value is not None or each.default is not None:
+                each.metadata["check"](each.name, value)
         divides = self.batch_size % self.accumulate == 0
         expected = f"a divisor of batch_size {self.batch_size}"
-        require(divides, owner, "accumulate", expected, self.accumulate)
-        for name in ("samples", "epochs", "checkpoint_every"):
-            if getattr(self, name) is not None:
-                require_integer(owner, name, getattr(self, name))
-        if self.kernel_size is not None:
-            require_integer(owner, "kernel_size", self.kernel_size, minimum=2)
-        require_integer(owner, "seed", self.seed, minimum=0)
-        for bits, names in _BITS.items():
-            for name in names:
-                value = getattr(self, name)
-                require(value is None or value < 1 << bits, owner, name, f"below 2^{bits}", value)
-        require(
-            self.samples is not None or self.epochs is not None,
-            owner,
-            "samples",
-            "given where 'epochs' is not",
-            self.samples,
-        )
-        switched = ("clip_norm", "clip_value", "checkpoint_seconds")
-        for name in ("learning_rate", "weight_scale", "beta2", "forget_bias", *switched):
-            value = getattr(self, name)
-            or_lag = f" or {BY_LAG!r}" if name == "forget_bias" else ""
-            valid = is_number(value) or (or_lag and isinstance(value, str) and value == BY_LAG)
-            require(valid, owner, name, "a finite number" + or_lag, value)
-        for name in ("learning_rate", "weight_scale"):
-            require(getattr(self, name) > 0, owner, name, "positive", getattr(self, name))
-        require(0 <= self.beta2 < 1, owner, "beta2", "from 0 to below 1", self.beta2)
-        for name in switched:
-            require(
-                getattr(self, name) >= 0, owner, name, "0 (off) or positive", getattr(self, name)
-            )
-        require_choice(owner, "on_divergence", self.on_divergence, ON_DIVERGENCE)
-        require_choice(owner, "memory_init", self.memory_init, MEMORY_INITS)
-        require_choice(owner, "dtype", self.dtype, DTYPES)
-        require_flag(owner, "recompute", self.recompute)
-        for name in ("task", "variant"):
-            value = getattr(self, name)
-            require(isinstance(value, str), owner, name, "a string", value)
-        require(self.data is None or isinstance(self.data, str), owner, "data", "a path", self.data)
+        require(divides, _OWNER, "accumulate", expected, self.accumulate)
+        limited = self.samples is not None or self.epochs is not None
+        require(limited, _OWNER, "samples", "given where 'epochs' is not", self.samples)
 
     def replace(self, **changes: Any) -> TrainingConfig:
         """A copy with some fields changed, validated anew."""

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from mlx_tlstm import training
 from mlx_tlstm.commands.main import main
+from mlx_tlstm.commands.settings import setting_options
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import TASKS
 
@@ -72,9 +73,30 @@ def test_help_has_every_option():
     assert sorted(found) == sorted(expected)
     options = {p.name: p.help for p in main.commands["train"].params if isinstance(p, click.Option)}
     assert all(options.values())
+    assert "``" not in result.output
+    assert options["checkpoint_every"].endswith("by default --checkpoint-seconds alone decides.")
+    assert options["on_divergence"].endswith("halve the learning rate (rollback).")
     for task in TASKS:
         assert task in result.output
     assert {"train", "evaluate", "generate", "pull", "push"} <= set(main.commands)
+
+
+SETTINGS = [field.name for field in dataclasses.fields(TrainingConfig)][1:]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_bad_value_of_each_setting(name, invoke):
+    option = "--" + name.replace("_", "-")
+    check_refusal(invoke("train", f"{option}="), rf"'?{option}'?\b|'{name}' must be")
+    with pytest.raises(ValueError, match=rf"^\[TrainingConfig\] '{name}' must be .* but got <obj"):
+        TASKS["addition"].quick().replace(**{name: object()})
+
+
+def test_options_without_documentation(monkeypatch):
+    """Of ``python -OO``."""
+    monkeypatch.setattr(TrainingConfig, "__doc__", None)
+    options = setting_options(lambda: None).__click_params__
+    assert sorted(option.name for option in options) == sorted(SETTINGS)
 
 
 class Prepared(Exception):  # noqa: N818 (carries the configuration out of the command)

@@ -10,9 +10,6 @@ import click
 import mlx.core as mx
 
 from mlx_tlstm import kernels
-from mlx_tlstm.checks import require_choice
-from mlx_tlstm.layers.tensor import TensorCell
-from mlx_tlstm.models.sequence import SequenceModel
 
 DEVICES = ("cpu", "gpu")
 AUTO = "auto"
@@ -68,19 +65,6 @@ def backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _refuse(option: str, message: str) -> NoReturn:
     raise click.BadParameter(message, click.get_current_context(), param_hint=repr(option))
-
-
-def use_backend(model: SequenceModel, backend: str | None) -> None:
-    """Set the backend of a loaded model's layer; ``None`` leaves it to the device.
-
-    Raises:
-        ValueError: The backend cannot run this layer.
-    """
-    cell = model.layer.cell
-    if not isinstance(cell, TensorCell):
-        require_choice(type(cell).__name__, "backend", backend, (None, "ops"))
-    elif backend is not None:
-        cell.backend = kernels.select_backend(type(cell).__name__, backend, cell.geometry.axes)
 
 
 def chosen(context: click.Context) -> str:

@@ -9,31 +9,22 @@ from mlx.utils import tree_flatten
 
 from mlx_tlstm import training
 from mlx_tlstm.commands.base import Command
-from mlx_tlstm.commands.devices import backend_option, device_option, use_backend
 from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.commands.loading import load_model, model_options
 from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.files import json_text
-from mlx_tlstm.models import hub
-from mlx_tlstm.models.trained import WEIGHTS, is_run
+from mlx_tlstm.models.trained import is_run
 from mlx_tlstm.training.origin import task_of
 from mlx_tlstm.training.progress import causality_note
 
 
 @click.command(cls=Command)
-@click.argument("model", metavar="MODEL")
 @click.option(
     "--split",
     type=click.Choice(["test", "validation"]),
     default="test",
     show_default=True,
     help="Part of the data to evaluate on.",
-)
-@click.option(
-    "--weights",
-    type=click.Choice(WEIGHTS),
-    default=WEIGHTS[0],
-    show_default=True,
-    help="Which weights to take, where MODEL is a training run.",
 )
 @click.option(
     "--data",
@@ -46,8 +37,7 @@ from mlx_tlstm.training.progress import causality_note
     help="Sequences to compute side by side; the figures do not depend on it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-@device_option
-@backend_option
+@model_options
 def evaluate(
     model: str,
     split: str,
@@ -63,8 +53,7 @@ def evaluate(
     hub.
     """
     with clean_errors(bad_input=True):
-        network = hub.load(model, weights)
-        use_backend(network, backend)
+        network = load_model(model, weights, backend)
         task = task_of(network, data)
     kept = weights if is_run(model) else None
     with clean_errors(bad_input=False):

@@ -10,16 +10,13 @@ import time
 import click
 
 from mlx_tlstm.commands.base import Command
-from mlx_tlstm.commands.devices import backend_option, device_option, use_backend
 from mlx_tlstm.commands.errors import clean_errors
-from mlx_tlstm.models import hub
+from mlx_tlstm.commands.loading import load_model, model_options
 from mlx_tlstm.models.generation import Vocabulary
 from mlx_tlstm.models.generation import generate as generate_symbols
-from mlx_tlstm.models.trained import WEIGHTS
 
 
 @click.command(cls=Command)
-@click.argument("model", metavar="MODEL")
 @click.option(
     "--prompt",
     help="Text to go on from; by default a line's end or, if the model's text has none, a space.",
@@ -43,15 +40,7 @@ from mlx_tlstm.models.trained import WEIGHTS
     show_default=True,
     help="Seed of the draws: the same seed gives the same text.",
 )
-@click.option(
-    "--weights",
-    type=click.Choice(WEIGHTS),
-    default=WEIGHTS[0],
-    show_default=True,
-    help="Which weights to take, where MODEL is a training run.",
-)
-@device_option
-@backend_option
+@model_options
 @click.option(
     "--raw",
     is_flag=True,
@@ -74,8 +63,7 @@ def generate(
     Face hub.
     """
     with clean_errors(bad_input=True):
-        network = hub.load(model, weights)
-        use_backend(network, backend)
+        network = load_model(model, weights, backend)
         symbols = network.metadata.symbols
         if symbols is None:
             raise ValueError(

@@ -14,25 +14,9 @@ from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import backend_option, chosen, device_option
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.paths import UserPath
-from mlx_tlstm.config import BY_LAG, ON_DIVERGENCE, TrainingConfig
-from mlx_tlstm.layers.base import DTYPES
-from mlx_tlstm.layers.tlstm import MEMORY_INITS
-from mlx_tlstm.layers.variants import VARIANTS
+from mlx_tlstm.commands.settings import setting_options
+from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import TASKS
-
-
-class NumberOrLag(click.ParamType):
-    """A number, or the word ``lag``, with which the task decides."""
-
-    name = f"float|{BY_LAG}"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> float | str:
-        try:
-            return value if value == BY_LAG else float(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number or {BY_LAG!r}", parameter, context)
 
 
 @click.command(
@@ -43,108 +27,7 @@ class NumberOrLag(click.ParamType):
     epilog="Options left out have the task's settings for a laptop or, with --paper, the paper's.",
 )
 @click.argument("task", type=click.Choice(list(TASKS)), default=next(iter(TASKS)), metavar="[TASK]")
-@click.option(
-    "--variant",
-    type=click.Choice(list(VARIANTS)),
-    metavar="NAME",
-    help=f"Network configuration: {', '.join(VARIANTS)}.",
-)
-@click.option(
-    "--depth",
-    type=int,
-    help="L, the number of time steps that an input takes to reach the output; for slstm the "
-    "number of layers.",
-)
-@click.option(
-    "--hidden-size", type=int, help="M, the number of channels at each location of the tensor."
-)
-@click.option(
-    "--kernel-size",
-    type=int,
-    help="K, the kernel's size on every tensor axis, 2 or more; by default the variant's.",
-)
-@click.option(
-    "--memory-init",
-    type=click.Choice(MEMORY_INITS),
-    help="What the untrained memory convolution does: spread memory evenly over its "
-    "taps (uniform), move it towards the output (shift) or keep it in place (hold).",
-)
-@click.option("--batch-size", type=int, help="Sequences in a training step.")
-@click.option(
-    "--accumulate",
-    type=int,
-    help="Compute each batch in so many parts, one after the other: the same step in less memory.",
-)
-@click.option(
-    "--length",
-    type=int,
-    help="Size of the task: digits to add, symbols to memorize, characters in a training step, or "
-    "time steps in which an image is read.",
-)
-@click.option("--learning-rate", type=float, help="Adam's step size.")
-@click.option(
-    "--samples",
-    type=int,
-    help="Training sequences in all; where --epochs is given too, the fewer of the two.",
-)
-@click.option(
-    "--epochs", type=int, help="Passes over the training set of wikipedia, mnist or pmnist."
-)
-@click.option(
-    "--seed", type=int, help="Seed of the starting weights, the generated data and its order."
-)
-@click.option(
-    "--forget-bias",
-    type=NumberOrLag(),
-    help=f"Starting bias of the forget gate. With '{BY_LAG}', half of a memory is left after "
-    "the number of time steps for which memorization or addition needs it.",
-)
-@click.option(
-    "--weight-scale",
-    type=float,
-    help="Factor on the starting weights of the recurrence, those between two time steps.",
-)
-@click.option(
-    "--beta2", type=float, help="Adam's decay rate of the running mean of squared gradients."
-)
-@click.option("--clip-norm", type=float, help="Largest gradient norm; 0 turns this clipping off.")
-@click.option(
-    "--clip-value",
-    type=float,
-    help="Largest size of an element of the gradient; 0 turns this clipping off.",
-)
-@click.option(
-    "--on-divergence",
-    type=click.Choice(ON_DIVERGENCE),
-    help="What to do when a loss or gradient is not finite: stop, or go back to the last good "
-    "checkpoint and halve the learning rate.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    help="Type of the weights; Adam updates float32 copies of them.",
-)
-@click.option(
-    "--recompute",
-    is_flag=True,
-    default=None,
-    help="Compute the gates' activations again in the backward pass instead of keeping them: less "
-    "memory, more time.",
-)
-@click.option("--eval-every", type=int, help="Training sequences between two evaluations.")
-@click.option("--checkpoint-every", type=int, help="Training steps between two checkpoints.")
-@click.option(
-    "--checkpoint-seconds",
-    type=float,
-    help="Seconds between two checkpoints; 0 leaves it to --checkpoint-every.",
-)
-@click.option("--keep-checkpoints", type=int, help="How many of the newest checkpoints to keep.")
-@click.option(
-    "--data",
-    type=UserPath(),
-    help="Your own data: for wikipedia a text file, which may be packed as zip, tar, gz, bz2 or "
-    "xz; for mnist and pmnist a folder of IDX or parquet files. By default the data is downloaded.",
-)
+@setting_options
 @click.option(
     "--out",
     type=UserPath(),
