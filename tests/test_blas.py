@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from mlx_tlstm import blas
 
@@ -182,6 +184,14 @@ def test_a_damaged_cache_is_mended(damage, load, folder):
     if damage != "folder":
         assert path.read_bytes()[:100] == content[:100]
         assert sorted(p.name for p in folder.iterdir()) == sorted([path.name, "lock"])
+
+
+def test_a_process_that_does_not_end_is_not_waited_for(load, folder):
+    folder.mkdir(0o700, parents=True)
+    with FileLock(folder / "lock"):
+        setup = "wheel.COMPILE_SECONDS = wheel.CHECK_SECONDS = 0.1\n"
+        assert re.search(r"openblas/lock.* could not be acquired", load(setup))
+    assert load() == FAST
 
 
 @pytest.mark.parametrize("obstacle", ["file", "read-only", "homeless", "shared", "not executable"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import itertools
 import json
 import signal
@@ -16,6 +15,7 @@ from experiments.paper import TABLES
 from experiments.planned import PlannedRun, check_runs
 from experiments.results import read_origin, read_result
 from experiments.sweep import CLAIMS, SweepInterrupted, sweep
+from filelock import FileLock
 from kill_and_resume import outcome
 from tiny_tasks import tiny_settings, write_images, write_text
 
@@ -230,8 +230,7 @@ def test_another_processs_runs_are_left_to_it(settings, tmp_path, trained):
     runs = runs_of(settings, "addition", "memorization", "mnist")
     claims = tmp_path / CLAIMS
     claims.mkdir()
-    with (claims / runs[0].name).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(claims / runs[0].name):
         assert not sweep(runs, tmp_path, "again")
     assert trained == [run.name for run in runs[1:]]
     assert sweep(runs, tmp_path, "again")

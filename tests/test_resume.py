@@ -321,7 +321,9 @@ def test_a_run_in_use_is_refused(settings, tmp_path):
         while not (run / "metrics.jsonl").exists():
             assert process.poll() is None
             time.sleep(0.01)
-        with pytest.raises(RunInUseError, match=rf"but process {process.pid} trains in .*run"):
+        with pytest.raises(
+            RunInUseError, match=rf"but process {process.pid} trains in .*run'; wait"
+        ):
             training.resume(run)
     finally:
         process.kill()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -19,8 +18,10 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from filelock import FileLock
 
 from mlx_tlstm.files import cache_folder
 
@@ -103,7 +104,8 @@ def _cached(library: Path) -> Path:
     if not _is_whole(path):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _require_private(folder)
-        with _locked(folder / "lock"):
+        seconds = COMPILE_SECONDS + CHECK_SECONDS  # after which the process that has it is done
+        with FileLock(folder / "lock", seconds, poll_interval=0.02, preserve_lock_file=True):
             if not _is_whole(path):
                 for leftover in folder.glob(f"{_BUILDING}*"):  # of a killed process
                     shutil.rmtree(leftover)
@@ -138,21 +140,6 @@ def _require_private(folder: Path) -> None:
     status = folder.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise PermissionError(f"{folder} may be written by others")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    deadline = time.monotonic() + COMPILE_SECONDS + CHECK_SECONDS
-    with path.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"another process holds {path}") from None
-                time.sleep(0.02)
-        yield
 
 
 def _build_once(library: Path, path: Path) -> None:

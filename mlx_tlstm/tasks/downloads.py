@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,6 +14,8 @@ import zipfile
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -56,8 +57,7 @@ def fetch_enwik8() -> bytes:
         return _read_enwik8(stored)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{ENWIK8_FILE}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(folder / f"{ENWIK8_FILE}.lock", preserve_lock_file=True):
             # Another process may have stored it meanwhile.
             with contextlib.suppress(FileNotFoundError, WrongContentError):
                 return _read_enwik8(stored)

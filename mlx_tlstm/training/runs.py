@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import os
 import time
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from mlx.utils import tree_flatten
 
 from mlx_tlstm.checks import is_integer, require, require_choice
@@ -98,6 +98,12 @@ def _claim_default(config: TrainingConfig) -> Path:
         except FileExistsError:
             path = DEFAULT_PARENT / f"{name}-{number}"
     return path
+
+
+def _write_process(lock: int) -> None:
+    """Tell a process that comes later who has the lock."""
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,18 +190,18 @@ class RunFolder:
             RunInUseError: Another process does.
             OSError: The folder cannot be written.
         """
-        # Opened to append, since the file tells a process that comes later who has it.
-        with (self.path / LOCK_FILE).open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                raise RunInUseError(
-                    f"[RunFolder] 'run' must not be in use but process {file.read().strip()} "
-                    f"trains in {str(self.path)!r}"
-                ) from error
-            file.truncate(0)
-            print(os.getpid(), file=file, flush=True)
+        file = self.path / LOCK_FILE
+        lock = FileLock(file, blocking=False, preserve_lock_file=True, on_acquired=_write_process)
+        try:
+            held = lock.acquire()
+        except Timeout as error:
+            number = file.read_text().strip()
+            process = f"process {number}" if number else "another process"
+            raise RunInUseError(
+                f"[RunFolder] 'run' must not be in use but {process} trains in {str(self.path)!r}; "
+                "wait for it to end, or stop it"
+            ) from error
+        with held:
             for folder in ("", *WEIGHTS):
                 for leftover in (self.path / folder).glob(f"{TEMPORARY}*"):
                     leftover.unlink()
