@@ -73,7 +73,7 @@ class TestOnACPU:
         _, lines, _ = check(tmp_path)
         assert any("on cpu ops: would take some" in line for line in lines)
         monkeypatch.setattr(survey, "_SECONDS_OF_A_PASS", 9.0)
-        monkeypatch.setattr("mlx_tlstm.training.memory.limit", lambda: 1000)
+        monkeypatch.setattr("mlx_tlstm.training.memory_prediction.limit", lambda: 1000)
         _, lines, record = check(tmp_path)
         assert any("on cpu ops: needs 1" in line or "MiB" in line for line in lines)
         assert record["settings"][0]["quickest"] is None

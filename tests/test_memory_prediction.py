@@ -13,18 +13,16 @@ from tiny_tasks import write_images
 
 from mlx_tlstm import TLSTM, TRNN, training
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.training import memory
-from mlx_tlstm.training.step_bytes import StepBytes
+from mlx_tlstm.training import memory_prediction as memory
 
 MIB = 1 << 20
-#: What the docstring of ``predict`` promises.
-TOLERANCE = 0.15
+#: The docstring of ``predict`` promises no more than that above what is measured, and never less.
+FACTOR = 1.6
 
 # Single sequences of the tasks are short, so that sizes make up for it: 20 to 140 MiB a step.
 CASES = [
     {"variant": "2d-tlstm+cn", "depth": 4, "length": 20, "batch_size": 40},
     {"variant": "2d-tlstm-m", "depth": 6, "length": 20, "batch_size": 40},
-    {"variant": "2d-tlstm-f", "depth": 6, "length": 20, "batch_size": 40},
     {"variant": "2d-tlstm+cn", "depth": 1, "length": 40, "batch_size": 60},
     {"variant": "3d-tlstm+ln", "depth": 4, "hidden_size": 60, "length": 10, "batch_size": 20},
     {"variant": "3d-tlstm+cn", "depth": 2, "hidden_size": 300, "length": 3, "batch_size": 5},
@@ -43,7 +41,7 @@ def _measure(config):
     """Measured bytes at the peak of steps, and the prediction.
 
     The peak depends on how far MLX allocates ahead of what it computes, which other work on the
-    machine keeps it from in some steps: up to twenty are taken until one comes near.
+    machine keeps it from in some steps: up to ten are taken until one comes near.
     """
     gc.collect()
     mx.synchronize()  # what the step before still holds would count as in use
@@ -51,7 +49,7 @@ def _measure(config):
     trainer = training.Trainer(config)
     predicted = memory.predict(memory.StepSizes.of(config, trainer.task, trainer.model))
     peaks = []
-    while len(peaks) < 2 or (max(peaks) * (1 + TOLERANCE) < predicted and len(peaks) < 20):
+    while len(peaks) < 2 or (FACTOR * max(peaks) < predicted and len(peaks) < 10):
         mx.synchronize()
         mx.reset_peak_memory()
         trainer.train_step()
@@ -62,7 +60,7 @@ def _measure(config):
 def _check(config):
     measured, predicted = _measure(config)
     assert measured > 10 * MIB, "too small to tell"
-    assert predicted == pytest.approx(measured, rel=TOLERANCE), (measured / MIB, predicted / MIB)
+    assert measured <= predicted <= FACTOR * measured, (measured / MIB, predicted / MIB)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -103,10 +101,11 @@ def short_turns(monkeypatch):
 
 
 @pytest.mark.usefixtures("short_turns")
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("variant", ["3d-tlstm+cn", "2d-tlstm", "3d-trnn", "slstm"])
-def test_turns_of_the_weight_gradient(variant, recompute):
-    depth = 4 if variant.startswith("3d") else 10
+@pytest.mark.parametrize(
+    ("variant", "depth", "recompute"),
+    [("3d-tlstm+cn", 4, True), ("2d-tlstm", 10, False), ("3d-trnn", 4, False), ("slstm", 10, True)],
+)
+def test_turns_of_the_weight_gradient(variant, depth, recompute):
     _check(_config(variant=variant, depth=depth, length=20, batch_size=15, recompute=recompute))
 
 
@@ -129,34 +128,24 @@ def test_prediction_evaluates_nothing():
     assert mx.get_peak_memory() - before < MIB < predicted
 
 
+@pytest.mark.standin(mode="fast", check=False)
 @pytest.mark.parametrize("norm", [None, "channel", "layer"])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_kernels_keep_what_their_table_says(norm, recompute, monkeypatch):
-    """``metal/README.md``: states of 4+s bytes and activations; nothing is gathered."""
-    monkeypatch.setattr("mlx_tlstm.kernels.dispatch.kernel_backend", lambda: ("metal", ""))
-    monkeypatch.setattr(
-        "mlx_tlstm.kernels.proof.proven", lambda configuration: configuration.kernels
-    )
-    B, P, M, taps = 3, 20, 7, 9
-    cell = TLSTM(2, M, (4, 5), 3, norm=norm, backend="metal").cell
-    each = StepBytes.of(cell, B, recompute)
-    statistics = {None: 0, "channel": B * P, "layer": B}[norm]
-    assert each.state == 8 * B * P * M
-    activations = 0 if recompute else 4 * B * P * (4 * M + taps)
-    assert each.residuals == activations + 8 * statistics
-    assert each.gathered == 0
-    assert each.turn == 8
-    plain = StepBytes.of(TLSTM(2, M, (4, 5), 3, norm=norm, backend="ops").cell, B, recompute)
-    assert plain.gathered > 0
-    trnn = StepBytes.of(TRNN(2, M, (4, 5), 3, backend="metal").cell, B, recompute)
-    assert (trnn.state, trnn.residuals, trnn.gathered) == (4 * B * P * M, 0, 0)
+def test_kernels_keep_what_their_table_says(norm, kernel_calls):
+    """``metal/README.md``: states of 8 bytes, activations, and statistics of the normalisation."""
+    P, M, taps = 20, 7, 9
+    cell = TLSTM(2, M, (4, 5), 3, norm=norm).cell
+    statistics = {None: 0, "channel": P, "layer": 1}[norm]
+    kept = [8 * P * M, 4 * P * (4 * M + taps) + 8 * statistics, 8 * statistics]
+    assert memory._step_bytes(cell, cell.active_transition(3)) == kept
+    trnn = TRNN(2, M, (4, 5), 3).cell
+    assert memory._step_bytes(trnn, trnn.active_transition(3)) == [4 * P * M, 0, 0]
 
 
 @pytest.mark.parametrize("variant", ["3d-tlstm+cn", "3d-trnn"])
 def test_the_equations_need_no_more_than_predicted(variant, monkeypatch):
     monkeypatch.setenv("MLX_TLSTM_BACKEND", "reference")
     measured, predicted = _measure(_config(variant=variant, depth=4, length=20, batch_size=15))
-    assert measured < (1 + TOLERANCE) * predicted
+    assert measured <= predicted
 
 
 def test_limits(monkeypatch):

@@ -22,7 +22,7 @@ from tiny_tasks import write_images, write_text
 
 from mlx_tlstm import training
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.training import memory
+from mlx_tlstm.training import memory_prediction
 from mlx_tlstm.training.runs import RunFolder
 
 
@@ -468,7 +468,7 @@ def test_data_that_does_not_do(tmp_path):
 
 
 def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "limit", lambda: 1 << 20)
+    monkeypatch.setattr(memory_prediction, "limit", lambda: 1 << 20)
     output = run(reproduce, "starts", "--scale", "paper", "--out", tmp_path / "out", code=2)
     assert "a training step must fit into the 1 MiB" in output
     assert not (tmp_path / "out").exists()

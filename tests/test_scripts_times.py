@@ -358,7 +358,7 @@ def test_a_file_of_something_else_is_left_alone(run, tmp_path, text, message):
 
 
 def test_sizes_that_do_not_fit_are_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(task_times.memory, "limit", lambda: 1 << 14)
+    monkeypatch.setattr(task_times.memory_prediction, "limit", lambda: 1 << 14)
     result, measured = run("--out", tmp_path)
     assert result.exit_code == 2
     assert "3d-tlstm, L=2 needs about 1 MiB but the CPU has 1 MiB" in result.output

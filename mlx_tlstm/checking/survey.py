@@ -23,7 +23,7 @@ from mlx_tlstm.layers import TLSTM, StackedLSTM
 from mlx_tlstm.layers.base import DTYPES, RecurrentLayer
 from mlx_tlstm.layers.variants import VARIANTS, make_layer
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.training import memory
+from mlx_tlstm.training import memory_prediction
 
 #: Seconds after which nothing new begins, on a device with kernels and on a CPU.
 SECONDS, SECONDS_ON_CPU = 110.0, 50.0
@@ -330,8 +330,8 @@ class Survey:
                 if seconds > _SECONDS_OF_A_PASS:
                     left_out[name] = f"would take some {seconds:.0f} s"
                     continue
-                if (needed := _bytes(setting, length)) > memory.limit() // 2:
-                    left_out[name] = f"needs {memory.describe(needed)}"
+                if (needed := _bytes(setting, length)) > memory_prediction.limit() // 2:
+                    left_out[name] = f"needs {memory_prediction.describe(needed)}"
                     continue
                 try:
                     one = Pass(setting.layer(backend), setting.rows, length)
@@ -393,8 +393,8 @@ def _rate() -> float:
 def _bytes(setting: Setting, length: int) -> int:
     """Bytes that a training step with ``length`` inputs needs; a pass needs no more."""
     cell = setting.layer("ops").cell
-    return memory.predict(
-        memory.StepSizes(
+    return memory_prediction.predict(
+        memory_prediction.StepSizes(
             cell=cell,
             parameters=cell.weight.size,
             rows=setting.rows,

@@ -14,8 +14,8 @@ from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.layers.variants import VARIANTS
 from mlx_tlstm.streams import forgiving, say
 from mlx_tlstm.tasks import Task
-from mlx_tlstm.training import memory
 from mlx_tlstm.training.loop import Callback, EvaluationReport
+from mlx_tlstm.training.memory_prediction import StepSizes, describe, device_name, limit, predict
 from mlx_tlstm.training.reports import StepReport
 from mlx_tlstm.training.trainer import Trainer
 
@@ -67,10 +67,10 @@ class Progress(Callback):
             f"{trainer.parameter_count:,} parameters · {trainer.total_steps:,} steps of "
             f"{config.batch_size} samples · {str(device.type).rpartition('.')[2].upper()}"
         )
-        sizes = memory.StepSizes.of(config, task, trainer.model, trainer.workers.size)
+        sizes = StepSizes.of(config, task, trainer.model, trainer.workers.size)
         say(
-            f"memory: about {memory.describe(memory.predict(sizes))} at the peak of a step; "
-            f"{memory.device_name()} has {memory.describe(memory.limit())}"
+            f"memory: about {describe(predict(sizes))} at the peak of a step; {device_name()} has "
+            f"{describe(limit())}"
         )
         slow = device.type == mx.DeviceType.cpu and not blas.is_fast()
         for note in (causality_note(config, task), f"Warning: {blas.hint()}" if slow else None):

@@ -18,7 +18,7 @@ from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.recurrence.compilation import GRAPH_STEPS, CompiledFunction
 from mlx_tlstm.recurrence.snapshot import replace_weights
 from mlx_tlstm.tasks import Batch, make_task
-from mlx_tlstm.training import memory
+from mlx_tlstm.training import memory_prediction
 from mlx_tlstm.training.divergence import NonFiniteError
 from mlx_tlstm.training.objective import (
     build_model,
@@ -97,7 +97,7 @@ class Trainer:
         )
         self.total_steps = self.task.train_steps
         self.model = build_model(config, self.task, backend)
-        memory.require_fits(config, self.task, self.model, self.workers.size)
+        memory_prediction.require_fits(config, self.task, self.model, self.workers.size)
         self.weights = self.workers.from_first(
             tree_map(lambda weight: weight.astype(mx.float32), self.model.trainable_parameters())
         )

@@ -15,7 +15,7 @@ from benchmarking.products import Product, layer_products, linear_products
 from mlx_tlstm import SequenceModel, make_layer
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.training import memory
+from mlx_tlstm.training import memory_prediction
 from mlx_tlstm.training.objective import cross_entropy, logits_at
 
 #: What --quick makes of the paper's sizes: M is divided, though not to below its least value, and
@@ -128,7 +128,7 @@ def products_of(point: Point) -> list[Product]:
 def predicted_bytes(point: Point) -> int:
     """Memory that a training step of these sizes needs, at least what the pass does."""
     model = _model(point)
-    sizes = memory.StepSizes(
+    sizes = memory_prediction.StepSizes(
         cell=model.layer.cell,
         parameters=sum(array.size for _, array in tree_flatten(model.trainable_parameters())),
         rows=point.batch_size,
@@ -138,7 +138,7 @@ def predicted_bytes(point: Point) -> int:
         output_size=point.output_size,
         recompute=False,
     )
-    return memory.predict(sizes)
+    return memory_prediction.predict(sizes)
 
 
 def _model(point: Point) -> SequenceModel:

@@ -18,7 +18,7 @@ from benchmarking.task_passes import Point, TaskPass, predicted_bytes, products_
 from mlx_tlstm.checking.timing import Timing, measure, per_timestep_example
 from mlx_tlstm.checks import require
 from mlx_tlstm.files import read_json, read_json_lines, replace_file
-from mlx_tlstm.training import memory
+from mlx_tlstm.training import memory_prediction
 
 #: A row: a point's sizes, and what :func:`measure_depths` found.
 Row = dict[str, Any]
@@ -125,11 +125,11 @@ def require_memory(points: Iterable[Point]) -> None:
     needed, largest = max(
         ((predicted_bytes(point), point) for point in points), key=lambda pair: pair[0]
     )
-    if needed > memory.limit():
+    if needed > memory_prediction.limit():
         raise click.UsageError(
             f"{largest.task}, {largest.variant}, L={largest.depth} needs about "
-            f"{memory.describe(needed)} but {memory.device_name()} has "
-            f"{memory.describe(memory.limit())}; --quick takes smaller sizes"
+            f"{memory_prediction.describe(needed)} but {memory_prediction.device_name()} has "
+            f"{memory_prediction.describe(memory_prediction.limit())}; --quick takes smaller sizes"
         )
 
 

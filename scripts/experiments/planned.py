@@ -13,7 +13,7 @@ from mlx_tlstm import VARIANTS, StackedLSTM, training
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import Task, make_task, task_type
-from mlx_tlstm.training.memory import require_fits
+from mlx_tlstm.training.memory_prediction import require_fits
 
 #: Settings that do not change what a run learns.
 BOOKKEEPING = ("checkpoint_every", "checkpoint_seconds", "keep_checkpoints")
