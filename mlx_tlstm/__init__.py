@@ -27,6 +27,7 @@ from mlx_tlstm.models.hub import HubError, load, push  # noqa: E402 (OpenBLAS is
 from mlx_tlstm.models.metadata import ModelMetadata  # noqa: E402
 from mlx_tlstm.models.sequence import SequenceModel  # noqa: E402
 from mlx_tlstm.models.streaming import StreamingSession  # noqa: E402
+from mlx_tlstm.recurrence.scan import scan  # noqa: E402
 
 __all__ = [
     "TLSTM",
@@ -46,6 +47,7 @@ __all__ = [
     "load",
     "make_layer",
     "push",
+    "scan",
 ]
 
 _ON_DEMAND = ("tasks", "training", "visualize")

@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_tlstm.recurrence.contract import State, Step
 from mlx_tlstm.recurrence.ordering import after
+from mlx_tlstm.recurrence.pieces import pieces
 from mlx_tlstm.recurrence.transition import Transition
 
 #: What the forward pass keeps of each step for the gradient. "residuals": its states and all that
@@ -160,22 +161,9 @@ def _gradient(
 
 
 def _time_steps(arrays: mx.array) -> list[mx.array]:
-    """The time steps ``[B, M]`` of ``[T, B, M]``.
-
-    They are cut out by halving again and again: MLX's own gradient of a slice is as large as the
-    array it is cut from, which makes O(T log T) elements this way and O(T²) with T slices.
-    """
+    """The time steps ``[B, M]`` of ``[T, B, M]``, by MLX's own operations."""
     T, B, M = arrays.shape
-    parts = [(T, arrays.reshape(T * B, M))]
-    steps: list[mx.array] = []
-    while parts:
-        length, rows = parts.pop()
-        if length == 1:
-            steps.append(rows)
-        else:
-            half = length // 2
-            parts += [(length - half, rows[half * B :]), (half, rows[: half * B])]
-    return steps
+    return pieces(arrays.reshape(T * B, M), B, plain=True)
 
 
 def _restored(transition: Transition, prepared: Any, step: Step, handed: Any) -> Step:

@@ -15,6 +15,8 @@ def after(arrays: Sequence[mx.array], computed: Sequence[mx.array]) -> list[mx.a
     refuses it.
     """
     count = len(arrays)
+    if count == 0:
+        return []
 
     @mx.custom_function
     def held(*both: mx.array) -> tuple[mx.array, ...]:

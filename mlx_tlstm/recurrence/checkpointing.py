@@ -1,0 +1,193 @@
+"""A function that keeps nothing for its gradient but its arguments, and is run again there.
+
+``mx.checkpoint`` does the same, but gives arrays that the function reads beside its arguments, such
+as a module's weights, a gradient of zero without a word. Here these arrays are found
+(:mod:`mlx_tlstm.recurrence.captured`), and made arguments. That all were found is proven by MLX
+itself: the forward pass runs with arguments and found arrays behind ``mx.stop_gradient``, so that a
+path from its results to anything that is differentiated can only lead through an array that was not
+found. Then MLX asks for the gradient of :func:`_guarded`, which raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_tlstm.recurrence.captured import CapturedArrays, handle
+from mlx_tlstm.recurrence.ordering import after
+
+Arrays = list[mx.array]
+#: From arguments and found arrays to results.
+_Again = Callable[[Arrays, Arrays], Arrays]
+
+
+def used_arrays(captured: CapturedArrays, run: Callable[[], Arrays]) -> list[int]:
+    """The indices of those of ``captured.arrays`` from which the results of ``run`` are made.
+
+    ``run`` is called once; its results are never computed. ``mx.random`` stays as it is.
+    """
+    used: set[int] = set()
+
+    def marked(index: int, array: mx.array) -> mx.array:
+        mark = mx.custom_function(lambda array: array)
+        mark.vjp(lambda _, cotangent, __: (used.add(index), cotangent)[1])
+        return mark(array)
+
+    def total(*arrays: mx.array) -> mx.array:
+        marks = [marked(index, array) for index, array in enumerate(arrays)]
+        with captured.replaced(marks), _random_key(_current_key()):
+            results = run()
+        sums = [mx.abs(array).sum().astype(mx.float32) for array in results if _inexact(array)]
+        return sum(sums, mx.array(0.0))
+
+    if captured.arrays:
+        mx.vjp(total, captured.arrays, [mx.array(1.0)])
+    return sorted(used)
+
+
+def checkpointed(
+    owner: str,
+    name: str,
+    captured: CapturedArrays,
+    run: Callable[[Arrays], Arrays],
+    arguments: Arrays,
+) -> Arrays:
+    """``run(arguments)``, whose gradient computes everything in between anew.
+
+    Args:
+        owner: Begins the errors.
+        name: Names the function in errors.
+        captured: The arrays that it reads beside its arguments.
+        run: The function, pure but for ``mx.random``, whose numbers are repeated.
+        arguments: Its arguments.
+
+    Raises:
+        ValueError: While a gradient is formed that leads through arrays that were not found.
+    """
+    key = _current_key()
+
+    def again(arguments: Arrays, arrays: Arrays) -> Arrays:
+        with captured.replaced(arrays), _random_key(key):
+            return run(arguments)
+
+    with captured.replaced([mx.stop_gradient(array) for array in captured.arrays]):
+        results = run([mx.stop_gradient(array) for array in arguments])
+    places = [index for index, array in enumerate(results) if _inexact(array)]
+    if places:
+        error = (
+            f"[{owner}] '{name}' must read arrays from where they can be found, with 'checkpoint', "
+            "but got a function that reads some by a way of its own: let it close over them or "
+            "their module, hold them as an attribute, take them in the state, or leave "
+            "'checkpoint' out"
+        )
+        guarded = _guarded(error, [results[place] for place in places])
+        for place, array in zip(
+            places, _gate(again, places, arguments, captured.arrays, guarded), strict=True
+        ):
+            results[place] = array
+    return results
+
+
+def _guarded(error: str, arrays: Arrays) -> Arrays:
+    """The same arrays, which must not depend on anything that is differentiated."""
+    guard = mx.custom_function(lambda *arrays: list(arrays))
+
+    def refuse(*_: Any) -> Any:
+        raise ValueError(error)
+
+    guard.vjp(refuse)
+    guard.jvp(refuse)
+    guard.vmap(lambda arrays, axes: (_guarded(error, _list(arrays)), _list(axes)))
+    return guard(*arrays)
+
+
+def _gate(
+    again: _Again, places: list[int], arguments: Arrays, arrays: Arrays, results: Arrays
+) -> Arrays:
+    """``results``, with the derivatives of what ``again`` computes at ``places``."""
+    gate = mx.custom_function(lambda arguments, arrays, results: results)
+    floating = [index for index, array in enumerate(arguments) if _inexact(array)]
+
+    def of_floating(arguments: Arrays) -> Callable[..., Arrays]:
+        def function(*traced: mx.array) -> Arrays:
+            every = list(arguments)
+            for index, array in zip(floating, traced, strict=False):
+                every[index] = array
+            values = again(every, list(traced[len(floating) :]))
+            return [values[place] for place in places]
+
+        return function
+
+    @gate.vjp
+    def gradient(primals: Any, cotangents: Any, __: Any) -> Any:
+        arguments, arrays, _ = primals
+        cotangents = _list(cotangents)
+        # Without this MLX could compute it early, and keep it until its turn comes.
+        held = after(arguments, cotangents)
+        traced = [held[index] for index in floating] + list(arrays)
+        found = mx.vjp(of_floating(held), traced, cotangents)[1] if traced else []
+        d_floating, d_arrays = found[: len(floating)], found[len(floating) :]
+        # Otherwise MLX could leave the second for later, and keep until then all that they read.
+        d_floating = after(d_floating, d_arrays)
+        d_arguments = [mx.zeros_like(array) for array in arguments]
+        for index, array in zip(floating, d_floating, strict=True):
+            d_arguments[index] = array
+        return d_arguments, d_arrays, cotangents
+
+    @gate.jvp
+    def derivative(primals: Any, tangents: Any) -> Any:
+        arguments, arrays, _ = primals
+        traced = [arguments[index] for index in floating] + list(arrays)
+        directions = [tangents[0][index] for index in floating] + list(tangents[1])
+        directions = [
+            mx.zeros_like(array) if direction is None else direction
+            for array, direction in zip(traced, directions, strict=True)
+        ]
+        return mx.jvp(of_floating(arguments), traced, directions)[1]
+
+    @gate.vmap
+    def batched(primals: Any, axes: Any) -> Any:
+        arguments, arrays, results = primals
+        size = next(
+            array.shape[axis]
+            for group, where in zip(primals, axes, strict=True)
+            for array, axis in zip(group, where, strict=True)
+            if axis is not None
+        )
+        results = [
+            mx.broadcast_to(array, (size, *array.shape))
+            if axis is None
+            else mx.moveaxis(array, axis, 0)
+            for array, axis in zip(results, axes[2], strict=True)
+        ]
+        many = mx.vmap(again, in_axes=(axes[0], axes[1]), out_axes=0)
+        return _gate(many, places, arguments, arrays, results), [0] * len(results)
+
+    return _list(gate(arguments, arrays, results))
+
+
+def _inexact(array: mx.array) -> bool:
+    return mx.issubdtype(array.dtype, mx.inexact)
+
+
+def _list(arrays: Any) -> list[Any]:
+    """What MLX hands over as one array if it is alone."""
+    return list(arrays) if isinstance(arrays, (list, tuple)) else [arrays]
+
+
+def _current_key() -> mx.array:
+    return handle(mx.random.state[0])
+
+
+@contextlib.contextmanager
+def _random_key(key: mx.array) -> Iterator[None]:
+    """Draw random numbers from ``key`` on, and afterwards go on from where they were before."""
+    before = _current_key()
+    mx.random.state[0][...] = key
+    try:
+        yield
+    finally:
+        mx.random.state[0][...] = before

@@ -1,0 +1,86 @@
+"""Trees of arrays: arrays in tuples, named tuples, lists and dictionaries, also inside each other.
+
+``None`` stands for no array, and so does an empty container. Errors name an array by its path from
+the root, as in ``state.memory[0]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_tlstm.checks import require
+
+
+def named_arrays(owner: str, name: str, tree: Any) -> list[tuple[str, mx.array]]:
+    """The arrays of a tree with their paths; ``ValueError`` where something else is in it."""
+    if tree is None:
+        return []
+    if _is_container(tree):
+        parts = ((name + step, tree[key]) for key, step in _keys(tree))
+        return [pair for path, part in parts for pair in named_arrays(owner, path, part)]
+    expected = "an mx.array, None, or a tuple, list or dict of them,"
+    require(isinstance(tree, mx.array), owner, name, expected, tree)
+    return [(name, tree)]
+
+
+def arrays_of(tree: Any, like: Any) -> list[mx.array]:
+    """The arrays of a tree in the order of ``like``, a tree of the same form."""
+    if _is_container(like):
+        return [array for key, _ in _keys(like) for array in arrays_of(tree[key], like[key])]
+    return [] if like is None else [tree]
+
+
+def with_arrays(like: Any, arrays: Iterable[mx.array]) -> Any:
+    """A tree of the form of ``like`` that holds these arrays, in its order."""
+    return _filled(like, iter(arrays))
+
+
+def require_same_form(owner: str, name: str, tree: Any, like: Any, why: str) -> None:
+    """Raise ``ValueError`` unless ``tree`` has the containers, shapes and types of ``like``.
+
+    ``why`` follows in the message what is expected.
+    """
+    if isinstance(like, mx.array):
+        same = isinstance(tree, mx.array) and (tree.shape, tree.dtype) == (like.shape, like.dtype)
+        require(same, owner, name, f"of shape {like.shape} and type {like.dtype} {why}", tree)
+    elif like is None:
+        require(tree is None, owner, name, f"None {why}", tree)
+    else:
+        kind, keys = type(like).__name__, [key for key, _ in _keys(like)]
+        require(type(tree) is type(like), owner, name, f"a {kind} {why}", tree)
+        if isinstance(like, dict):
+            expected = f"a {kind} with the keys {keys} {why}"
+            require(tree.keys() == like.keys(), owner, name, expected, list(tree))
+        expected = f"a {kind} of length {len(keys)} {why}"
+        require(len(tree) == len(like), owner, name, expected, tree)
+        for key, step in _keys(like):
+            require_same_form(owner, name + step, tree[key], like[key], why)
+
+
+def _is_container(tree: Any) -> bool:
+    return type(tree) in (dict, list, tuple) or (isinstance(tree, tuple) and _fields(tree) != ())
+
+
+def _fields(tree: Any) -> tuple[str, ...]:
+    return getattr(tree, "_fields", ())
+
+
+def _keys(tree: Any) -> list[tuple[Any, str]]:
+    """The keys of a container, and how each reads in a path."""
+    if isinstance(tree, dict):
+        return [(key, f".{key}" if isinstance(key, str) else f"[{key!r}]") for key in tree]
+    names = [f".{name}" for name in _fields(tree)] or [f"[{i}]" for i in range(len(tree))]
+    return list(enumerate(names))
+
+
+def _filled(like: Any, arrays: Iterator[mx.array]) -> Any:
+    if not _is_container(like):
+        return None if like is None else next(arrays)
+    parts = [(key, _filled(like[key], arrays)) for key, _ in _keys(like)]
+    if isinstance(like, dict):
+        return dict(parts)
+    values = [value for _, value in parts]
+    return type(like)(*values) if _fields(like) else type(like)(values)
