@@ -14,6 +14,7 @@ blas.preload()
 from mlx_tlstm.layers import (  # noqa: E402
     TLSTM,
     TRNN,
+    Recurrent,
     StackedLSTM,
     StackedLSTMCell,
     StackedLSTMState,
@@ -35,6 +36,7 @@ __all__ = [
     "VARIANTS",
     "HubError",
     "ModelMetadata",
+    "Recurrent",
     "SequenceModel",
     "StackedLSTM",
     "StackedLSTMCell",

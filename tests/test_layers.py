@@ -257,7 +257,7 @@ X = mx.zeros((2, 7, 5))
         (lambda: make_layer("2d-trnn", 5, 6, 3, memory_init="hold"), "'memory_init \\(of 2d-trnn"),
         (lambda: make_layer("2d-tlstm", 5, 6, 2.5), "'depth' must be an integer .* but got 2.5"),
         (lambda: make_layer("2d-tlstm", 5, 6, 2, kernel_size=1), "'kernel_size' must be .* got 1"),
-        (lambda: SequenceModel(nn.Linear(2, 3), 4), "'layer' must be a TLSTM, TRNN or"),
+        (lambda: SequenceModel(nn.Linear(2, 3), 4), "'layer' must be a TLSTM, TRNN, Stack"),
         (lambda: SequenceModel(TRNN(5, 6, 3), 0), "'output_size' must be .* but got 0"),
         (lambda: TRNN(5, 6, 3)([1.0]), "'x' must be an mx.array but got"),
         (lambda: TRNN(5, 6, 3)(X.astype(mx.int32)), "'x' must be of a floating.* got .*int32"),

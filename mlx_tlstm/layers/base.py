@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_map
 
 from mlx_tlstm.checks import is_number, plain, require, require_flag, require_integer
+from mlx_tlstm.layers.layer import Layer, Trace
 from mlx_tlstm.recurrence.loop import Keep, forward, run
 from mlx_tlstm.recurrence.transition import Transition
 
@@ -54,23 +55,6 @@ def require_countable(owner: str, argument: str, shape: tuple[int, ...]) -> None
     """Raise ``ValueError`` unless an array of ``shape`` has no more than MAX_ELEMENTS elements."""
     expected = f"of {MAX_ELEMENTS:,} elements or fewer, by smaller sizes,"
     require(math.prod(shape) <= MAX_ELEMENTS, owner, argument, expected, f"shape {shape}")
-
-
-class Trace(NamedTuple):
-    """What each step of a sequence computed. Time is the second axis.
-
-    There are T' = T + delay steps where the last outputs are flushed out, and T' = T otherwise.
-
-    Attributes:
-        outputs: ``[B, T, M]``, as the layer returns them.
-        states: The layer's state type, each array with a time axis: ``[B, T', …]`` after each step.
-        residuals: What else the cell computed in each step, with the same axes: the gates and, with
-            memory convolution, the kernels Q ``[B, T', *P, <K>]``; ``None`` for a tRNN.
-    """
-
-    outputs: mx.array
-    states: Any
-    residuals: Any
 
 
 class RecurrentCell(nn.Module):
@@ -224,7 +208,7 @@ class RecurrentCell(nn.Module):
         return self.transition.output(tuple(state))
 
 
-class RecurrentLayer(nn.Module):
+class RecurrentLayer(Layer):
     """Base of the layers: a cell run over a sequence.
 
     In evaluation mode (``layer.eval()``) nothing is kept for a gradient, which saves memory. A
@@ -251,6 +235,29 @@ class RecurrentLayer(nn.Module):
     def delay(self) -> int:
         """Steps between an input and its output: L - 1, or 0 for the stacked LSTM."""
         return self.cell.delay
+
+    @property
+    def causal(self) -> bool:
+        """Whether no output depends on a later input; layer normalisation breaks it if L > 1."""
+        return self.cell.causal
+
+    @property
+    def input_size(self) -> int:
+        return self.cell.input_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.cell.hidden_size
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.cell.weight.dtype
+
+    def initial_state(self, batch_size: int) -> Any:
+        return self.cell.initial_state(batch_size)
+
+    def check_input(self, owner: str, x: Any, ndims: tuple[int, ...], shape: str) -> None:
+        self.cell.check_input(owner, x, ndims, shape)
 
     @property
     def depth(self) -> int:

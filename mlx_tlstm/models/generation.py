@@ -103,10 +103,9 @@ def generate(
             has not evaluated them; raised by the call, before any symbol.
     """
     owner = "generate"
-    cell = model.layer.cell
-    classes = class_count(model)
-    same = classes == cell.input_size
-    require(same, owner, "model", f"one of as many classes as inputs ({cell.input_size})", classes)
+    classes, inputs = class_count(model), model.layer.input_size
+    same = inputs in (None, classes)
+    require(same, owner, "model", f"one of as many classes as inputs ({inputs})", classes)
     symbols = as_integers(prompt)
     valid = bool(symbols) and min(symbols) >= 0 and max(symbols) < classes
     require(valid, owner, "prompt", f"symbols from 0 to {classes - 1}, one or more,", prompt)
@@ -120,7 +119,7 @@ def generate(
     model = snapshot(model)
     require_evaluated(owner, model)
     # Evaluated here too: the first symbol may be asked for in another thread.
-    rows, key = mx.eye(cell.input_size), mx.random.key(seed)
+    rows, key = mx.eye(classes), mx.random.key(seed)
     mx.eval(rows, key)
     return _generate(model, list(symbols), length, temperature, top_p, rows, key)
 

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlx_tlstm.checks import require, require_integer
 from mlx_tlstm.files import to_path
-from mlx_tlstm.layers.base import RecurrentLayer
+from mlx_tlstm.layers.layer import LAYERS, Layer
 from mlx_tlstm.models.arrays import require_like
 from mlx_tlstm.models.folder import (
     CONFIG_FILE,
@@ -31,7 +31,8 @@ class SequenceModel(nn.Module):
     widths: with LoRA, quantized, without a bias, or a network.
 
     Args:
-        layer: A :class:`TLSTM`, :class:`TRNN` or :class:`StackedLSTM`.
+        layer: A :class:`TLSTM`, :class:`TRNN`, :class:`StackedLSTM`, or a cell of your own in a
+            :class:`Recurrent`.
         output_size: S, number of classes.
 
     Attributes:
@@ -41,19 +42,19 @@ class SequenceModel(nn.Module):
         ValueError: ``layer`` is no layer, or ``output_size`` is no positive integer.
     """
 
-    def __init__(self, layer: RecurrentLayer, output_size: int) -> None:
+    def __init__(self, layer: Layer, output_size: int) -> None:
         super().__init__()
-        valid = isinstance(layer, RecurrentLayer)
-        require(valid, "SequenceModel", "layer", "a TLSTM, TRNN or StackedLSTM", layer)
+        valid = isinstance(layer, Layer)
+        require(valid, "SequenceModel", "layer", LAYERS, layer)
         output_size = require_integer("SequenceModel", "output_size", output_size)
         self.layer = layer
-        self.readout = nn.Linear(layer.cell.hidden_size, output_size)
+        self.readout = nn.Linear(layer.hidden_size, output_size)
         self.metadata = ModelMetadata()
 
     @property
     def causal(self) -> bool:
         """Whether no output depends on a later input; layer normalisation breaks it if L > 1."""
-        return self.layer.cell.causal
+        return self.layer.causal
 
     def __call__(self, x: mx.array, state: Any = None) -> tuple[mx.array, Any]:
         """Logits ``[B, T, S]`` of inputs ``[B, T, R]``, and the state after them.
@@ -73,8 +74,9 @@ class SequenceModel(nn.Module):
 
         Raises:
             ValueError: ``path`` exists and is no empty folder, or :meth:`load` would build
-                another model: a part was added or replaced, as by LoRA or quantization, or the
-                weights differ in type. ``save_weights`` keeps the weights of any model.
+                another model: the cell is your own, a part was added or replaced, as by LoRA or
+                quantization, or the weights differ in type. ``save_weights`` keeps the weights of
+                any model.
             OSError: The folder cannot be written.
         """
         config = ModelConfig.of(self, self.metadata if metadata is None else metadata)
@@ -104,9 +106,9 @@ def class_count(model: SequenceModel) -> int:
     """S, number of classes: the width of what ``readout`` makes, whatever module it is."""
     if type(model.readout) is nn.Linear:
         return model.readout.weight.shape[0]
-    cell = model.layer.cell
+    layer = model.layer
     # Never evaluated: only its shape is asked for.
-    return model.readout(mx.zeros((1, 1, cell.hidden_size), cell.weight.dtype)).shape[-1]
+    return model.readout(mx.zeros((1, 1, layer.hidden_size), layer.dtype)).shape[-1]
 
 
 def _built(kind: type[SequenceModel], config: ModelConfig) -> SequenceModel:

@@ -167,7 +167,7 @@ class _Run:
         return sums, state
 
     def _encoded(self, inputs: np.ndarray) -> mx.array:
-        return encode(inputs, self._task.input_size, self._model.layer.cell.weight.dtype)
+        return encode(inputs, self._task.input_size, self._model.layer.dtype)
 
     def _layer_and_sums(
         self, model: SequenceModel, x: mx.array, targets: mx.array, state: Any

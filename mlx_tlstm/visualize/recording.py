@@ -11,6 +11,8 @@ import numpy as np
 from mlx_tlstm import ops
 from mlx_tlstm.checks import is_integer, plain, require
 from mlx_tlstm.layers.base import RecurrentLayer
+from mlx_tlstm.layers.layer import LAYERS, Layer
+from mlx_tlstm.recurrence.trees import named_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,18 +23,21 @@ class Recording:
     layers), ``*K`` kernel size, M channels.
 
     Attributes:
-        layer: Name of the layer's class.
+        layer: Name of the layer's class, or of the cell's in a :class:`Recurrent`.
         delay: Steps between an input and its output; output t is read at step t + delay.
         outputs: ``[B, T, M]``, as the layer returns them.
-        hidden: Hidden state H after each step, ``[B, T', *P, M]``.
-        cell: Memory cell C, of the same shape. A tRNN has neither it nor the following: they are
-            ``None``.
+        hidden: Hidden state H after each step, ``[B, T', *P, M]``. Of a cell of your own these are
+            the outputs, at one location.
+        cell: Memory cell C, of the same shape. A tRNN and a cell of your own have neither it nor
+            the following: they are ``None``.
         new_content: G = tanh(A^g), of the same shape.
         input_gate: I, of the same shape.
         forget_gate: F, of the same shape.
         output_gate: O, of the same shape.
         kernels: Softmax kernels Q of the memory convolution, ``[B, T', *P, *K]``; ``None`` for a
             layer without memory convolution.
+        states: All arrays of the layer's state by name, ``[B, T', …]`` after each step. A name is
+            a path, as in ``memory[0]``; it is empty where the state is one array.
     """
 
     layer: str
@@ -45,6 +50,7 @@ class Recording:
     forget_gate: np.ndarray | None = None
     output_gate: np.ndarray | None = None
     kernels: np.ndarray | None = None
+    states: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
@@ -62,11 +68,11 @@ class Recording:
         return self.hidden.shape[2:-1]
 
 
-def record(layer: RecurrentLayer, x: mx.array, state: Any = None) -> Recording:
+def record(layer: Layer, x: mx.array, state: Any = None) -> Recording:
     """Run a layer and keep what each step computed; the layer stays as it is.
 
     Args:
-        layer: A :class:`TLSTM`, :class:`TRNN` or :class:`StackedLSTM`.
+        layer: A :class:`TLSTM`, :class:`TRNN`, :class:`StackedLSTM` or :class:`Recurrent`.
         x: Inputs ``[B, T, R]``, or ``[T, R]`` for one sequence.
         state: State before the first input; ``None`` is the zero state.
 
@@ -75,7 +81,15 @@ def record(layer: RecurrentLayer, x: mx.array, state: Any = None) -> Recording:
     """
     require_layer("record", layer)
     trace = layer.trace(x, state)
-    values: dict[str, mx.array | None] = {"outputs": trace.outputs, **trace.states._asdict()}
+    states = {
+        name.removeprefix("state").removeprefix("."): _as_numpy(array)
+        for name, array in named_arrays("record", "state", trace.states)
+    }
+    outputs = _as_numpy(trace.outputs)
+    if not isinstance(layer, RecurrentLayer):
+        name = type(layer.cell).__name__
+        return Recording(name, layer.delay, outputs, outputs[:, :, None], states=states)
+    values: dict[str, mx.array] = {}
     if isinstance(trace.residuals, ops.Residuals):
         values |= _gates(trace.residuals)
         if trace.residuals.Q is not None:
@@ -84,12 +98,12 @@ def record(layer: RecurrentLayer, x: mx.array, state: Any = None) -> Recording:
     elif trace.residuals is not None:  # a record a layer of a stack
         gates = [_gates(residuals) for residuals in trace.residuals]
         values |= {name: mx.stack([g[name] for g in gates], axis=2) for name in gates[0]}
-    arrays = {
-        name: np.array(array.astype(mx.float32))
-        for name, array in values.items()
-        if array is not None
-    }
-    return Recording(type(layer).__name__, layer.delay, **arrays)
+    parts = states | {name: _as_numpy(array) for name, array in values.items()}
+    return Recording(type(layer).__name__, layer.delay, outputs, states=states, **parts)
+
+
+def _as_numpy(array: mx.array) -> np.ndarray:
+    return np.array(array.astype(mx.float32))
 
 
 def diagonal(tensor_size: tuple[int, ...]) -> tuple[np.ndarray, ...]:
@@ -108,9 +122,8 @@ def on_diagonal(values: np.ndarray, tensor_size: tuple[int, ...]) -> np.ndarray:
 
 
 def require_layer(owner: str, layer: object) -> None:
-    """Raise ``ValueError`` unless ``layer`` is one of this package's."""
-    valid = isinstance(layer, RecurrentLayer)
-    require(valid, owner, "layer", "a TLSTM, TRNN or StackedLSTM", layer)
+    """Raise ``ValueError`` unless ``layer`` is a layer."""
+    require(isinstance(layer, Layer), owner, "layer", LAYERS, layer)
 
 
 def require_part(owner: str, recording: object, name: str) -> np.ndarray:

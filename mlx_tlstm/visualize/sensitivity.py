@@ -9,15 +9,15 @@ import numpy as np
 
 from mlx_tlstm.checks import require_integer
 from mlx_tlstm.layers.base import RecurrentLayer
+from mlx_tlstm.layers.layer import Layer
+from mlx_tlstm.recurrence.trees import named_arrays
 from mlx_tlstm.visualize.recording import require_layer
 
 #: Numbers of all states of the copies of a sequence that are run side by side (16 MiB).
 _STATE_ELEMENTS = 1 << 22
 
 
-def receptive_field(
-    layer: RecurrentLayer, x: mx.array, probes: int = 4, seed: int = 0
-) -> np.ndarray:
+def receptive_field(layer: Layer, x: mx.array, probes: int = 4, seed: int = 0) -> np.ndarray:
     """Norm of the gradient of each output by each input, ``[T, T]``: |d y_t / d x_s| at ``[t, s]``.
 
     The Frobenius norm is estimated from the derivatives along random directions of x_s, and is
@@ -25,7 +25,7 @@ def receptive_field(
     s to t.
 
     Args:
-        layer: A :class:`TLSTM`, :class:`TRNN` or :class:`StackedLSTM`.
+        layer: A :class:`TLSTM`, :class:`TRNN`, :class:`StackedLSTM` or :class:`Recurrent`.
         x: Inputs of one sequence, ``[T, R]``.
         probes: Number of directions.
         seed: Seeds the directions.
@@ -39,7 +39,7 @@ def receptive_field(
         return layer.trace(copies).outputs
 
     T = x.shape[0]
-    chunk = max(1, _STATE_ELEMENTS // (T * layer.cell.hidden_size * _locations(layer)))
+    chunk = max(1, _STATE_ELEMENTS // (T * _state_elements(layer)))
     parts = [
         _derivative_norms(outputs, x, range(start, min(T, start + chunk)), probes, seed)
         for start in range(0, T, chunk)
@@ -47,15 +47,18 @@ def receptive_field(
     return np.concatenate(parts).T
 
 
-def input_reach(layer: RecurrentLayer, x: mx.array, probes: int = 4, seed: int = 0) -> np.ndarray:
+def input_reach(layer: Layer, x: mx.array, probes: int = 4, seed: int = 0) -> np.ndarray:
     """Norm of the gradient of every location's hidden state by the first input, ``[T', *P]``.
 
-    Arguments and errors are those of :func:`receptive_field`; ``[n - 1]`` is after n steps.
+    Arguments and errors are those of :func:`receptive_field`; ``[n - 1]`` is after n steps. A cell
+    of your own has one location, its output.
     """
     probes, seed = _checked("input_reach", layer, x, probes, seed)
 
     def hidden(copies: mx.array) -> mx.array:
-        return layer.trace(copies).states.hidden
+        trace = layer.trace(copies)
+        known = isinstance(layer, RecurrentLayer)
+        return trace.states.hidden if known else trace.outputs[:, :, None]
 
     return _derivative_norms(hidden, x, range(1), probes, seed)[0]
 
@@ -87,8 +90,10 @@ def _derivative_norms(
     return np.sqrt(squares / probes)
 
 
-def _locations(layer: RecurrentLayer) -> int:
-    return int(np.prod(layer.cell.state_shape[:-1]))
+def _state_elements(layer: Layer) -> int:
+    """Numbers in the largest array of one sequence's state, which is never evaluated."""
+    arrays = named_arrays("layer", "state", layer.initial_state(1))
+    return max([layer.hidden_size, *(array.size for _, array in arrays)])
 
 
 def _checked(
@@ -96,7 +101,7 @@ def _checked(
 ) -> tuple[int, int]:
     """``probes`` and ``seed`` as Python integers, once all arguments are checked."""
     require_layer(owner, layer)
-    layer.cell.check_input(owner, x, (2,), "[T, R]")
+    layer.check_input(owner, x, (2,), "[T, R]")
     return (
         require_integer(owner, "probes", probes),
         require_integer(owner, "seed", seed, minimum=0),

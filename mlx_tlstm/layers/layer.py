@@ -1,0 +1,85 @@
+"""What models, sessions, training and recordings need of a layer."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+from mlx import nn
+
+#: What to take for a layer, in errors.
+LAYERS = "a TLSTM, TRNN, StackedLSTM or Recurrent"
+
+
+class Trace(NamedTuple):
+    """What each step of a sequence computed. Time is the second axis.
+
+    There are T' = T + delay steps where the last outputs are flushed out, and T' = T otherwise.
+
+    Attributes:
+        outputs: ``[B, T, M]``, as the layer returns them.
+        states: The layer's state, each array with a time axis: ``[B, T', …]`` after each step.
+        residuals: What else the cell computed in each step, with the same axes: the gates and, with
+            memory convolution, the kernels Q ``[B, T', *P, <K>]``; ``None`` for a tRNN and for a
+            cell of the user's own.
+    """
+
+    outputs: mx.array
+    states: Any
+    residuals: Any
+
+
+class Layer(nn.Module):
+    """A layer over sequences ``x [B, T, R]``: this package's, or one around a cell of one's own.
+
+    Attributes:
+        cell: One time step.
+    """
+
+    cell: nn.Module
+
+    @property
+    def delay(self) -> int:
+        """Steps between an input and its output."""
+        return 0
+
+    @property
+    def causal(self) -> bool:
+        """Whether no output depends on a later input."""
+        return True
+
+    @property
+    @abc.abstractmethod
+    def input_size(self) -> int | None:
+        """R, width of an input; ``None`` if the cell does not say it."""
+
+    @property
+    @abc.abstractmethod
+    def hidden_size(self) -> int:
+        """M, width of an output."""
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> mx.Dtype:
+        """Type of the weights."""
+
+    @abc.abstractmethod
+    def initial_state(self, batch_size: int) -> Any:
+        """The state before the first input of ``batch_size`` sequences."""
+
+    @abc.abstractmethod
+    def check_input(self, owner: str, x: Any, ndims: tuple[int, ...], shape: str) -> None:
+        """Raise ``ValueError`` unless ``x`` has one of these ranks, and the layer's width."""
+
+    @abc.abstractmethod
+    def __call__(self, x: mx.array, state: Any = None) -> tuple[mx.array, Any]:
+        """Outputs ``[B, T, M]``, where ``y[:, t]`` answers ``x[:, :t+1]``, and the state."""
+
+    def stream(self, x: mx.array, state: Any = None) -> tuple[mx.array, Any]:
+        """As a call, but with exactly one step for each input; the same where the delay is 0."""
+        return self(x, state)
+
+    @abc.abstractmethod
+    def trace(self, x: mx.array, state: Any = None) -> Trace:
+        """Every step's state, for inspection; see :class:`Trace`."""

@@ -1,0 +1,304 @@
+"""Recurrent: a cell of one's own under the contract of our layers."""
+
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx import nn, optimizers
+from mlx.utils import tree_flatten, tree_map
+from test_scan import GRU
+
+from mlx_tlstm import Recurrent, SequenceModel, StreamingSession, TLSTMCell
+from mlx_tlstm.models.generation import generate
+from mlx_tlstm.tasks import Memorization
+from mlx_tlstm.training import encode, evaluate
+from mlx_tlstm.visualize import draw_receptive_field, record
+from mlx_tlstm.visualize.sensitivity import input_reach, receptive_field
+
+B, T, R, M, S = 2, 6, 3, 5, 4
+
+
+class Cell(GRU):
+    def __init__(self, input_size=R, hidden_size=M):
+        super().__init__(input_size, hidden_size)
+        self.width = hidden_size
+
+    def initial_state(self, batch_size):
+        return mx.zeros((batch_size, self.width))
+
+
+class Memories(NamedTuple):
+    short: mx.array
+    long: list
+
+
+class Two(nn.Module):
+    """An output, a state of arrays of several sizes, and a number of steps."""
+
+    hidden_size, input_size = 2, R
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(R + 3, 3)
+
+    def __call__(self, x, state):
+        short = mx.tanh(self.mix(mx.concatenate([x, state.short], axis=-1)))
+        long, count = state.long
+        long = 0.9 * long + short[:, :1]
+        return short[:, :2] * long, Memories(short, [long, count + 1])
+
+    def initial_state(self, batch_size):
+        return Memories(mx.zeros((batch_size, 3)), [mx.zeros((batch_size, 1)), mx.array(0)])
+
+
+def layer_and_inputs(cell=Cell, **options):
+    mx.random.seed(1)
+    return Recurrent(cell(), **options), mx.random.normal((B, T, R))
+
+
+def plain_loop(layer, x, state=None):
+    state, ys = layer.cell.initial_state(x.shape[0]) if state is None else state, []
+    for t in range(x.shape[1]):
+        y, state = layer.cell(x[:, t], state)
+        ys.append(y)
+    return mx.stack(ys, axis=1), state
+
+
+def close(found, expected):
+    pairs = zip(tree_flatten(found), tree_flatten(expected), strict=True)
+    return all(mx.allclose(a, b, rtol=1e-5, atol=1e-6) for (_, a), (_, b) in pairs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("cell", [Cell, Two])
+@pytest.mark.parametrize("checkpoint", [None, 2])
+def test_call_stream_trace_and_chunks(cell, checkpoint, training):
+    layer, x = layer_and_inputs(cell, checkpoint=checkpoint)
+    layer.train(training)
+    expected, last = plain_loop(layer, x)
+    y, state = layer(x)
+    assert layer.delay == 0
+    assert close((y, state), (expected, last))
+    assert close(layer.stream(x), (expected, last))
+    first, state = layer(x[:, :2])
+    rest, state = layer(x[:, 2:], state)
+    assert close((mx.concatenate([first, rest], axis=1), state), (expected, last))
+    one, state = layer(x[0])
+    assert close(one, expected[0])
+    assert tree_map(lambda a: a.shape[:1], state) == tree_map(
+        lambda a: a.shape[:1], layer.initial_state(1)
+    )
+    trace = layer.trace(x)
+    assert close(trace.outputs, expected)
+    assert trace.residuals is None
+    assert close(tree_map(lambda a: a[:, -1] if a.ndim > 1 else a[-1], trace.states), last)
+    state = layer.initial_state(B)
+    for t in range(T):
+        _, state = layer.cell(x[:, t], state)
+        at_t = tree_map(lambda a, t=t: a[:, t] if a.ndim > 1 else a[t], trace.states)
+        assert close(at_t, state)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("checkpoint", [None, 3])
+def test_gradients(checkpoint, training):
+    layer, x = layer_and_inputs(checkpoint=checkpoint)
+    layer.train(training)
+    state = mx.random.normal((B, M))
+
+    def total(run, cell, x, state):
+        layer.cell = cell
+        y, state = run(x, state)
+        return (y**2).sum() + state.sum()
+
+    gradients = []
+    for run in (layer, partial(plain_loop, layer)):
+        function = nn.value_and_grad(layer.cell, partial(total, run))
+        inputs = mx.grad(partial(total, run, layer.cell), argnums=(0, 1))(x, state)
+        gradients.append((function(layer.cell, x, state), inputs))
+    assert close(*gradients)
+
+
+def test_no_output_depends_on_a_later_input():
+    layer, x = layer_and_inputs()
+    changed = mx.concatenate([x[:, :3], x[:, 3:] + 1], axis=1)
+    assert mx.array_equal(layer(changed)[0][:, :3], layer(x)[0][:, :3])
+    assert layer.causal
+    field = receptive_field(layer, x[0], probes=1)
+    assert np.array_equal(field != 0, np.tril(np.ones((T, T), bool)))
+    assert input_reach(layer, x[0]).shape == (T, 1)
+    draw_receptive_field(field)
+
+
+@pytest.mark.parametrize("cell", [Cell, Two])
+def test_a_model_a_session_and_a_recording(cell):
+    layer, x = layer_and_inputs(cell)
+    model = SequenceModel(layer, S).eval()
+    logits, _ = model(x)
+    assert logits.shape == (B, T, S)
+    assert model.causal
+    session = StreamingSession(model)
+    assert session.delay == 0
+    answers = [session.push(x[:, t]) for t in range(T)]
+    assert session.flush() == []
+    assert mx.allclose(mx.stack(answers, axis=1), logits, atol=1e-5)
+    recording = record(layer, x)
+    assert (recording.layer, recording.delay) == (cell.__name__, 0)
+    assert recording.hidden.shape[:3] == (B, T, 1)
+    assert np.array_equal(recording.hidden[:, :, 0], recording.outputs)
+    assert recording.cell is None
+    names = [""] if cell is Cell else ["short", "long[0]", "long[1]"]
+    assert list(recording.states) == names
+    assert np.allclose(recording.outputs, plain_loop(layer, x)[0], atol=1e-6)
+
+
+def test_training_compiled_and_evaluating_on_a_task_of_ours():
+    task = Memorization(replace(Memorization.quick(), length=2, batch_size=16, samples=1600))
+    mx.random.seed(0)
+    layer = Recurrent(Cell(task.input_size, 24), checkpoint=3)
+    model = SequenceModel(layer, task.output_size)
+    adam = optimizers.Adam(1e-2)
+
+    def loss_of(model, x, targets):
+        logits = model(x)[0][:, task.loss_positions]
+        return nn.losses.cross_entropy(logits, targets[:, task.loss_positions]).mean()
+
+    gradient = nn.value_and_grad(model, loss_of)
+    state = [model.state, adam.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step(x, targets):
+        loss, gradients = gradient(model, x, targets)
+        adam.update(model, gradients)
+        return loss
+
+    losses = []
+    for number in range(task.train_steps):
+        batch = task.train_batch(number)
+        x = encode(batch.inputs, task.input_size, layer.dtype)
+        losses.append(step(x, mx.array(batch.targets)).item())
+    assert np.mean(losses[-5:]) < 0.9 * losses[0]
+    metrics = evaluate(model, task, "test")
+    assert metrics["loss"] < losses[0]
+
+
+def test_generation():
+    mx.random.seed(0)
+    model = SequenceModel(Recurrent(Cell(S, M)), S).eval()
+    symbols = list(generate(model, [0, 1], 5, temperature=0))
+    x = mx.eye(S)[mx.array([0, 1, *symbols])]
+    expected = mx.argmax(model(x)[0], axis=-1)
+    assert symbols == expected[1:-1].tolist()
+
+
+def test_export_in_evaluation_mode(tmp_path):
+    layer, x = layer_and_inputs()
+    layer.eval()
+    expected = layer(x)
+    file = str(tmp_path / "layer.mlxfn")
+    mx.export_function(file, layer, x)
+    assert close(list(mx.import_function(file)(x)), list(expected))
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_half_precision(dtype):
+    layer, x = layer_and_inputs()
+    model = SequenceModel(layer, S)
+    model.set_dtype(dtype)
+    assert layer.dtype == dtype
+    state = layer.initial_state(B).astype(dtype)
+    with pytest.raises(ValueError, match=r"\[Recurrent\] 'state' must be of shape .*float32 as"):
+        layer(x.astype(dtype), state)
+    # The cell's own state is float32, and so are its outputs then.
+    assert layer(x.astype(dtype))[0].dtype == mx.float32
+
+
+def test_saving_is_refused_and_says_what_to_do(tmp_path):
+    layer, x = layer_and_inputs()
+    model = SequenceModel(layer, S)
+    with pytest.raises(ValueError, match=r"Recurrent.*nothing was written.*save_weights\(FILE\)"):
+        model.save(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+    file = str(tmp_path / "weights.safetensors")
+    model.save_weights(file)
+    again = SequenceModel(Recurrent(Cell()), S)
+    again.load_weights(file)
+    assert mx.array_equal(again(x)[0], model(x)[0])
+
+
+class NoState(nn.Module):
+    def __call__(self, x, state):
+        return x, state
+
+
+@pytest.mark.parametrize(
+    "cell", [3, nn.Linear(2, 2), NoState(), Cell, TLSTMCell(R, M, 2), lambda x, state: (x, state)]
+)
+def test_what_is_no_cell(cell):
+    with pytest.raises(ValueError, match=r"\[Recurrent\] 'cell' must be (an nn\.Module with|a ce)"):
+        Recurrent(cell)
+
+
+def test_errors_name_the_argument():
+    layer, x = layer_and_inputs(Two)
+    for wrong, message in (
+        (
+            x[..., :2],
+            r"'x' must be of shape \[B, T, R\] or \[T, R\] with input size 3",
+        ),
+        (x[0, 0], r"'x' must be of shape"),
+        (x[:, :0], r"'x' must be of shape"),
+        (np.zeros((B, T, R)), r"'x' must be an mx\.array"),
+    ):
+        with pytest.raises(ValueError, match=rf"\[Recurrent\] {message}"):
+            layer(wrong)
+    state = layer.initial_state(B)
+    for wrong, message in (
+        (layer.initial_state(B + 1), r"'state\.short' must be of shape \(2, 3\) .* as the cell's"),
+        (tuple(state), r"'state' must be a Memories as the cell's initial_state"),
+        (state._replace(long=[]), r"'state\.long' must be a list of length 2"),
+    ):
+        with pytest.raises(ValueError, match=rf"\[Recurrent\] {message}"):
+            layer(x, wrong)
+    with pytest.raises(ValueError, match="'checkpoint' must be an integer of 1 or more"):
+        Recurrent(Cell(), checkpoint=0)
+    with pytest.raises(ValueError, match="'batch_size' must be an integer of 1 or more"):
+        layer.initial_state(0)
+
+
+class Faulty(Cell):
+    def __init__(self, fault):
+        super().__init__()
+        self.fault = fault
+
+    def __call__(self, x, state):
+        return self.fault(*super().__call__(x, state))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (lambda y, h: h, r"'cell' must be a module that returns \(output, state\)"),
+        (lambda y, h: (None, h), r"'output' must be an mx\.array \[2, …\] but got None"),
+        (lambda y, h: (y[:1], h), r"'output' must be an mx\.array \[2, …\] but got"),
+        (lambda y, h: (y, h[:, 1:]), r"'state' must be of shape \(2, 5\) .* after each step"),
+    ],
+)
+def test_a_cell_that_does_something_else(fault, message):
+    _, x = layer_and_inputs()
+    with pytest.raises(ValueError, match=rf"\[Recurrent\] {message}"):
+        Recurrent(Faulty(fault))(x)
+
+
+def test_the_width_of_a_read_out():
+    layer, _ = layer_and_inputs(Two)
+    assert SequenceModel(layer, S).readout.weight.shape == (S, 2)
+    assert Recurrent(Cell()).hidden_size == M
+    assert Recurrent(Cell()).input_size is None
+    cell = Two()
+    cell.hidden_size = None
+    with pytest.raises(ValueError, match=r"'cell\.hidden_size' must be set to the width"):
+        SequenceModel(Recurrent(cell), S)
