@@ -22,6 +22,7 @@ import mlx.core as mx
 from benchmarking import pytorch_process
 from benchmarking.kernel_times import kernels_table
 from benchmarking.layers import layer_tables, linear_table
+from benchmarking.loops import loops_table
 from benchmarking.sizes import DEPTH_SIZES, DTYPES, LAYER_SIZES, Size, SizeType, tf32_text
 from benchmarking.tables import markdown_option, measured_by, say_facts, say_tables, write_timings
 
@@ -56,6 +57,7 @@ def _compile_text(no_compile: bool) -> str:
     "--size", "sizes", type=SizeType(), multiple=True, help="Like 4x4,M=100,B=15,T=42; repeatable."
 )
 @click.option("--linear", is_flag=True, help="Time T=392 and T=784, beside mlx.nn.LSTM.")
+@click.option("--scan", is_flag=True, help="Time scan, mlx.nn.LSTM and a loop, T=98 to 1568.")
 @click.option("--depth", is_flag=True, help="Time depths 1 to 10, beside the stacked LSTM.")
 @click.option("--layers", is_flag=True, help="Time large layers, beside the stacked LSTM.")
 @click.option("--kernels", is_flag=True, help="Time each kernel and say what it moves.")
@@ -72,6 +74,7 @@ def _compile_text(no_compile: bool) -> str:
 def main(
     sizes: tuple[Size, ...],
     linear: bool,
+    scan: bool,
     depth: bool,
     layers: bool,
     kernels: bool,
@@ -86,7 +89,7 @@ def main(
         mx.disable_compile()
     if dtype != "float32" and not (layers or kernels):
         raise click.UsageError("--dtype goes with --layers and --kernels")
-    plain = not (layers or kernels) and bool(sizes or not (linear or depth))
+    plain = not (layers or kernels) and bool(sizes or not (linear or scan or depth))
     large_sizes, type_ = sizes or LAYER_SIZES, DTYPES[dtype]
     mx.random.seed(0)
     compared = plain or layers or depth
@@ -107,6 +110,8 @@ def main(
                 torch.close()
         if linear:
             tables.append(linear_table(options))
+        if scan:
+            tables.append(loops_table(options))
         if kernels:
             tables.append(kernels_table(large_sizes, type_, options))
     say_tables(tables, markdown)
