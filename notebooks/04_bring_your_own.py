@@ -16,17 +16,22 @@
 # `TLSTM`, `TRNN` and `StackedLSTM` are ordinary `mlx.nn.Module`s. This notebook puts one into a
 # model and a training loop that know nothing of this package, and then shows what one needs next:
 # carrying state, streams, one step at a time, half precision, freezing, and who runs the kernels.
+# At its end the cell is one's own too.
 
 # %%
 import os
 import tempfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mlx_tlstm import (  # before MLX: it loads a fast BLAS
     TLSTM,
+    Recurrent,
     SequenceModel,
     StreamingSession,
     TLSTMCell,
+    scan,
 )
 
 # isort: split
@@ -35,6 +40,10 @@ import numpy as np
 from matplotlib import pyplot as plt
 from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_map
+
+from mlx_tlstm.tasks import Memorization
+from mlx_tlstm.training import encode, evaluate
+from mlx_tlstm.visualize import record
 
 SMALL = os.environ.get("MLX_TLSTM_NOTEBOOK_SIZE") == "small"  # as tests run it
 if SMALL:
@@ -306,3 +315,125 @@ layer.cell.recompute = True
 anew = gradients_of(layer)
 for (name, a), (_, b) in zip(tree_flatten(kept), tree_flatten(anew), strict=True):
     assert mx.allclose(a, b, rtol=1e-4, atol=1e-6), name
+
+# %% [markdown]
+# ## A cell of one's own
+#
+# MLX has no loop over time, and its gradient of `x[:, t]` is an array as large as `x`, so that the
+# loop one writes first takes time in proportion to T². `Recurrent` makes a layer of any cell with
+# `__call__(x, state)`, which returns an output and the next state, and `initial_state`. Here is a
+# GRU.
+
+
+# %%
+class GRUCell(nn.Module):
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.gates = nn.Linear(input_size + hidden_size, 2 * hidden_size)
+        self.new = nn.Linear(input_size + hidden_size, hidden_size)
+        self.hidden_size = hidden_size
+
+    def initial_state(self, batch_size):
+        return mx.zeros((batch_size, self.hidden_size))
+
+    def __call__(self, x, h):
+        gates = mx.sigmoid(self.gates(mx.concatenate([x, h], axis=-1)))
+        reset, update = mx.split(gates, 2, axis=-1)
+        new = mx.tanh(self.new(mx.concatenate([x, reset * h], axis=-1)))
+        h = update * h + (1 - update) * new
+        return h, h
+
+
+# %% [markdown]
+# It is trained on the paper's memorization task: read four random symbols, then say them. The step
+# goes through `mx.compile`, with all that it changes as inputs and outputs.
+
+# %%
+settings = replace(
+    Memorization.quick(), length=4, batch_size=32, samples=32 * (40 if SMALL else 1500)
+)
+task = Memorization(settings)
+own = SequenceModel(Recurrent(GRUCell(task.input_size, 128)), task.output_size)
+optimizer = optimizers.Adam(5e-3)
+gradient = nn.value_and_grad(
+    own, lambda x, targets: nn.losses.cross_entropy(own(x)[0], targets, reduction="mean")
+)
+changing = [own.state, optimizer.state]
+
+
+@partial(mx.compile, inputs=changing, outputs=changing)
+def step(x, targets):
+    loss, gradients = gradient(x, targets)
+    gradients, _ = optimizers.clip_grad_norm(gradients, 1.0)
+    optimizer.update(own, gradients)
+    return loss
+
+
+losses = []
+for number in range(task.train_steps):
+    inputs, targets, _ = task.train_batch(number)
+    loss = step(encode(inputs, task.input_size, mx.float32), mx.array(targets))
+    mx.eval(loss, changing)
+    losses.append(loss.item())
+
+metrics = evaluate(own, task, "test")
+print({name: round(value, 4) for name, value in metrics.items()})
+assert losses[-1] < losses[0] / 2
+if not SMALL:
+    assert metrics["accuracy"] > 0.99
+
+figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+axes.plot(losses)
+_ = axes.set(xlabel="training step", ylabel="loss (nats)", ylim=(0, None))
+
+# %% [markdown]
+# What takes a layer takes this one: a session, `visualize.record`, `generate`. (`save` does not,
+# since no file can hold the class; `save_weights` keeps the weights.) While the symbols are read,
+# the hidden units take their values; they hold them until they have been said.
+
+# %%
+own.eval()
+inputs = next(iter(task.eval_batches("test"))).inputs[:1]
+x = encode(inputs, task.input_size, mx.float32)
+recording = record(own.layer, x)
+session = StreamingSession(own)
+pushed = mx.stack([session.push(x[:, t]) for t in range(x.shape[1])], axis=1)
+assert mx.allclose(pushed, own(x)[0], atol=1e-3)
+
+figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+axes.imshow(recording.outputs[0, :, :40].T, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+_ = axes.set(xlabel="time step", ylabel="hidden unit")
+
+# %% [markdown]
+# Under `Recurrent` is `scan`, as JAX has it: `step(state, x)` returns the next state and an output,
+# each an array or a tree of them, and whatever else the step reads gets its gradient too. With
+# `checkpoint=N` only every N-th state is kept for the gradient, and the rest computed anew: here
+# for the mean square of an untrained cell's outputs over a long sequence of noise.
+
+
+# %%
+def power(cell, xs, checkpoint):
+    def step(h, x):
+        output, h = cell(x, h)
+        return h, (output**2).mean()
+
+    _, powers = scan(step, cell.initial_state(32), xs, checkpoint=checkpoint)
+    return powers.mean()
+
+
+T_LONG = 36 if SMALL else 400
+cell, xs = GRUCell(task.input_size, 128), mx.random.normal((T_LONG, 32, task.input_size))
+by_checkpoint, peaks = {}, {}
+for checkpoint in (None, 6 if SMALL else 20):
+    mx.eval(xs)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    by_checkpoint[checkpoint] = nn.value_and_grad(cell, power)(cell, xs, checkpoint)[1]
+    mx.eval(by_checkpoint[checkpoint])
+    peaks[checkpoint] = mx.get_peak_memory() - before
+    print(f"checkpoint={checkpoint}: {peaks[checkpoint] / 2**20:.1f} MiB at the peak")
+kept, anew = by_checkpoint.values()
+for (name, a), (_, b) in zip(tree_flatten(kept), tree_flatten(anew), strict=True):
+    assert mx.linalg.norm(a - b) < 1e-4 * mx.linalg.norm(a), name
+most, least = peaks.values()
+assert least < most
