@@ -168,6 +168,8 @@ def test_no_inputs_no_outputs_no_state(checkpoint):
     assert ys.shape == (4, 1)
     assert mx.grad(lambda w: run(lambda s, x: (s, x * w), (), mx.ones((4, 1)))[1].sum())(w) == 4
     assert mx.grad(lambda w: run(lambda s, x: (s, w), None, None, length=3)[1].sum())(w) == 3
+    empty = namedtuple("Empty", ())()
+    assert run(lambda s, x: (s, [{}]), (empty, []), None, length=3) == ((empty, []), [{}])
 
 
 def test_later_inputs_change_no_earlier_output_and_chunks_go_on():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import sys
 import types
 import weakref
@@ -390,6 +391,67 @@ def test_random_numbers_are_repeated():
         return result
 
     assert close(gradient(partial(scan, checkpoint=3)), gradient(naive))
+
+
+def test_random_numbers_are_repeated_where_a_training_step_is_compiled():
+    _, state, xs = problem()
+
+    def two_steps(run):
+        mx.random.seed(1)
+        model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5))
+        changing = [model.state, mx.random.state]
+
+        def step(state, x):
+            state = mx.tanh(model(state) + x)
+            return state, state
+
+        @partial(mx.compile, inputs=changing, outputs=changing)
+        def gradient():
+            return nn.value_and_grad(model, lambda: run(step, state, xs)[1].sum())()
+
+        mx.random.seed(3)
+        found = [gradient(), gradient(), mx.random.uniform()]
+        mx.eval(found)
+        return found
+
+    found, expected = two_steps(partial(scan, checkpoint=3)), two_steps(naive)
+    assert close(found, expected)
+    assert not close(found[0], found[1])
+
+
+def test_a_state_that_the_step_reads_too():
+    w, state, xs = problem()
+    model = Leaf(w)
+    model.first = state
+
+    def loss(model, run):
+        def step(state, x):
+            return recurrence(state, x + model.first, model.w)
+
+        last, ys = run(step, model.first, xs)
+        return last.sum() + (ys**2).sum()
+
+    expected, found = (
+        nn.value_and_grad(model, partial(loss, run=run))(model)
+        for run in (naive, partial(scan, checkpoint=3))
+    )
+    assert close(found, expected)
+
+
+def test_a_step_may_be_dropped_with_all_that_it_kept():
+    w, state, xs = problem()
+
+    def gradient():
+        total = mx.grad(lambda w: scan(STEPS["module"](w), state, xs, checkpoint=2)[1].sum())
+        mx.eval(total(w))
+
+    gradient()
+    gc.collect()
+    before = mx.get_active_memory()
+    for _ in range(3):
+        gradient()
+    gc.collect()
+    assert mx.get_active_memory() <= before
 
 
 def test_integers_pass_through():

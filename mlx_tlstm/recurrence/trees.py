@@ -61,19 +61,20 @@ def require_same_form(owner: str, name: str, tree: Any, like: Any, why: str) -> 
 
 
 def _is_container(tree: Any) -> bool:
-    return type(tree) in (dict, list, tuple) or (isinstance(tree, tuple) and _fields(tree) != ())
+    return type(tree) in (dict, list, tuple) or _is_named(tree)
 
 
-def _fields(tree: Any) -> tuple[str, ...]:
-    return getattr(tree, "_fields", ())
+def _is_named(tree: Any) -> bool:
+    return isinstance(tree, tuple) and hasattr(tree, "_fields")
 
 
 def _keys(tree: Any) -> list[tuple[Any, str]]:
     """The keys of a container, and how each reads in a path."""
     if isinstance(tree, dict):
         return [(key, f".{key}" if isinstance(key, str) else f"[{key!r}]") for key in tree]
-    names = [f".{name}" for name in _fields(tree)] or [f"[{i}]" for i in range(len(tree))]
-    return list(enumerate(names))
+    if _is_named(tree):
+        return [(index, f".{name}") for index, name in enumerate(tree._fields)]
+    return [(index, f"[{index}]") for index in range(len(tree))]
 
 
 def _filled(like: Any, arrays: Iterator[mx.array]) -> Any:
@@ -83,4 +84,4 @@ def _filled(like: Any, arrays: Iterator[mx.array]) -> Any:
     if isinstance(like, dict):
         return dict(parts)
     values = [value for _, value in parts]
-    return type(like)(*values) if _fields(like) else type(like)(values)
+    return type(like)(*values) if _is_named(like) else type(like)(values)
