@@ -234,6 +234,18 @@ Pack<T> load_row(const constant T* row, int first) {
   return pack;
 }
 
+// Stores elements first … first + 3 of a row of LENGTH, but for those beyond it.
+template <int LENGTH, typename T>
+void store_row(device T* row, int first, Pack<T> pack) {
+  if (LENGTH % 4 == 0) {
+    *(device Pack<T>*)(row + first) = pack;
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if (first + j < LENGTH) row[first + j] = pack.item[j];
+  }
+}
+
 // How THREADS threads share a slice of ROWS x COLUMNS elements, in passes of four neighbours each.
 template <int ROWS, int COLUMNS, int THREADS>
 struct Share {

@@ -1,8 +1,8 @@
 """Find the fastest tile of each convolution kernel on this device, and store it for the layers.
 
 For each size the forward pass, the gradient of its inputs and the gradient of its weight are timed
-with every tile and as plain operations: MLX's own matrix product on shifted rows. Where plain
-operations win, layers run them. The numbers of every tile are compared before any is timed.
+with every tile and as MLX's own matrix product, with the kernels that it needs around it. Layers
+run what wins. All numbers are compared with plain operations' before any is timed.
 """
 
 from __future__ import annotations

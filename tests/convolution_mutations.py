@@ -20,6 +20,8 @@ class Mutation(NamedTuple):
 FORWARD = "convolution_forward.metal"
 INPUT_GRADIENT = "convolution_input_gradient.metal"
 WEIGHT_GRADIENT = "convolution_weight_gradient.metal"
+UNFOLD = "convolution_unfold.metal"
+FOLD = "convolution_fold.metal"
 HEADER = "tlstm.h"
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 WEAK_BARRIER = "simdgroup_barrier(mem_flags::mem_threadgroup);"
@@ -182,6 +184,44 @@ MUTATIONS = [
     Mutation(HEADER, "k = 1; k < WK", "k = 1; k < WK - 1"),
     Mutation(HEADER, "strips[place + k * WN * WM * STRIP_SIZE]", "strips[place + k * STRIP_SIZE]"),
     Mutation(HEADER, "case 5: return b5", "case 5: return b6"),
+]
+PRODUCT_MUTATIONS = [
+    Mutation(UNFOLD, "pack / (G::TAPS * PACKS)", "pack / (G::TAPS * PACKS) * 0"),
+    Mutation(UNFOLD, "pack / PACKS % G::TAPS", "pack / PACKS % (G::TAPS - 1)"),
+    Mutation(UNFOLD, "pack % PACKS * 4", "pack % PACKS"),
+    Mutation(UNFOLD, "if (row < hidden_shape[0] * G::LOCATIONS)", "if (true)"),
+    Mutation(
+        UNFOLD, "row < hidden_shape[0] * G::LOCATIONS", "row < hidden_shape[0] * G::LOCATIONS - 1"
+    ),
+    Mutation(UNFOLD, "* G::TAPS + tap) * M, m", "* G::TAPS + tap) * M + 1, m"),
+    Mutation(UNFOLD, "(size_t(row) * G::TAPS + tap)", "(size_t(row) * G::TAPS + 0)"),
+    Mutation(UNFOLD, "row % G::LOCATIONS), tap", "row / G::LOCATIONS), tap"),
+    Mutation(UNFOLD, "projected, row,", "projected, row % G::LOCATIONS,"),
+    Mutation(FOLD, "pack / PACKS;", "pack / (PACKS + 1);"),
+    Mutation(FOLD, "pack % PACKS * 4", "pack % PACKS"),
+    Mutation(FOLD, "of_hidden = row < hidden_rows", "of_hidden = row <= hidden_rows"),
+    Mutation(FOLD, "? row / G::LOCATIONS :", "? row % G::LOCATIONS :"),
+    Mutation(FOLD, ": row - hidden_rows;", ": 0;"),
+    Mutation(FOLD, "if (example < hidden_rows / G::LOCATIONS)", "if (true)"),
+    Mutation(
+        FOLD,
+        "if (example < hidden_rows / G::LOCATIONS)",
+        "if (example < hidden_rows / G::LOCATIONS - 1)",
+    ),
+    Mutation(FOLD, ": G::corner()", ": G::location(0)"),
+    Mutation(FOLD, "G::LOCATIONS + G::index(location)", "G::LOCATIONS"),
+    Mutation(FOLD, "Pack<float> sum = {};", "Pack<float> sum;"),
+    Mutation(FOLD, "tap < G::TAPS", "tap < G::TAPS - 1"),
+    Mutation(FOLD, "if (!G::inside(G::reader(location, tap))) continue;", ""),
+    Mutation(FOLD, "G::reader(location", "G::source(location"),
+    Mutation(FOLD, "start - G::shift(tap)", "start + G::shift(tap)"),
+    Mutation(FOLD, "* G::TAPS + tap) * M, m", "* G::TAPS) * M, m"),
+    Mutation(FOLD, "sum.item[j] += float", "sum.item[j] = float"),
+    Mutation(FOLD, "float(term.item[j])", "float(term.item[0])"),
+    Mutation(FOLD, "d_projected + size_t(example)", "d_projected + size_t(row)"),
+    Mutation(HEADER, "if (LENGTH % 4 == 0) {", "if (LENGTH % 2 == 0) {"),
+    Mutation(HEADER, "if (first + j < LENGTH) row[first + j]", "row[first + j]"),
+    Mutation(HEADER, "row[first + j] = pack.item[j]", "row[first + j] = pack.item[0]"),
 ]
 STACK_MUTATIONS = [
     Mutation("stack.metal", "part < PARTS - 1 ?", "part < PARTS ?"),

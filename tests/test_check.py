@@ -15,9 +15,10 @@ from mlx_tlstm.checking import chains, equations, survey
 from mlx_tlstm.commands.checking import JSON_NAME
 from mlx_tlstm.commands.checking import check as command
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import proof
+from mlx_tlstm.kernels import proof, tuning
 from mlx_tlstm.kernels.library import Kernel
 from mlx_tlstm.kernels.proof import Configuration, Trial
+from mlx_tlstm.kernels.tiles import CANDIDATES
 from mlx_tlstm.tasks import TASKS
 
 
@@ -129,11 +130,13 @@ def test_equations_see_every_result(make):
 def test_single_kernels_compute_what_plain_operations_do(kernel_calls, norm):
     problem = chains.Problem(Geometry((3, 2), (3, 3)), 8, 3, norm=norm)
     for name, make in (chains.CHAINS | chains.RARER_CHAINS).items():
-        found = chains.comparable(problem, name, make(problem).once())
-        expected = chains.plain_chain(problem, name).once()
-        for got, wanted in zip(found, expected, strict=True):
-            error = proof.relative_error(proof.to_numpy(got), proof.to_numpy(wanted))
-            assert error < 1e-5, name
+        for choice in (CANDIDATES[-1], None):
+            with tuning.forced(choice):
+                found = chains.comparable(problem, name, make(problem).once())
+            expected = chains.plain_chain(problem, name).once()
+            for got, wanted in zip(found, expected, strict=True):
+                error = proof.relative_error(proof.to_numpy(got), proof.to_numpy(wanted))
+                assert error < 1e-5, name
 
 
 @pytest.fixture
@@ -155,7 +158,7 @@ class TestWithKernels:
     def test_each_kernel_type_and_layer(self, small, tmp_path):
         code, lines, record = check(tmp_path)
         assert (code, lines[-1]) == (0, "kernels right on this device, their speed not measured")
-        assert len(record["kernels"]) == 8 * 2
+        assert len(record["kernels"]) == (8 + 3) * 2  # three in two ways
         assert len(record["proofs"]) == 2 * 2 * 2
         assert all(entry["right"] for entry in record["kernels"] + record["proofs"])
         forward = record["kernels"][0]
@@ -194,9 +197,11 @@ class TestWithKernels:
         code, _, record = check(tmp_path)
         assert code == 1
         failed = [entry for entry in record["kernels"] if not entry["right"]]
-        assert {entry["name"] for entry in failed} == {"stack, float32", "stack, bfloat16"}
+        names = ("stack", "convolution_weight_gradient as a product")
+        expected = {f"{name}, {dtype}" for name in names for dtype in ("float32", "bfloat16")}
+        assert {entry["name"] for entry in failed} == expected
         assert "Unable to build" in failed[0]["reason"]
-        assert len(record["kernels"]) == 8 * 2
+        assert len(record["kernels"]) == (8 + 3) * 2  # three in two ways
 
     @pytest.mark.parametrize(
         ("quickest", "verdict"),

@@ -6,6 +6,9 @@ never written are errors too. Tolerances: see ``convolution_cases``.
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
+
 import convolution_cases
 import metal_on_cpu
 import mlx.core as mx
@@ -37,6 +40,12 @@ CASES = [
     Case((1, 1), (3, 2), batch=1, dtype=mx.bfloat16),
     # Every input has fewer than 8 elements, and comes in Metal's constant address space.
     Case((1,), (3,), 2, batch=1, cell="trnn"),
+    # MLX's own products between kernels.
+    Case((3,), (3,), steps=9, product=True),
+    Case((5,), (4,), 12, dtype=mx.bfloat16, cell="noconv", steps=3, product=True),
+    Case((3, 2), (2, 4), 18, batch=3, dtype=mx.float16, steps=1, product=True),
+    Case((2, 3, 2), (2, 3, 4), 20, cell="trnn", product=True),
+    Case((1, 1), (3, 2), 1, batch=1, cell="trnn", steps=10, product=True),
 ]
 CROSS_PRODUCT = [
     Case(P, K, M, batch, dtype, tile, cell, steps)
@@ -44,6 +53,9 @@ CROSS_PRODUCT = [
     for M, batch, steps in [(7, 2, 3), (40, 1, 10)]
     for dtype in (mx.float32, mx.float16, mx.bfloat16)
     for tile, cell in [*((tile, "tlstm") for tile in CANDIDATES), (None, "trnn")]
+]
+CROSS_PRODUCT += [
+    dataclasses.replace(case, product=True) for case in CROSS_PRODUCT if case.tile is None
 ]
 
 
@@ -54,10 +66,11 @@ CROSS_PRODUCT = [
 )
 def test_matches_reference(case: Case, kernel_calls: list[standin.Call]) -> None:
     given = convolution_cases.arguments(case)
-    assert convolution_cases.wrong(convolution_cases.compare(case, given)) == {}
+    product = case.dtype if case.product else mx.float32
+    assert convolution_cases.wrong(convolution_cases.compare(case, given), product) == {}
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[6], CASES[9]], ids=str)
+@pytest.mark.parametrize("case", [CASES[1], CASES[6], CASES[9], CASES[12]], ids=str)
 def test_order_of_execution_changes_no_bit(case: Case) -> None:
     given, results = convolution_cases.arguments(case), []
     for order in (0, 1, 2):
@@ -100,6 +113,32 @@ def test_launches(steps: int, launches: int, kernel_calls: list[standin.Call]) -
         "convolution_input_gradient",
         *["convolution_weight_gradient"] * launches,
     ]
+
+
+@pytest.mark.parametrize(("steps", "stacked"), [(1, 0), (8, 3), (9, 3), (17, 6)])
+def test_launches_around_products(
+    steps: int, stacked: int, kernel_calls: list[standin.Call]
+) -> None:
+    """One before the forward product and one after the gradient's; of eight steps four."""
+    case = Case((3,), (3,), steps=steps, product=True)
+    given = convolution_cases.arguments(case)
+    assert convolution_cases.wrong(convolution_cases.compare(case, given)) == {}
+    assert Counter(call.kernel for call in counted(kernel_calls)) == Counter(
+        convolution_unfold=1 + -(-steps // 8), convolution_fold=1, stack=stacked
+    )
+
+
+def test_windows_of_few_steps_where_they_are_large(
+    kernel_calls: list[standin.Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case((3,), (3,), steps=9, product=True)
+    given = convolution_cases.arguments(case)
+    windows = 2 * 3 * 3 * 7
+    monkeypatch.setattr("mlx_tlstm.ops.convolution._WEIGHT_GRADIENT_ELEMENTS", 3 * windows + 1)
+    assert convolution_cases.wrong(convolution_cases.compare(case, given)) == {}
+    written = [c.output_shapes[0] for c in counted(kernel_calls) if c.kernel.endswith("unfold")]
+    # Of the forward pass; of eight steps by three; of the ninth.
+    assert [rows // 6 for rows, _ in written] == [1, 3, 3, 2, 1]
 
 
 @pytest.mark.parametrize("tile", CANDIDATES, ids=str)
@@ -149,8 +188,13 @@ def test_any_input_may_be_small(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(library.Kernel, "__call__", check)
     case = Case((2, 3), (3, 2), 40, dtype=dtype, steps=9)
-    convolution_cases.compute(case, convolution_cases.arguments(case))
+    given = convolution_cases.arguments(case)
+    convolution_cases.compute(case, given)
     assert len(checked) == 4
+    case = dataclasses.replace(case, product=True)
+    convolution_cases.forward(case, given)
+    convolution_cases.input_gradient(case, given)
+    assert checked[4:] == ["convolution_unfold", "convolution_fold"]
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.int32])

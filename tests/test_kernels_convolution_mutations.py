@@ -9,6 +9,7 @@ channels are a multiple of four elements long or are not.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -18,11 +19,14 @@ import pytest
 from convolution_cases import Case
 from convolution_mutations import (
     BARRIERS,
+    FOLD,
     FORWARD,
     HEADER,
     INPUT_GRADIENT,
     MUTATIONS,
+    PRODUCT_MUTATIONS,
     STACK_MUTATIONS,
+    UNFOLD,
     WEIGHT_GRADIENT,
     Mutation,
 )
@@ -43,6 +47,8 @@ CASES = [
 KERNELS = {
     FORWARD: [convolution_cases.forward],
     INPUT_GRADIENT: [convolution_cases.input_gradient],
+    UNFOLD: [convolution_cases.forward, convolution_cases.weight_gradient],
+    FOLD: [convolution_cases.input_gradient],
     WEIGHT_GRADIENT: [convolution_cases.weight_gradient],
     HEADER: [
         convolution_cases.forward,
@@ -78,9 +84,10 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Iterator:
         yield plant
 
 
-def found(mutation: Mutation) -> str:
+def found(mutation: Mutation, product: bool = False) -> str:
     """What the first run to notice the mutation says."""
     for case in CASES:
+        case = dataclasses.replace(case, tile=None if product else case.tile, product=product)
         given, expected = prepared(case)
         for run in KERNELS[mutation.file]:
             try:
@@ -108,6 +115,14 @@ def test_mutation_is_caught(mutation: Mutation, plant) -> None:
     assert "error:" not in message  # a bug, not a source that does not compile
 
 
+@pytest.mark.parametrize("mutation", PRODUCT_MUTATIONS, ids=str)
+def test_mutation_around_products_is_caught(mutation: Mutation, plant) -> None:
+    plant(mutation)
+    message = found(mutation, product=True)
+    assert message
+    assert "error:" not in message
+
+
 @pytest.mark.parametrize("mutation", STACK_MUTATIONS, ids=str)
 def test_mutation_of_stack_is_caught(mutation: Mutation, plant) -> None:
     plant(mutation)
@@ -122,3 +137,4 @@ def test_mutation_of_stack_is_caught(mutation: Mutation, plant) -> None:
 def test_nothing_is_caught_without_a_mutation(plant) -> None:
     plant(Mutation(HEADER, "struct TileProduct {", "struct TileProduct {"))
     assert found(Mutation(HEADER, "", "")) == ""
+    assert found(Mutation(HEADER, "", ""), product=True) == ""

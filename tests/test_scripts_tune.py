@@ -68,7 +68,7 @@ def test_measures_stores_and_reports(kernel_calls, stored, tmp_path):
     assert result.exit_code == 0, result.output
     assert f"stored in {stored}" in result.output
     assert f"{PRODUCTS[FORWARD]}: 64x64x16 left out" in result.output
-    # 16x16x64 and plain operations at least were timed.
+    # 16x16x64 and MLX's own product at least were timed.
     [row] = [line for line in result.output.splitlines() if "12x41x72  " in line]
     assert row.split()[2:5] == ["–"] * 3
     assert all(float(cell) > 0 for cell in row.split()[5:8])
@@ -101,6 +101,7 @@ def test_a_layer_launches_the_stored_winners(kernel_calls, stored, winners):
         assert sizes == small.template
     assert launched[WEIGHT_GRADIENT].template["STEPS"] == 3 + layer.delay
     assert INPUT_GRADIENT not in launched
+    assert "convolution_fold" in launched
 
 
 @QUICK
@@ -114,12 +115,17 @@ def test_types_have_winners_of_their_own(kernel_calls, stored, winners, dtype):
 
 
 @QUICK
-def test_wrong_numbers_are_neither_timed_nor_stored(kernel_calls, stored, monkeypatch):
+@pytest.mark.parametrize(
+    ("wrong_kernel", "name"), [(INPUT_GRADIENT, "16x16x64"), ("convolution_fold", "MLX")]
+)
+def test_wrong_numbers_are_neither_timed_nor_stored(
+    kernel_calls, stored, monkeypatch, wrong_kernel, name
+):
     right = convolution.FORWARD.__class__.__call__
 
     def wrong(kernel, *arguments, **options):
         [*results] = right(kernel, *arguments, **options)
-        if kernel.name == INPUT_GRADIENT and options["template"]["BM"] == CANDIDATES[-1].rows:
+        if kernel.name == wrong_kernel and options["template"].get("BM") in (16, None):
             results[1] = results[1] * 1.001
         return results
 
@@ -127,7 +133,7 @@ def test_wrong_numbers_are_neither_timed_nor_stored(kernel_calls, stored, monkey
     monkeypatch.setattr(tile_search, "measure", lambda *_, **__: pytest.fail("timed wrong numbers"))
     result = run()
     assert result.exit_code == 1
-    message = f"{PRODUCTS[INPUT_GRADIENT]} with the tile 16x16x64 differs from plain operations"
+    message = f"{PRODUCTS[INPUT_GRADIENT]} as {name} differs from plain operations"
     assert message in result.output
     assert not stored.exists()
 

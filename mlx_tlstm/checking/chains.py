@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import KernelBackend, convolution, stacking, tuning
 from mlx_tlstm.kernels.memory_update import MemoryGradient
-from mlx_tlstm.kernels.tiles import Tile
+from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
 from mlx_tlstm.kernels.tuning import Product
 from mlx_tlstm.ops import PlainBackend
 from mlx_tlstm.ops.memory_update import memory_convolution_backward
@@ -122,33 +122,40 @@ def _projected(problem: Problem, seed: int) -> mx.array:
     return _normal((problem.batch_size, problem.hidden_size), 1.0, problem.dtype, seed)
 
 
-def convolution_forward_chain(problem: Problem) -> Chain:
-    """The cross-layer convolution; the bias waits for the launch before."""
+def _convolution_forward(problem: Problem, backend: Backend) -> Chain:
     hidden = _state(problem, problem.hidden_size, problem.dtype, seed=1)
     bias = _normal((problem.channels,), 1.0, problem.dtype, seed=3)
     start = (hidden, _projected(problem, 2), _weight(problem), bias)
     mx.eval(start)
     return Chain(
         start,
-        lambda H, x, *parameters: (problem.kernels.convolution(H, x, Prepared(*parameters)),),
+        lambda H, x, *parameters: (backend.convolution(H, x, backend.prepare(parameters)),),
         lambda arrays, outputs: (*arrays[:-1], _with_first(arrays[-1], outputs[0])),
     )
 
 
-def convolution_input_gradient_chain(problem: Problem) -> Chain:
-    """The convolution's gradient for the hidden state and the projected input."""
+def convolution_forward_chain(problem: Problem) -> Chain:
+    """The cross-layer convolution; the bias waits for the launch before."""
+    return _convolution_forward(problem, problem.kernels)
+
+
+def _convolution_input_gradient(problem: Problem, backend: Backend) -> Chain:
     start = (_state(problem, problem.channels, problem.dtype, seed=1), _weight(problem))
     bias = mx.zeros((problem.channels,))
     mx.eval(start)
     return Chain(
         start,
-        lambda d_A, weight: problem.kernels.convolution_gradient(d_A, Prepared(weight, bias)),
+        lambda d_A, weight: backend.convolution_gradient(d_A, Prepared(weight, bias)),
         lambda arrays, outputs: (_with_first(arrays[0], outputs[0]), arrays[1]),
     )
 
 
-def convolution_weight_gradient_chain(problem: Problem) -> Chain:
-    """The convolution's gradient for weight and bias: the steps of a launch, added to the sums."""
+def convolution_input_gradient_chain(problem: Problem) -> Chain:
+    """The convolution's gradient for the hidden state and the projected input."""
+    return _convolution_input_gradient(problem, problem.kernels)
+
+
+def _convolution_weight_gradient(problem: Problem, backend: Backend) -> Chain:
     steps = convolution.STEPS
     M, O, dtype = problem.hidden_size, problem.channels, problem.dtype
     hidden = [_state(problem, M, dtype, seed=10 + i) for i in range(steps)]
@@ -160,9 +167,14 @@ def convolution_weight_gradient_chain(problem: Problem) -> Chain:
 
     def launch(*arrays: mx.array) -> Arrays:
         series = (arrays[i * steps : (i + 1) * steps] for i in range(3))
-        return problem.kernels.weight_gradient(*series, arrays[3 * steps :])
+        return tuple(backend.weight_gradient(*series, arrays[3 * steps :]))
 
     return Chain(start, launch, lambda arrays, outputs: (*arrays[: 3 * steps], *outputs))
+
+
+def convolution_weight_gradient_chain(problem: Problem) -> Chain:
+    """The convolution's gradient for weight and bias: the steps of a launch, added to the sums."""
+    return _convolution_weight_gradient(problem, problem.kernels)
 
 
 def _memory(problem: Problem) -> tuple[mx.array, mx.array, Prepared]:
@@ -284,14 +296,6 @@ RARER_CHAINS = {
 
 def plain_chain(problem: Problem, kernel_name: str) -> Chain:
     """The same launches as plain operations, on the same numbers."""
-    if kernel_name.startswith("convolution"):
-        chain = CHAINS[kernel_name](problem)
-
-        def launch(*arrays: mx.array) -> Arrays:
-            with tuning.forced(None):
-                return chain.launch(*arrays)
-
-        return dataclasses.replace(chain, launch=launch)
     return _PLAIN_CHAINS[kernel_name](problem)
 
 
@@ -333,7 +337,22 @@ def _plain_stack(problem: Problem) -> Chain:
     return dataclasses.replace(stack_chain(problem), launch=lambda *arrays: (mx.stack(arrays),))
 
 
+def _plain_convolution_forward(problem: Problem) -> Chain:
+    return _convolution_forward(problem, problem.plain)
+
+
+def _plain_convolution_input_gradient(problem: Problem) -> Chain:
+    return _convolution_input_gradient(problem, problem.plain)
+
+
+def _plain_convolution_weight_gradient(problem: Problem) -> Chain:
+    return _convolution_weight_gradient(problem, problem.plain)
+
+
 _PLAIN_CHAINS = {
+    "convolution_forward": _plain_convolution_forward,
+    "convolution_input_gradient": _plain_convolution_input_gradient,
+    "convolution_weight_gradient": _plain_convolution_weight_gradient,
     "memory_forward": _plain_memory_forward,
     "memory_backward": _plain_memory_backward,
     "memory_gather": _plain_memory_gather,
@@ -353,12 +372,12 @@ def comparable(problem: Problem, kernel_name: str, outputs: Arrays) -> Arrays:
 
 def label(choice: Tile | None) -> str:
     """The tile's sizes in words, or what runs in place of the kernel."""
-    return "plain" if choice is None else f"{choice.rows}x{choice.columns}x{choice.depth}"
+    return "MLX" if choice is None else f"{choice.rows}x{choice.columns}x{choice.depth}"
 
 
 def asked(chain: Chain) -> Product:
     """The product by whose sizes a convolution's launch looks up its tile."""
-    with tuning.forced(None) as products:
+    with tuning.forced(CANDIDATES[-1]) as products:
         chain.once()
     [product] = products
     return product
@@ -367,7 +386,7 @@ def asked(chain: Chain) -> Product:
 def bare_product(
     problem: Problem, kernel_name: str, steps: int = convolution.STEPS
 ) -> Chain | None:
-    """The matrix product in a convolution kernel's place, in the layout that plain operations use.
+    """The matrix product in a convolution kernel's place, in the layout that windows have.
 
     With N = B·P rows and KM = <K>·M: [N, KM] by [O, KM] transposed; backward [N, O] by [O, KM] and,
     of ``steps`` steps, [steps · N, O] transposed by [steps · N, KM]. ``None`` for the memory

@@ -215,17 +215,27 @@ class Survey:
                 if self._late(f"{name}, {dtype}", _KERNELS_END):
                     self._all_kernels = False
                     continue
-                try:
-                    rounding = proof.measured_rounding(configuration)
-                    self._kernel(name, problem, make, _SUM + _ROUNDINGS * rounding)
-                except Exception as error:  # whatever a compiler or a driver has to say
-                    self._failed("kernels", f"{name}, {dtype}", error)
+                chain = make(problem)
+                for choice in self._choices(name, chain):
+                    own = choice or not name.startswith("convolution")
+                    full = f"{name}, {dtype}" if own else f"{name} as a product, {dtype}"
+                    try:
+                        rounding = proof.measured_rounding(configuration)
+                        tolerance = _SUM + _ROUNDINGS * rounding
+                        self._kernel(name, full, problem, chain, choice, tolerance)
+                    except Exception as error:  # whatever a compiler or a driver has to say
+                        self._failed("kernels", full, error)
 
     def _kernel(
-        self, name: str, problem: Problem, make: Callable[..., chains.Chain], tolerance: float
+        self,
+        name: str,
+        full: str,
+        problem: Problem,
+        chain: chains.Chain,
+        tile: tiles.Tile | None,
+        tolerance: float,
     ) -> None:
-        chain, plain = make(problem), chains.plain_chain(problem, name)
-        tile = self._tile(name, chain)
+        plain = chains.plain_chain(problem, name)
         with tuning.forced(tile):
             found = chains.comparable(problem, name, chain.once())
             mx.eval(found)
@@ -244,16 +254,16 @@ class Survey:
             runs["bare product"] = lambda: product.run(_LAUNCHES)
         timings = measure(runs, rounds=3, warmup=1, pause=0.0)
         times = {f"{key} ms": timing.median / _LAUNCHES for key, timing in timings.items()}
-        dtype = str(problem.dtype).rpartition(".")[-1]
-        self._compare("kernels", f"{name}, {dtype}", error, tolerance, **times)
+        self._compare("kernels", full, error, tolerance, **times)
 
-    def _tile(self, name: str, chain: chains.Chain) -> tiles.Tile | None:
-        """The kernel's own tile, even where layers would run plain operations in its place."""
+    def _choices(self, name: str, chain: chains.Chain) -> list[tiles.Tile | None]:
+        """What layers would launch first, then the other of a tile and MLX's own product."""
         if not name.startswith("convolution"):
-            return None
+            return [None]
         product = chains.asked(chain)
         own = tiles.choose(product.kernel, product.rows, product.columns, product.depth)
-        return tuning.select(product) or own
+        chosen = tuning.select(product)
+        return [None, own] if chosen is None else [chosen, None]
 
     def _proofs(self) -> None:
         """Steps as layers run them: of the tasks' settings, of all variants, of all types."""

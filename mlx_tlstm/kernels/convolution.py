@@ -8,18 +8,17 @@ number of rows of channels further on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_tlstm.checks import require
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import tuning
+from mlx_tlstm.kernels import tuning, windows
 from mlx_tlstm.kernels.library import Kernel, absent, geometry_template
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.kernels.tuning import Product
-from mlx_tlstm.ops import PlainBackend
 from mlx_tlstm.recurrence.contract import Backend, Prepared
 
 #: Time steps that one launch of the weight gradient serves.
@@ -45,13 +44,14 @@ WEIGHT_GRADIENT = Kernel(
 )
 
 
-def _template(
-    arrays: Sequence[mx.array], M: int, O: int, geometry: Geometry, tile: Tile
-) -> dict[str, Any]:
+def _require_types(arrays: Iterable[mx.array]) -> None:
     types = {array.dtype for array in arrays}
     valid = len(types) == 1 and types <= _TYPES
     require(valid, "convolution", "dtype", "float32, float16 or bfloat16 for all arrays", types)
-    return {"T": arrays[0].dtype, "M": M, "O": O} | geometry_template(geometry) | tile.template
+
+
+def _template(dtype: mx.Dtype, M: int, O: int, geometry: Geometry, tile: Tile) -> dict[str, Any]:
+    return {"T": dtype, "M": M, "O": O} | geometry_template(geometry) | tile.template
 
 
 def products(
@@ -69,7 +69,8 @@ def products(
 class Convolution(Backend):
     """The convolution's share of the backend of kernels, one launch each.
 
-    Where :func:`tuning.select` says so, plain operations take a launch's place.
+    Where :func:`tuning.select` says so, MLX's own product takes a launch's place, between kernels
+    that make and sum up what it multiplies (:mod:`~mlx_tlstm.kernels.windows`).
 
     Raises:
         ValueError: The arrays' types differ or are none of float32, float16 and bfloat16.
@@ -82,15 +83,15 @@ class Convolution(Backend):
         weight, bias, geometry = prepared.weight, prepared.bias, self.geometry
         O, M, rows = weight.shape[0], weight.shape[-1], hidden.shape[0] * geometry.locations
         product, _, _ = products(hidden.shape[0], M, O, geometry, hidden.dtype)
+        inputs = [hidden, projected, weight, bias]
+        _require_types(inputs)
         tile = tuning.select(product)
         if tile is None:
-            return self._plain.convolution(
-                hidden, projected, self._plain.prepare([weight, bias]), tanh
-            )
-        inputs = [hidden, projected, weight, bias]
+            A = windows.convolution(hidden, projected, prepared, geometry)
+            return mx.tanh(A) if tanh else A
         [result] = FORWARD(
             inputs,
-            template=_template(inputs, M, O, geometry, tile) | {"TANH": tanh},
+            template=_template(hidden.dtype, M, O, geometry, tile) | {"TANH": tanh},
             groups=tile.groups(rows, O),
             threads=tile.threads,
             shapes=[(*hidden.shape[:-1], O)],
@@ -102,14 +103,14 @@ class Convolution(Backend):
         weight, geometry = prepared.weight, self.geometry
         O, M, B = weight.shape[0], weight.shape[-1], d_A.shape[0]
         _, product, _ = products(B, M, O, geometry, weight.dtype)
+        inputs = [d_A, weight]
+        _require_types(inputs)
         tile = tuning.select(product)
         if tile is None:
-            d_hidden, d_projected = self._plain.convolution_gradient(d_A, prepared)
-            return d_hidden, d_projected.astype(mx.float32)
-        inputs = [d_A, weight]
+            return windows.convolution_gradient(d_A, prepared, geometry)
         d_hidden, d_projected = INPUT_GRADIENT(
             inputs,
-            template=_template(inputs, M, O, geometry, tile),
+            template=_template(weight.dtype, M, O, geometry, tile),
             groups=tile.groups(product.rows, M),
             threads=tile.threads,
             shapes=[(*d_A.shape[:-1], M), (B, M)],
@@ -133,19 +134,19 @@ class Convolution(Backend):
         lengths = tuple(map(len, series))
         valid = len(set(lengths)) == 1 and lengths[0] > 0
         require(valid, "weight_gradient", "steps", "as many in all arguments, 1 or more,", lengths)
+        _require_types(itertools.chain(*series))
         O, (B, *_, M), geometry = d_A[0].shape[-1], hidden[0].shape, self.geometry
         for first in range(0, lengths[0], STEPS):
             steps = min(STEPS, lengths[0] - first)
             _, _, product = products(B, M, O, geometry, hidden[0].dtype, steps)
             tile = tuning.select(product)
             if tile is None:
-                window = slice(first, first + steps)
-                total = self._plain.weight_gradient(*(one[window] for one in series), total)
+                these = (one[first : first + steps] for one in series)
+                total = windows.weight_gradient(*these, geometry, total)
                 continue
-            inputs = _window(series, first)
-            template = _template(inputs, M, O, geometry, tile)
+            template = _template(hidden[0].dtype, M, O, geometry, tile)
             total = WEIGHT_GRADIENT(
-                [*inputs, *(total or (absent(), absent()))],
+                [*_window(series, first), *(total or (absent(), absent()))],
                 template=template | {"STEPS": steps, "ACCUMULATE": total is not None},
                 groups=tile.groups(O, product.columns),
                 threads=tile.threads,
@@ -154,10 +155,6 @@ class Convolution(Backend):
             )
         d_weight, d_bias = total
         return d_weight, d_bias
-
-    @property
-    def _plain(self) -> PlainBackend:
-        return PlainBackend(self.geometry, self.update)
 
 
 def _window(series: Sequence[Sequence[mx.array]], first: int) -> list[mx.array]:

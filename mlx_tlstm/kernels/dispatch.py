@@ -25,17 +25,29 @@ MAX_AXES = 3
 _FIRST_GENERATION = 13
 
 
+def _architecture() -> str:
+    return str(mx.device_info().get("architecture", ""))
+
+
+def apple_generation() -> int | None:
+    """The default device's generation among Apple's GPUs; ``None`` where its name has none.
+
+    A virtual machine's GPU has a name of its own.
+    """
+    found = re.match(r"applegpu_g(\d+)", _architecture())
+    return None if found is None else int(found[1])
+
+
 def _without_matrices() -> str | None:
     """Why this Apple GPU cannot run the kernels; ``None`` where it can, or where nobody knows.
 
-    A virtual machine's GPU has a name of its own: whether kernels run there, their proof finds out.
+    Whether kernels run on what is unknown, their proof finds out.
     """
-    architecture = str(mx.device_info().get("architecture", ""))
-    generation = re.match(r"applegpu_g(\d+)", architecture)
-    if generation is None or int(generation[1]) >= _FIRST_GENERATION:
+    generation = apple_generation()
+    if generation is None or generation >= _FIRST_GENERATION:
         return None
     return (
-        f"the GPU's architecture {architecture!r} is older than applegpu_g{_FIRST_GENERATION}, "
+        f"the GPU's architecture {_architecture()!r} is older than applegpu_g{_FIRST_GENERATION}, "
         "the first with simdgroup matrices"
     )
 

@@ -66,7 +66,7 @@ class Configuration:
         kernels: The same step as kernels.
         dtype: Type of the weights.
         recompute: Whether the backward pass computes activations anew.
-        tiles: The tile of each convolution kernel by its name, ``None`` for plain operations.
+        tiles: The tile of each convolution kernel by its name, ``None`` for MLX's own product.
     """
 
     plain: TensorTransition

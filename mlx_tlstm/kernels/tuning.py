@@ -1,7 +1,8 @@
 """The tiles that ``scripts/tune.py`` measured as the fastest on this device.
 
 The file is JSON: device, then a product as ``kernel dtype rows x columns x depth``, then the
-winner's sizes, or ``null`` where plain operations were faster than every tile.
+winner's sizes, or ``null`` where MLX's own matrix product was faster than every tile, with the
+kernels that it needs around it (:mod:`mlx_tlstm.kernels.windows`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ import mlx.core as mx
 
 from mlx_tlstm.checks import require
 from mlx_tlstm.files import cache_folder, read_json, to_path
+from mlx_tlstm.kernels.dispatch import apple_generation
 from mlx_tlstm.kernels.tiles import Tile, choose
+
+#: The first Apple GPU generation with units for whole matrix products (M5).
+_FIRST_WITH_PRODUCTS = 17
 
 #: Names another file than the one in the user's cache folder.
 ENVIRONMENT_VARIABLE = "MLX_TLSTM_TUNING"
@@ -93,7 +98,7 @@ def _winners(file: Path, device: str) -> dict[str, Tile | None]:
         ) from error
 
 
-#: A tile, plain operations, or one of the two by the kernel's name.
+#: A tile, MLX's own product, or one of the two by the kernel's name.
 Choice = Tile | None | Mapping[str, Tile | None]
 
 _forced: contextvars.ContextVar[tuple[Choice, list[Product]] | None] = contextvars.ContextVar(
@@ -113,7 +118,7 @@ def forced(choice: Choice) -> Iterator[list[Product]]:
 
 
 def select(product: Product) -> Tile | None:
-    """The measured winner, else the table's tile; ``None`` means plain operations.
+    """The measured winner, else the device's default; ``None`` means MLX's own product.
 
     Raises:
         ValueError: The file of winners cannot be read.
@@ -125,11 +130,21 @@ def select(product: Product) -> Tile | None:
     winners = _winners(path(), device())
     if str(product) in winners:
         return winners[str(product)]
-    if mx.default_device().type == mx.gpu and mx.cuda.is_available():
-        # CUDA has no 8x8 matrices: the kernels' are made of shuffles and fused multiply-adds, three
-        # instructions where cuBLAS needs less than one. They prove the sources, no more.
+    if _products_are_faster():
         return None
     return choose(product.kernel, product.rows, product.columns, product.depth)
+
+
+def _products_are_faster() -> bool:
+    """Whether MLX's own matrix products are better made for the default device than the kernels'.
+
+    CUDA has no 8x8 matrices: the kernels' are made of shuffles and fused multiply-adds, three
+    instructions where cuBLAS needs less than one. On Apple's GPUs of M5 and later MLX's products
+    run on units that 8x8 matrices do not reach.
+    """
+    if mx.default_device().type != mx.gpu:
+        return False
+    return mx.cuda.is_available() or (apple_generation() or 0) >= _FIRST_WITH_PRODUCTS
 
 
 def store(winners: dict[Product, Tile | None], file: Path | None = None) -> Path:

@@ -25,7 +25,7 @@ def kernels_table(sizes: Iterable[Size], dtype: mx.Dtype, options: dict[str, Any
     rows, timings = [], {}
     for size in sizes:
         problem = size.problem(dtype)
-        # None where plain operations take a kernel's place.
+        # None where MLX's own product takes a kernel's place.
         tiles = {k.name: tuning.select(asked(CHAINS[k.name](problem))) for k in CONVOLUTIONS}
         launched = {name: tile for name, tile in tiles.items() if tile is not None}
         costs = {cost.kernel: cost for cost in step_costs(problem, launched)}
