@@ -18,7 +18,7 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_tlstm import TLSTM, TRNN, VARIANTS, SequenceModel, make_layer
-from mlx_tlstm.kernels import dispatch
+from mlx_tlstm.kernels import dispatch, tiles, tuning
 from mlx_tlstm.kernels.library import Kernel
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.reference import ReferenceBackend
@@ -94,6 +94,50 @@ LAYERS = {
 def test_layers_agree_with_plain_operations(kernel_calls, name):
     mx.random.seed(1)
     compare(randomized(LAYERS[name]()), batch_size=2, steps=5)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.standin(check=False)
+def test_layers_agree_with_products_between_kernels(kernel_calls, name):
+    mx.random.seed(1)
+    with tuning.forced(None):
+        compare(randomized(LAYERS[name]()), batch_size=2, steps=5)
+    launched = {call.kernel for call in counted(kernel_calls)}
+    assert {"convolution_unfold", "convolution_fold"} < launched
+    assert "convolution_forward" not in launched
+
+
+@pytest.mark.parametrize("choice", [tiles.CANDIDATES[-1], None], ids=["tile", "product"])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.standin(mode="fast", check=False)
+def test_no_input_of_a_kernel_is_copied_before(kernel_calls, monkeypatch, name, recompute, choice):
+    """MLX copies a strided view, in a launch of its own, before it hands it to a kernel."""
+    layer, launch, strided = LAYERS[name](), Kernel.__call__, []
+    layer.cell.recompute = recompute
+
+    def checked(self, inputs, **rest):
+        names = zip(self.inputs, inputs, strict=True)
+        strided.extend(f"{self.name}: {one}" for one, array in names if not is_contiguous(array))
+        return launch(self, inputs, **rest)
+
+    monkeypatch.setattr(Kernel, "__call__", checked)
+    with tuning.forced(choice):
+        results(layer, None, *inputs(layer, 2, 9))
+    assert strided == []
+    assert len(kernel_calls) > 9 * 3
+
+
+def is_contiguous(array):
+    mx.eval(array)
+    return memoryview(array).c_contiguous
+
+
+def test_strided_arrays_are_seen():
+    array = mx.zeros((2, 3, 4))
+    assert is_contiguous(array[1:])
+    assert not is_contiguous(array[:, 1:])
+    assert not is_contiguous(array.swapaxes(0, 1))
 
 
 @pytest.mark.parametrize("name", ["two unequal axes", "tRNN"])
@@ -189,6 +233,37 @@ def test_launches_of_a_time_step(kernel_calls):
     }
     again = launches(16 - 2, True) - launches(16 - 2, False)
     assert again == {"convolution_forward": 16}
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+def test_operations_of_a_time_step(dtype):
+    """Of the compiled graph: kernels, products between them, and nothing else of a step's own."""
+    layer = TLSTM(4, 7, (2, 3), norm="channel")
+    layer.set_dtype(dtype)
+    with tuning.forced(tiles.CANDIDATES[-1]):
+        found = launches.of_a_step(layer, 2)
+    stacks = found.pop("stack")
+    assert stacks < 0.2
+    assert found == {
+        "convolution_forward": 1,
+        "memory_forward": 1,
+        "memory_backward": 1,
+        "convolution_input_gradient": 1,
+        "convolution_weight_gradient": 1 / 8,
+    }
+    with tuning.forced(None):
+        found = launches.of_a_step(layer, 2)
+    assert found.pop("stack") == stacks + 3 / 8  # of eight steps' arrays
+    products = found.pop("AddMM") + found.pop("Matmul")
+    assert products == 2 + 1 / 8
+    assert found.pop("convolution_unfold") == 1 + 1 / 8
+    assert {name: found.pop(name) for name in list(found) if "_" in name} == {
+        "memory_forward": 1,
+        "memory_backward": 1,
+        "convolution_fold": 1,
+    }
+    # The bias' gradient; half precision is added up in float32.
+    assert sum(found.values()) <= (2 if dtype == mx.float32 else 5) / 8, found
 
 
 def test_the_kernels_can_be_compiled_into_a_larger_graph():

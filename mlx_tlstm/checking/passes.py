@@ -12,7 +12,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 #: Nodes of a graph that compute nothing: views of an array in another shape.
-_VIEWS = {
+VIEWS = {
     "AsStrided",
     "Broadcast",
     "CustomTransforms",
@@ -93,4 +93,4 @@ def _operations(one: Pass) -> int:
     arrays = [array for _, array in tree_flatten(one.graph())]
     mx.export_to_dot(graph, *arrays)
     nodes = Counter(re.findall(r'label ="([^"]*)", shape=rectangle', graph.getvalue()))
-    return sum(count for name, count in nodes.items() if name not in _VIEWS)
+    return sum(count for name, count in nodes.items() if name not in VIEWS)

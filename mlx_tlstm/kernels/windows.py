@@ -1,8 +1,8 @@
 """The cross-layer convolution as MLX's own matrix product between two kernels.
 
 ``unfold`` writes for each example and location all that its taps read, a row of ``windows``, and
-``fold`` sums the gradient of the windows back. Shapes as in :mod:`mlx_tlstm.recurrence.contract`; products are
-rounded to the arrays' type, where sums within the kernels are float32.
+``fold`` sums the gradient of the windows back. Shapes as in :mod:`mlx_tlstm.recurrence.contract`;
+products are rounded to the arrays' type, where sums within the kernels are float32.
 """
 
 from __future__ import annotations

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
 
+from mlx_tlstm.checking.passes import VIEWS
 from mlx_tlstm.kernels import dispatch, library, proof
+from mlx_tlstm.recurrence import loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,3 +84,46 @@ def of_a_pass(layer: Any, batch_size: int, length: int) -> list[Launch]:
         mx.grad(loss, argnums=(0, 1))(parameters, x)
     layer.update(parameters)
     return launches
+
+
+def of_a_step(layer: Any, batch_size: int) -> dict[str, float]:
+    """Launches of a time step, forward and backward, by kernel or operation; nothing is computed.
+
+    Counted in the graph that MLX exports, over 128 steps, where all but a view is a launch. On a
+    GPU one may be two: a matrix product whose sum is split, a reduction of many rows.
+    """
+    counts = [_exported(layer, batch_size, steps) for steps in (16, 144)]
+    counts[1].subtract(counts[0])
+    return {name: count / 128 for name, count in sorted(counts[1].items()) if count > 0}
+
+
+def _exported(layer: Any, batch_size: int, length: int) -> Counter[str]:
+    names, parameters = zip(*tree_flatten(layer.parameters()), strict=True)
+    nodes: list[dict[str, Any]] = []
+
+    def loss(x: mx.array, *arrays: mx.array) -> mx.array:
+        layer.update(tree_unflatten(list(zip(names, arrays, strict=True))))
+        return layer(x)[0].sum()
+
+    gradient = mx.compile(mx.grad(loss, argnums=list(range(1, 1 + len(names)))))
+    x = mx.zeros((batch_size, length, layer.cell.input_size))
+    library.forget_built_kernels()
+    with (
+        mock.patch.object(dispatch, "kernel_backend", return_value=("metal", "")),
+        mock.patch.object(proof, "proven", lambda configuration: configuration.kernels),
+        # MLX exports neither; the first is a launch, the second none.
+        mock.patch.object(mx, "contiguous", mx.abs),
+        mock.patch.object(loop, "after", mx.depends),
+    ):
+        mx.export_function(nodes.append, gradient, x, *parameters)
+    library.forget_built_kernels()
+    layer.update(tree_unflatten(list(zip(names, parameters, strict=True))))
+    return Counter(_name(node) for node in nodes if node["type"] == "primitive" and _name(node))
+
+
+def _name(node: dict[str, Any]) -> str:
+    """The kernel's or the operation's; none for a view."""
+    name = node["name"]
+    if name == "CustomKernel":
+        name = node["arguments"][0].removeprefix("custom_kernel_").partition("__")[0]
+    return "" if name in VIEWS or name == "Depends" else name
