@@ -12,6 +12,8 @@
 // Grid        at least B · (LOCATIONS + 1) · ceil(M / 4) threads
 //
 // Thread numbers are 32-bit, element offsets 64-bit.
+#include "packs.h"
+
 typedef Geometry<P0, P1, P2, K0, K1, K2> G;
 constexpr int PACKS = Padded<M>::SIZE / 4;  // of a row's channels
 

@@ -14,6 +14,8 @@
 // Grid        ceil(B · LOCATIONS / BM) x ceil(O / BN) threadgroups: those at work together share
 //             columns, so that a large weight is read once, the smaller hidden state more often
 // Threadgroup 32 · WM · WN · WK threads
+#include "tiles.h"
+
 typedef Geometry<P0, P1, P2, K0, K1, K2> G;
 typedef TileProduct<T, BM, BN, BK, WM, WN, WK, false, true> Tile;
 constexpr int PADDED = Padded<M>::SIZE;
@@ -31,6 +33,7 @@ const int first_row = threadgroup_position_in_grid.x * BM;
 const int first_output = threadgroup_position_in_grid.y * BN;
 
 Location location[RowShare::PASSES];
+#pragma unroll
 for (int i = 0; i < RowShare::PASSES; ++i)
   location[i] = G::location((first_row + RowShare::row(self, i)) % G::LOCATIONS);
 

@@ -13,6 +13,8 @@
 //             its slices; WM, WN, WK: its simdgroups
 // Grid        ceil(B · (LOCATIONS + 1) / BM) x ceil(M / BN) threadgroups
 // Threadgroup 32 · WM · WN · WK threads
+#include "tiles.h"
+
 typedef Geometry<P0, P1, P2, K0, K1, K2> G;
 typedef TileProduct<T, BM, BN, BK, WM, WN, WK, false, false> Tile;
 constexpr int PADDED = Padded<O>::SIZE;
@@ -33,6 +35,7 @@ const int first_channel = threadgroup_position_in_grid.y * BN;
 
 Location location[RowShare::PASSES];
 ptrdiff_t start[RowShare::PASSES];  // row of d_activation at the location, which may be a corner
+#pragma unroll
 for (int i = 0; i < RowShare::PASSES; ++i) {
   const int row = first_row + RowShare::row(self, i);
   const bool of_hidden = row < hidden_rows;

@@ -16,6 +16,9 @@
 //             BM, BN, BK: the tile and its slices; WM, WN, WK: its simdgroups
 // Grid        ceil(O / BM) x ceil((<K> · M + 1) / BN) threadgroups
 // Threadgroup 32 · WM · WN · WK threads
+#include "pick.h"
+#include "tiles.h"
+
 typedef Geometry<P0, P1, P2, K0, K1, K2> G;
 typedef TileProduct<T, BM, BN, BK, WM, WN, WK, true, false> Tile;
 constexpr int PADDED = Padded<M>::SIZE;

@@ -27,6 +27,7 @@
 //   simdgroups walk its rows
 //
 // Row numbers are 32-bit, element offsets 64-bit.
+#include "memory.h"
 
 typedef Geometry<P0, P1, P2, K0, K1, K2> G;
 constexpr int O = 4 * M + (CONVOLVE ? G::TAPS : 0);
@@ -125,27 +126,32 @@ for (int row = first; row < end; row += SIMDGROUPS) {
   // The memory convolution once more, and the kernel's gradient from the same rows: an inner
   // product for each tap, then through the softmax.
   float C_conv[CHANNELS];
+#pragma unroll
   for (int c = 0; c < CHANNELS; ++c) C_conv[c] = 0.0f;
   if (CONVOLVE) {
     const Taps<G> taps = memory_taps<G>(row, A + 4 * M, lane);
     float d_Q[Taps<G>::SLOTS];
     float mixed = 0.0f;
-    for (int tap = 0; tap < G::TAPS; ++tap) {
-      const int source = metal::simd_shuffle(taps.row[tap / 32], ushort(tap % 32));
-      const float weight = metal::simd_shuffle(taps.weight[tap / 32], ushort(tap % 32));
-      float product = 0.0f;
 #pragma unroll
-      for (int c = 0; c < CHANNELS; ++c) {
-        const int m = lane + 32 * c;
-        if (m >= M) break;
-        const float before = cell_before[size_t(source) * M + m];
-        C_conv[c] += weight * before;
-        product += d_C[c] * before;
+    for (int s = 0; s < Taps<G>::SLOTS; ++s) {
+      for (int owner = 0; owner < Taps<G>::lanes(s); ++owner) {
+        const int source = metal::simd_shuffle(taps.row[s], ushort(owner));
+        const float weight = metal::simd_shuffle(taps.weight[s], ushort(owner));
+        float product = 0.0f;
+#pragma unroll
+        for (int c = 0; c < CHANNELS; ++c) {
+          const int m = lane + 32 * c;
+          if (m >= M) break;
+          const float before = cell_before[size_t(source) * M + m];
+          C_conv[c] += weight * before;
+          product += d_C[c] * before;
+        }
+        product = metal::simd_sum(product);
+        mixed += weight * product;
+        if (lane == owner) d_Q[s] = product;
       }
-      product = metal::simd_sum(product);
-      mixed += weight * product;
-      if (lane == tap % 32) d_Q[tap / 32] = product;
     }
+#pragma unroll
     for (int s = 0; s < Taps<G>::SLOTS; ++s) {
       const int tap = lane + 32 * s;
       if (tap >= G::TAPS) break;

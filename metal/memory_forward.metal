@@ -19,6 +19,7 @@
 //   simdgroups walk its rows
 //
 // Row numbers are 32-bit, element offsets 64-bit.
+#include "memory.h"
 
 typedef Geometry<P0, P1, P2, K0, K1, K2> G;
 constexpr int O = 4 * M + (CONVOLVE ? G::TAPS : 0);
@@ -42,6 +43,7 @@ float sum = 0.0f;
 for (int row = first; row < end; row += SIMDGROUPS) {
   const auto A = activation + size_t(row) * O;
   const size_t start = size_t(row) * M;
+#pragma unroll
   for (int c = 0; c < CHANNELS; ++c) C[c] = 0.0f;
   if (CONVOLVE) add_rows<M>(memory_taps<G>(row, A + 4 * M, lane), cell_before, lane, C);
 #pragma unroll

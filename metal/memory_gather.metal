@@ -12,6 +12,7 @@
 // Grid: ceil(B * LOCATIONS / SIMDGROUPS) threadgroups
 //
 // Row numbers are 32-bit, element offsets 64-bit.
+#include "memory.h"
 
 constexpr int CHANNELS = (M + 31) / 32;  // of a lane
 
@@ -20,6 +21,7 @@ const int row = threadgroup_position_in_grid.x * SIMDGROUPS + simdgroup_index_in
 if (row >= carried_shape[0] * P0 * P1 * P2) return;
 
 float d_C[CHANNELS];
+#pragma unroll
 for (int c = 0; c < CHANNELS; ++c) d_C[c] = 0.0f;
 add_rows<M>(reader_taps<P0, P1, P2, K0, K1, K2>(row, kernels, lane), carried, lane, d_C);
 #pragma unroll

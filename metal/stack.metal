@@ -6,6 +6,8 @@
 // Template    T: any type; PARTS: 1 … 16
 // Grid        ceil(n / 512) x PARTS threadgroups
 // Threadgroup 128 threads, each of which copies four elements
+#include "pick.h"
+
 const int part = threadgroup_position_in_grid.y;
 const int length = part < PARTS - 1 ? part_0_shape[0] : part_15_shape[0];
 const int first = threadgroup_position_in_grid.x * 512 + thread_index_in_threadgroup;

@@ -11,6 +11,7 @@
 // Grid: at least B * LOCATIONS * M threads
 //
 // Element numbers are 32-bit.
+#include "geometry.h"
 
 typedef Geometry<P0, P1, P2, K0, K1, K2> G;
 const int element = thread_position_in_grid.x;

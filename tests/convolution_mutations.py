@@ -22,7 +22,7 @@ INPUT_GRADIENT = "convolution_input_gradient.metal"
 WEIGHT_GRADIENT = "convolution_weight_gradient.metal"
 UNFOLD = "convolution_unfold.metal"
 FOLD = "convolution_fold.metal"
-HEADER = "tlstm.h"
+HEADER = "header"  # whichever has the text
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 WEAK_BARRIER = "simdgroup_barrier(mem_flags::mem_threadgroup);"
 

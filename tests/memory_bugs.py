@@ -23,7 +23,7 @@ BOUNDS = "out of bounds"
 UNINITIALISED = "uninitialised"
 UNWRITTEN = "never written"
 
-HEADER = "tlstm.h"
+HEADER = "header"  # whichever has the text
 FORWARD = "memory_forward.metal"
 BACKWARD = "memory_backward.metal"
 GATHER = "memory_gather.metal"

@@ -175,12 +175,13 @@ def test_any_input_may_be_small(dtype: mx.Dtype, monkeypatch: pytest.MonkeyPatch
 
     def check(kernel: library.Kernel, inputs, *, template, groups, threads, shapes, dtypes):
         specs = [Spec(array.shape, array.dtype) for array in inputs]
+        header, body = library.text(kernel.name)
         result = metal_on_cpu.Kernel(
             kernel.name,
             kernel.inputs,
             kernel.outputs,
-            library.source(f"{kernel.name}.metal"),
-            header="#include <metal_simdgroup_matrix>\n" + library.source("tlstm.h"),
+            body,
+            header=header,
         ).check(specs, list(template.items()), dtypes, kernel is not convolution.WEIGHT_GRADIENT)
         assert result.small_input_errors == []
         checked.append(kernel.name)

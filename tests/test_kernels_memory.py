@@ -236,12 +236,13 @@ def test_any_input_may_be_small(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
     def check(kernel: library.Kernel, inputs, *, template, groups, threads, shapes, dtypes):
         if (kernel.name, str(template)) not in checked:
             checked.append((kernel.name, str(template)))
+            header, body = library.text(kernel.name)
             result = metal_on_cpu.Kernel(
                 kernel.name,
                 kernel.inputs,
                 kernel.outputs,
-                library.source(f"{kernel.name}.metal"),
-                header=library.source("tlstm.h"),
+                body,
+                header=header,
             ).check(
                 [Spec(array.shape, array.dtype) for array in inputs],
                 list(template.items()),
@@ -260,5 +261,5 @@ def test_any_input_may_be_small(case: Case, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_epsilon_is_that_of_the_plain_operations() -> None:
-    (value,) = re.findall(r"EPSILON = (\S+)f;", library.source("tlstm.h"))
+    (value,) = re.findall(r"EPSILON = (\S+)f;", library.source("memory.h"))
     assert float(value) == EPSILON

@@ -12,7 +12,7 @@ import memory_bugs
 import memory_cases
 import pytest
 from kernel_devices import on_cpu
-from memory_bugs import AXES, CHANNEL, FORWARD, LAYER, MANY_TAPS, NUMBERS, PLAIN
+from memory_bugs import AXES, CHANNEL, FORWARD, HEADER, LAYER, MANY_TAPS, NUMBERS, PLAIN
 from memory_cases import Case
 from metal_on_cpu import MslError
 
@@ -64,7 +64,8 @@ def test_bug_is_caught(bug: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def source(file_name: str) -> str:
         text = original(file_name)
-        if file_name != bug.file:
+        in_header = bug.file == HEADER and file_name.endswith(".h") and bug.correct in text
+        if file_name != bug.file and not in_header:
             return text
         assert text.count(bug.correct) == 1
         return text.replace(bug.correct, bug.planted)

@@ -25,12 +25,11 @@ KERNELS = """
 import json
 from pathlib import Path
 import mlx_tlstm
-from mlx_tlstm.kernels import cuda, library
+from mlx_tlstm.kernels import library
 texts = {}
 for kernel in library.KERNELS.values():
     library._built(kernel)
-    body, header = library.source(f"{kernel.name}.metal"), library.source("tlstm.h")
-    texts[kernel.name] = [cuda.cuda_body(body), cuda.cuda_header(library.source("cuda.h"), header)]
+    texts[kernel.name] = library.cuda_text(kernel.name)
 folder = Path(mlx_tlstm.__file__).parent
 sources = [path.stem for path in (folder / "metal").glob("*.metal")]
 print(json.dumps({"folder": str(folder), "texts": texts, "sources": sources}))
@@ -89,7 +88,7 @@ def test_contents(built):
         "metal",
     )
     names = [name for name in run(*command, folder=ROOT).splitlines() if (ROOT / name).exists()]
-    assert "metal/tlstm.h" in names
+    assert "metal/geometry.h" in names
     sdist, wheel = built
     with tarfile.open(sdist) as file:
         members = {name.partition("/")[2] for name in file.getnames()}

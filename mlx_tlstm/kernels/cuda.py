@@ -1,8 +1,8 @@
 """Metal kernels for ``mx.fast.cuda_kernel``: the same source on an NVIDIA GPU.
 
-Most of Metal's names are defined in CUDA by ``metal/cuda.h``. What no header can do is done to the
-text: the words for address spaces go, since CUDA finds them out by itself (and uses ``device``
-within its own keywords, so that macros cannot remove them); threadgroup variables become
+Most of Metal's names are defined in CUDA by ``metal/cuda.h`` and its like. What no header can do is
+done to the text: the words for address spaces go, since CUDA finds them out by itself (and uses
+``device`` within its own keywords, so that macros cannot remove them); threadgroup variables become
 ``__shared__``; the thread attributes, parameters of a Metal kernel, become local constants.
 """
 
@@ -26,12 +26,20 @@ ATTRIBUTES = {
     "threads_per_simdgroup": "uint",
     "threads_per_threadgroup": "uint3",
 }
+#: By a word in a kernel's text: the file that defines what it is part of; the first is for all.
+PRELUDES = {"": "cuda.h", "simdgroup_matrix": "cuda_matrices.h", "atomic": "cuda_atomics.h"}
+
 _METAL_HEADER = re.compile(r"^[ \t]*#include <metal_\w+>", re.MULTILINE)
 _ADDRESS_SPACES = {"device", "constant", "thread", "threadgroup"}
 
 
+def preludes(text: str) -> list[str]:
+    """The files of the ``metal`` folder that define what a kernel's text uses of Metal's."""
+    return [file for word, file in PRELUDES.items() if word in text]
+
+
 def cuda_header(prelude: str, header: str) -> str:
-    """The ``header`` argument for ``mx.fast.cuda_kernel``: ``metal/cuda.h``, then the kernels'."""
+    """The ``header`` argument for ``mx.fast.cuda_kernel``: :func:`preludes`, then the kernel's."""
     return prelude + _without_address_spaces(header)
 
 

@@ -1,12 +1,15 @@
 """The kernel sources and the kernel objects made from them, each built once.
 
-The sources lie in the repository's ``metal`` folder, which a wheel carries inside the package.
+The sources lie in the repository's ``metal`` folder, which a wheel carries inside the package. MLX
+takes a header and a body, and goes through the whole text at each launch: here the files that a
+body includes become its header, and comments and indentation go.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,9 @@ from mlx_tlstm.kernels import cuda
 ABSENT = (1,)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_HEADER = "tlstm.h"
-_INCLUDES = "#include <metal_simdgroup_matrix>\n"
-_CUDA_PRELUDE = "cuda.h"
+_INCLUDE = re.compile(r'^#include "(\w+\.h)"\n', re.MULTILINE)
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_BLANK = re.compile(r"^[ \t]+|[ \t]+$|^[ \t]*\n", re.MULTILINE)
 
 
 @functools.cache
@@ -35,9 +38,41 @@ def source(file_name: str) -> str:
     raise FileNotFoundError(f"the kernel source {file_name!r} is missing from the installation")
 
 
+def text(kernel_name: str) -> tuple[str, str]:
+    """Header and body of a kernel, for Metal."""
+    body = source(f"{kernel_name}.metal")
+    return _stripped(_included(body, [])), _stripped(_INCLUDE.sub("", body))
+
+
+def cuda_text(kernel_name: str) -> tuple[str, str]:
+    """The same for CUDA."""
+    header, body = text(kernel_name)
+    prelude = [_stripped(source(name)) for name in cuda.preludes(header + body)]
+    return cuda.cuda_header("".join(prelude), header), cuda.cuda_body(body)
+
+
+def _included(text: str, seen: list[str]) -> str:
+    """The files that a text includes, each once, what they include themselves before them."""
+    files = []
+    for name in _INCLUDE.findall(text):
+        if name not in seen:
+            seen.append(name)
+            file = source(name)
+            files.append(_included(file, seen) + _INCLUDE.sub("", file))
+    return "".join(files)
+
+
+def _stripped(text: str) -> str:
+    """Without comments, indentation and blank lines."""
+    text = _COMMENT.sub("", text)
+    while (shorter := _BLANK.sub("", text)) != text:
+        text = shorter
+    return text
+
+
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One kernel; ``metal/<name>.metal`` is its body, ``metal/tlstm.h`` its header.
+    """One kernel; ``metal/<name>.metal`` is its body, which includes its headers.
 
     Args:
         name: Name of the source file and of the kernel.
@@ -80,25 +115,19 @@ KERNELS: dict[str, Kernel] = {}
 @functools.cache
 def _built(kernel: Kernel) -> Any:
     names = {"input_names": list(kernel.inputs), "output_names": list(kernel.outputs)}
-    body, header = source(f"{kernel.name}.metal"), source(_HEADER)
-    if mx.cuda.is_available():
-        return mx.fast.cuda_kernel(
-            name=kernel.name,
-            source=cuda.cuda_body(body),
-            header=cuda.cuda_header(source(_CUDA_PRELUDE), header),
-            **names,
-        )
-    return mx.fast.metal_kernel(name=kernel.name, source=body, header=_INCLUDES + header, **names)
+    on_cuda = mx.cuda.is_available()
+    header, body = cuda_text(kernel.name) if on_cuda else text(kernel.name)
+    make = mx.fast.cuda_kernel if on_cuda else mx.fast.metal_kernel
+    return make(name=kernel.name, source=body, header=header, **names)
 
 
 def texts() -> dict[str, str]:
     """Every text that decides what the kernels compute, by file: sources, headers, launching."""
-    names = [f"{name}.metal" for name in sorted(KERNELS)]
     launching = sorted(Path(__file__).parent.glob("*.py"))
     launching.append(_PACKAGE / "recurrence" / "transition.py")
-    return {name: source(name) for name in (_HEADER, _CUDA_PRELUDE, *names)} | {
-        path.name: path.read_text(encoding="utf-8") for path in launching
-    }
+    texts = {name: "".join(text(name)) for name in sorted(KERNELS)}
+    texts |= {name: source(name) for name in cuda.PRELUDES.values()}
+    return texts | {path.name: path.read_text(encoding="utf-8") for path in launching}
 
 
 def forget_built_kernels() -> None:
@@ -107,7 +136,7 @@ def forget_built_kernels() -> None:
 
 
 def geometry_template(geometry: Geometry) -> dict[str, int]:
-    """Template arguments P0 … K2 of :file:`tlstm.h`'s Geometry."""
+    """Template arguments P0 … K2 of :file:`geometry.h`'s Geometry."""
     missing = 3 - geometry.axes
     sizes = (1,) * missing + geometry.tensor_size
     taps = (1,) * missing + geometry.kernel_size

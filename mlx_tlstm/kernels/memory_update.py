@@ -15,7 +15,7 @@ from mlx_tlstm.kernels.library import Kernel, geometry_template
 from mlx_tlstm.kernels.tiles import SIMDGROUP
 from mlx_tlstm.recurrence.contract import Backend, Prepared, Step
 
-#: Template argument NORM, as :file:`tlstm.h` names it.
+#: Template argument NORM, as :file:`memory.h` names it.
 _NORMS = {None: 0, "channel": 1, "layer": 2}
 
 #: Simdgroups of a threadgroup, each with a row. Rows share nothing, so that a threadgroup is only

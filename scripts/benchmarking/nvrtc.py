@@ -12,7 +12,7 @@ import click
 import mlx.core as mx
 
 from benchmarking.launches import Launch
-from mlx_tlstm.kernels import cuda, library
+from mlx_tlstm.kernels import library
 
 CUDA_TYPES = {mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
 
@@ -31,13 +31,14 @@ struct Shape { int item[8]; __device__ int operator[](int i) const { return item
 
 def cuda_source(launch: Launch) -> str:
     """The text that MLX's CUDA back end compiles for a launch (build_kernel in MLX's source)."""
-    body = cuda.cuda_body(library.source(f"{launch.name}.metal"))
-    header = cuda.cuda_header(library.source("cuda.h"), library.source("tlstm.h"))
+    header, body = library.cuda_text(launch.name)
     parameters = []
     for name, dtype, _ in launch.inputs:
         parameters.append(f"const {CUDA_TYPES[dtype]}* {name}")
         if f"{name}_shape" in body:
             parameters.append(f"const __grid_constant__ Shape {name}_shape")
+        if f"{name}_ndim" in body:
+            parameters.append(f"const __grid_constant__ int {name}_ndim")
     parameters += [f"{CUDA_TYPES[dtype]}* {name}" for name, dtype in launch.outputs]
     constants = "".join(_constant(name, value) for name, value in launch.template)
     return (

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlx_tlstm.kernels.cuda import cuda_body, cuda_header
+from mlx_tlstm.kernels.cuda import cuda_body, cuda_header, preludes
 from mlx_tlstm.kernels.library import source as kernel_source
-
-PRELUDE = kernel_source("cuda.h")
 
 #: Element type to its name in CUDA, as MLX's CUDA backend generates it.
 CUDA_TYPES = {
@@ -45,6 +43,7 @@ def mlx_cuda_source(
         template: integers, truth values, and names of element types.
     """
     body = cuda_body(source)
+    prelude = "".join(map(kernel_source, preludes(header + source)))
     parameters = []
     for input_name, dtype, ndim in inputs:
         parameters.append(f"    const {CUDA_TYPES[dtype]}* {input_name}")
@@ -59,7 +58,7 @@ def mlx_cuda_source(
     constants = "".join(f"  {_constant(n, v)}\n" for n, v in template)
     text = (
         '\n#include "mlx/backend/cuda/device/utils.cuh"\n\n#include <cooperative_groups.h>\n\n'
-        + cuda_header(PRELUDE, header)
+        + cuda_header(prelude, header)
         + "namespace mlx::core::cu {\n\nnamespace cg = cooperative_groups;\n\n"
         + f"__global__ void {kernel_name}(\n"
         + ",\n".join(parameters)

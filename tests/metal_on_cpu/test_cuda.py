@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from metal_on_cpu.cuda import CUDA_TYPES, PRELUDE
+from metal_on_cpu.cuda import CUDA_TYPES
 from metal_on_cpu.samples import (
     DTYPES,
     colsum,
@@ -15,6 +15,7 @@ from metal_on_cpu.samples import (
     gate,
     gate_case,
 )
+from mlx_tlstm.kernels import library
 from mlx_tlstm.kernels.cuda import ATTRIBUTES, cuda_body
 
 LANES = np.arange(32)
@@ -46,7 +47,7 @@ def test_attributes_are_whole_words():
 
 def test_every_attribute_has_a_function():
     for name, kind in ATTRIBUTES.items():
-        assert f"MSL_D {kind} msl_{name}() " in PRELUDE
+        assert f"MSL_D {kind} msl_{name}() " in library.source("cuda.h")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
