@@ -9,11 +9,11 @@
 //
 // Inputs      hidden_0 … hidden_7 [B, *P, M], projected_0 … projected_7 [B, M],
 //             d_activation_0 … d_activation_7 [B, *P, O], all T: of the steps, then anything;
-//             weight_before [O, *K, M], bias_before [O], float: sums of the launches before, read
-//             where ACCUMULATE
+//             weight_before [O, *K, M], bias_before [O], float: sums of the launches before, or
+//             one axis of anything in place of both
 // Outputs     d_weight [O, *K, M], d_bias [O], both float
-// Template    T: float, half or bfloat16_t; M, O; P0 … K2: the geometry; STEPS: 1 … 8; ACCUMULATE;
-//             BM, BN, BK: the tile and its slices; WM, WN, WK: its simdgroups
+// Template    T: float, half or bfloat16_t; M, O; P0 … K2: the geometry; STEPS: 1 … 8; BM, BN, BK:
+//             the tile and its slices; WM, WN, WK: its simdgroups
 // Grid        ceil(O / BM) x ceil((<K> · M + 1) / BN) threadgroups
 // Threadgroup 32 · WM · WN · WK threads
 #include "pick.h"
@@ -30,6 +30,7 @@ threadgroup T output_slice[Tile::LEFT_SIZE];
 threadgroup T tap_slice[Tile::RIGHT_SIZE];
 threadgroup float strips[Tile::STRIPS_SIZE];
 
+const bool accumulate = weight_before_ndim > 1;
 const int self = thread_index_in_threadgroup;
 const int rows = hidden_0_shape[0] * G::LOCATIONS;
 const int first_output = threadgroup_position_in_grid.x * BM;
@@ -100,9 +101,9 @@ for (int strip = 0; strip < Tile::STRIPS; ++strip) {
     const int place = (output * G::TAPS + tap) * M + m;
     const float d = tile.total(strips, e);
     if (output < O && tap < G::TAPS && m < M)
-      d_weight[place] = ACCUMULATE ? weight_before[place] + d : d;
+      d_weight[place] = accumulate ? weight_before[place] + d : d;
     if (output < O && column == COLUMNS)
-      d_bias[output] = ACCUMULATE ? bias_before[output] + d : d;
+      d_bias[output] = accumulate ? bias_before[output] + d : d;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }

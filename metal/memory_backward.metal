@@ -3,13 +3,14 @@
 // of that step's launch wrote. What is handed to the step before is gathered by its launch, or by
 // memory_gather for the initial state.
 //
-// Inputs; those that a variant does not read may be any float buffer
+// Inputs; those of a later step, an output or a cell may be one axis of anything where there is
+// none, others that a variant does not read any float buffer
 //   d_hidden      [B, P0, P1, P2, M] float   of H_t
-//   d_output      [B, M] float               of H_t at the last location; OUTPUT
-//   d_cell        [B, P0, P1, P2, M] float   of C_t, beside what the step after hands over; CELL
-//   later_carried [B, P0, P1, P2, M] float   of the step after, as `carried` below; LATER
-//   later_kernels [B, P0, P1, P2, TAPS] float   likewise; LATER and CONVOLVE
-//   later_gain, later_bias [B, P0, P1, P2, M] float   likewise; LATER and NORM
+//   d_output      [B, M] float               of H_t at the last location
+//   d_cell        [B, P0, P1, P2, M] float   of C_t, beside what the step after hands over
+//   later_carried [B, P0, P1, P2, M] float   of the step after, as `carried` below
+//   later_kernels [B, P0, P1, P2, TAPS] float   likewise; CONVOLVE
+//   later_gain, later_bias [B, P0, P1, P2, M] float   likewise; NORM
 //   activation    [B, P0, P1, P2, O] T       channels g, i, f, o (M each) and q (TAPS)
 //   cell_before, cell [B, P0, P1, P2, M] float   C_{t-1} and C_t
 //   statistics    what memory_forward wrote; NORM
@@ -21,7 +22,7 @@
 //   gain_sum, bias_sum [B, P0, P1, P2, M] float   of an example's gradients of norm_gain and
 //                 norm_bias over this step and those after; [1] and zero without NORM
 // Template: T, M, P0 ... K2; CONVOLVE (memory convolution, O = 4M + TAPS, else 4M);
-//   NORM (0, CHANNEL_NORM or LAYER_NORM); OUTPUT, CELL, LATER; SIMDGROUPS, at most 32
+//   NORM (0, CHANNEL_NORM or LAYER_NORM); SIMDGROUPS, at most 32
 // Threadgroup: 32 * SIMDGROUPS threads, a simdgroup a row of M channels
 // Grid: ceil(B * LOCATIONS / SIMDGROUPS) threadgroups; for LAYER_NORM B, one an example, whose
 //   simdgroups walk its rows
@@ -36,6 +37,9 @@ constexpr bool WIDE = NORM == LAYER_NORM;
 constexpr int ROWS = WIDE ? G::LOCATIONS : SIMDGROUPS;  // of a threadgroup
 constexpr float COUNT = WIDE ? float(G::LOCATIONS) * M : M;
 
+const bool has_output = d_output_ndim > 1;
+const bool has_cell = d_cell_ndim > 1;
+const bool has_later = later_carried_ndim > 1;
 const int lane = thread_index_in_simdgroup;
 const int simdgroup = simdgroup_index_in_threadgroup;
 const int first = int(threadgroup_position_in_grid.x) * ROWS + simdgroup;
@@ -71,15 +75,15 @@ for (int row = first; row < end; row += SIMDGROUPS) {
     const float Z = metal::precise::tanh(C_hat * gain + bias);
     const float o = logistic(float(activation[size_t(row) * O + 3 * M + m]));
     float d_H = d_hidden[start + m];
-    if (OUTPUT && p == G::LOCATIONS - 1) d_H += d_output[size_t(example) * M + m];
+    if (has_output && p == G::LOCATIONS - 1) d_H += d_output[size_t(example) * M + m];
     const float d_N = d_H * o * (1.0f - Z * Z);
     d_activation[size_t(row) * O + 3 * M + m] = T(d_H * Z * o * (1.0f - o));
     d_C[c] = d_N * gain;
     if (NORM != 0) {
       sum += d_C[c];
       along += d_C[c] * C_hat;
-      gain_sum[start + m] = d_N * C_hat + (LATER ? later_gain[start + m] : 0.0f);
-      bias_sum[start + m] = d_N + (LATER ? later_bias[start + m] : 0.0f);
+      gain_sum[start + m] = d_N * C_hat + (has_later ? later_gain[start + m] : 0.0f);
+      bias_sum[start + m] = d_N + (has_later ? later_bias[start + m] : 0.0f);
     }
     if (WIDE) carried[start + m] = d_C[c];
   }
@@ -103,10 +107,10 @@ for (int row = first; row < end; row += SIMDGROUPS) {
       const float C_hat = (cell[start + m] - mean) * scale;
       d_C[c] = (d_hat - sum - C_hat * along) * scale;
     }
-    if (CELL) d_C[c] += d_cell[start + m];
-    if (LATER && !CONVOLVE) d_C[c] += later_carried[start + m];
+    if (has_cell) d_C[c] += d_cell[start + m];
+    if (!CONVOLVE && has_later) d_C[c] += later_carried[start + m];
   }
-  if (LATER && CONVOLVE)
+  if (CONVOLVE && has_later)
     add_rows<M>(
         reader_taps<P0, P1, P2, K0, K1, K2>(row, later_kernels, lane), later_carried, lane, d_C);
 

@@ -133,9 +133,9 @@ MUTATIONS = [
     ),
     Mutation(WEIGHT_GRADIENT, "output < O && column == COLUMNS", "column == COLUMNS"),
     Mutation(WEIGHT_GRADIENT, "output < O && column == COLUMNS", "output < O && column > COLUMNS"),
-    Mutation(WEIGHT_GRADIENT, "ACCUMULATE ? bias_before[output] + d", "ACCUMULATE ? d"),
-    Mutation(WEIGHT_GRADIENT, "ACCUMULATE ? weight_before[place] + d", "ACCUMULATE ? d"),
-    Mutation(WEIGHT_GRADIENT, "ACCUMULATE ? weight_before", "!ACCUMULATE ? weight_before"),
+    Mutation(WEIGHT_GRADIENT, "accumulate ? bias_before[output] + d", "accumulate ? d"),
+    Mutation(WEIGHT_GRADIENT, "accumulate ? weight_before[place] + d", "accumulate ? d"),
+    Mutation(WEIGHT_GRADIENT, "accumulate ? weight_before", "!accumulate ? weight_before"),
     # Where taps lie.
     Mutation(HEADER, "tap / (K1 * K2) - K0 / 2", "tap / (K1 * K2) - (K0 - 1) / 2"),
     Mutation(HEADER, "p.y + tap / K2 % K1 - K1 / 2", "p.y + tap / K2 % K1 - (K1 - 1) / 2"),
@@ -224,7 +224,7 @@ PRODUCT_MUTATIONS = [
     Mutation(HEADER, "row[first + j] = pack.item[j]", "row[first + j] = pack.item[0]"),
 ]
 STACK_MUTATIONS = [
-    Mutation("stack.metal", "part < PARTS - 1 ?", "part < PARTS ?"),
+    Mutation("stack.metal", "part < parts - 1 ?", "part < parts ?"),
     Mutation("stack.metal", "threadgroup_position_in_grid.x * 512", "thread_index_in_threadgroup"),
     Mutation("stack.metal", "pick(part - 8", "pick(part"),
     Mutation("stack.metal", "i < metal::min(length, first + 512)", "i < first + 512"),

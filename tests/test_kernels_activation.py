@@ -50,7 +50,7 @@ def test_few_elements(kernel_calls):
     [
         ("element < hidden_shape[0] * G::LOCATIONS * M", "true"),
         ("element < hidden_shape[0]", "element < (hidden_shape[0] - 1)"),
-        ("OUTPUT && row % G::LOCATIONS == G::LOCATIONS - 1", "OUTPUT"),
+        ("d_output_ndim > 1 && row % G::LOCATIONS == G::LOCATIONS - 1", "d_output_ndim > 1"),
         ("== G::LOCATIONS - 1", "== 0"),
         ("row / G::LOCATIONS * M + element % M", "row * M + element % M"),
         ("1.0f - H * H", "1.0f - H"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_tlstm.kernels.library import Kernel, geometry_template
+from mlx_tlstm.kernels.library import Kernel, geometry_template, given
 from mlx_tlstm.recurrence.contract import Backend
 
 _THREADS = 128
@@ -17,12 +17,11 @@ class Tanh(Backend):
 
     def tanh_gradient(self, d_H: mx.array, d_output: mx.array | None, H: mx.array) -> mx.array:
         (d_A,) = _TANH_BACKWARD(
-            [d_H, d_H if d_output is None else d_output, H],
+            [d_H, given(d_output), H],
             template={
                 "T": H.dtype,
                 "M": H.shape[-1],
                 **geometry_template(self.geometry),
-                "OUTPUT": d_output is not None,
             },
             groups=(-(-H.size // _THREADS), 1, 1),
             threads=_THREADS,

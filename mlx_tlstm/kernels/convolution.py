@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlx_tlstm.checks import require
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import tuning, windows
-from mlx_tlstm.kernels.library import Kernel, absent, geometry_template
+from mlx_tlstm.kernels.library import Kernel, geometry_template, given
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.kernels.tuning import Product
 from mlx_tlstm.recurrence.contract import Backend, Prepared
@@ -146,8 +146,8 @@ class Convolution(Backend):
                 continue
             template = _template(hidden[0].dtype, M, O, geometry, tile)
             total = WEIGHT_GRADIENT(
-                [*_window(series, first), *(total or (absent(), absent()))],
-                template=template | {"STEPS": steps, "ACCUMULATE": total is not None},
+                [*_window(series, first), *map(given, total or (None, None))],
+                template=template | {"STEPS": steps},
                 groups=tile.groups(O, product.columns),
                 threads=tile.threads,
                 shapes=[(O, *geometry.kernel_size, M), (O,)],

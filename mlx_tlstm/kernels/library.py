@@ -19,9 +19,6 @@ import mlx.core as mx
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import cuda
 
-#: What an input stands for that a variant of a kernel does not read.
-ABSENT = (1,)
-
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INCLUDE = re.compile(r'^#include "(\w+\.h)"\n', re.MULTILINE)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -144,6 +141,15 @@ def geometry_template(geometry: Geometry) -> dict[str, int]:
     return dict(zip(names, sizes + taps, strict=True))
 
 
-def absent() -> mx.array:
-    """Stands in for an input that a variant of a kernel does not read."""
-    return mx.zeros(ABSENT)
+@functools.cache
+def _absent() -> mx.array:
+    # At hand, and so many elements that MLX passes it in the address space of larger arrays.
+    return mx.array([0.0] * 8)
+
+
+def given(array: mx.array | None) -> mx.array:
+    """An input that may be missing, in whose place kernels find an array of one axis.
+
+    So that what is there or not is no other variant of the kernel, to be compiled.
+    """
+    return _absent() if array is None else array

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_tlstm.kernels.library import Kernel, geometry_template
+from mlx_tlstm.kernels.library import Kernel, geometry_template, given
 from mlx_tlstm.kernels.tiles import SIMDGROUP
 from mlx_tlstm.recurrence.contract import Backend, Prepared, Step
 
@@ -123,17 +123,10 @@ class Memory(Backend):
     ) -> tuple[mx.array, MemoryGradient]:
         (_, C_before), (_, C), (A, statistics) = step.before, step.after, step.residuals
         update, B, state = self.update, A.shape[0], C.shape
-        template = {
-            "T": A.dtype,
-            **self._template(state[-1]),
-            "OUTPUT": d_output is not None,
-            "CELL": d_C is not None,
-            "LATER": later is not None,
-        }
-        handed = later if later is not None else MemoryGradient(C, None, None, None)
-        optional = (d_output, d_C, *handed)
-        norm = (statistics, prepared.norm_gain, prepared.norm_bias)
-        optional, norm = ([_or(one, C) for one in some] for some in (optional, norm))
+        template = {"T": A.dtype, **self._template(state[-1])}
+        handed = later if later is not None else (None,) * 4
+        optional = [given(one) for one in (d_output, d_C, *handed)]
+        norm = [_or(one, C) for one in (statistics, prepared.norm_gain, prepared.norm_bias)]
         kernels = (*state[:-1], self.geometry.taps) if update.convolve else (1,)
         sums = (1,) if update.norm is None else state
         d_A, carried, Q, gain_sum, bias_sum = _BACKWARD(

@@ -24,7 +24,7 @@ def _join(parts: Sequence[mx.array]) -> mx.array:
     repeated = [parts[-1]] * (_PARTS - len(parts))
     [stacked] = _STACK(
         [*parts, *repeated],
-        template={"T": parts[0].dtype, "PARTS": len(parts)},
+        template={"T": parts[0].dtype},
         groups=(-(-parts[0].size // _PER_GROUP), len(parts), 1),
         threads=_THREADS,
         shapes=[((len(parts) - 1) * parts[0].size + parts[-1].size,)],
