@@ -23,8 +23,8 @@ constexpr int DEPTH = G::TAPS * PADDED;
 typedef Share<BM, BK, Tile::THREADS> RowShare;
 typedef Share<BN, BK, Tile::THREADS> WeightShare;
 
-threadgroup T row_slice[Tile::LEFT_SIZE];
-threadgroup T weight_slice[Tile::RIGHT_SIZE];
+threadgroup PACKED T row_slice[Tile::LEFT_SIZE];
+threadgroup PACKED T weight_slice[Tile::RIGHT_SIZE];
 threadgroup float strips[Tile::STRIPS_SIZE];
 
 const int self = thread_index_in_threadgroup;
@@ -32,34 +32,48 @@ const int rows = hidden_shape[0] * G::LOCATIONS;
 const int first_row = threadgroup_position_in_grid.x * BM;
 const int first_output = threadgroup_position_in_grid.y * BN;
 
+// Of each row that this thread loads: its example and location, and what its tap reads there.
+int example[RowShare::PASSES];
 Location location[RowShare::PASSES];
+int from[RowShare::PASSES];
 #pragma unroll
-for (int i = 0; i < RowShare::PASSES; ++i)
-  location[i] = G::location((first_row + RowShare::row(self, i)) % G::LOCATIONS);
+for (int i = 0; i < RowShare::PASSES; ++i) {
+  const int row = first_row + RowShare::row(self, i);
+  example[i] = RowShare::has(self, i) && row < rows ? row / G::LOCATIONS : -1;
+  location[i] = G::location(row % G::LOCATIONS);
+}
 
 const Tile tile = {int(simdgroup_index_in_threadgroup), int(thread_index_in_simdgroup)};
 typename Tile::Sum sum;
 Tile::clear(sum);
+Walk<G, PADDED> walk = Walk<G, PADDED>::to(RowShare::column(self, 0));  // the same in every pass
+bool moved = true;
 for (int next = 0; next < DEPTH + BK; next += BK) {
   Pack<T> row_part[RowShare::PASSES];
   Pack<T> weight_part[WeightShare::PASSES];
+  if (moved) {
+#pragma unroll
+    for (int i = 0; i < RowShare::PASSES; ++i)
+      from[i] = example[i] < 0 || !walk.inside()
+                    ? NOTHING
+                    : hidden_row<G>(G::source(location[i], walk.step), example[i] * G::LOCATIONS);
+  }
 #pragma unroll
   for (int i = 0; i < RowShare::PASSES; ++i) {
-    const int row = first_row + RowShare::row(self, i);
-    const int kk = next + RowShare::column(self, i);
     row_part[i] = Pack<T>{};
-    if (RowShare::has(self, i) && row < rows && kk < DEPTH)
-      row_part[i] = read_tap<T, G, M>(
-          hidden, projected, row, location[i], kk / PADDED, kk % PADDED);
+    if (from[i] >= 0)
+      row_part[i] = load_row<M>(hidden + ptrdiff_t(from[i]) * M, walk.at);
+    else if (from[i] == PROJECTED)
+      row_part[i] = load_row<M>(projected + example[i] * M, walk.at);
   }
 #pragma unroll
   for (int i = 0; i < WeightShare::PASSES; ++i) {
-    const int kk = next + WeightShare::column(self, i);
     const int output = first_output + WeightShare::row(self, i);
     weight_part[i] = Pack<T>{};
-    if (WeightShare::has(self, i) && output < O && kk < DEPTH)
-      weight_part[i] = load_row<M>(weight + (output * G::TAPS + kk / PADDED) * M, kk % PADDED);
+    if (WeightShare::has(self, i) && output < O && walk.inside())
+      weight_part[i] = load_row<M>(weight + (output * G::TAPS + walk.tap) * M, walk.at);
   }
+  moved = walk.template advance<BK>();
 
   if (next > 0) tile.multiply(sum, row_slice, weight_slice);
   threadgroup_barrier(mem_flags::mem_threadgroup);

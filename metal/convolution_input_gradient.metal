@@ -22,8 +22,8 @@ constexpr int DEPTH = G::TAPS * PADDED;
 typedef Share<BM, BK, Tile::THREADS> RowShare;
 typedef Share<BK, BN, Tile::THREADS> WeightShare;
 
-threadgroup T row_slice[Tile::LEFT_SIZE];
-threadgroup T weight_slice[Tile::RIGHT_SIZE];
+threadgroup PACKED T row_slice[Tile::LEFT_SIZE];
+threadgroup PACKED T weight_slice[Tile::RIGHT_SIZE];
 threadgroup float strips[Tile::STRIPS_SIZE];
 
 const int self = thread_index_in_threadgroup;
@@ -33,42 +33,58 @@ const int rows = hidden_rows + batch;
 const int first_row = threadgroup_position_in_grid.x * BM;
 const int first_channel = threadgroup_position_in_grid.y * BN;
 
+// Of each row that this thread loads: its example, its location, which may be a corner, and the row
+// of d_activation that reads it through the tap.
+int example[RowShare::PASSES];
 Location location[RowShare::PASSES];
-ptrdiff_t start[RowShare::PASSES];  // row of d_activation at the location, which may be a corner
+int from[RowShare::PASSES];
 #pragma unroll
 for (int i = 0; i < RowShare::PASSES; ++i) {
   const int row = first_row + RowShare::row(self, i);
   const bool of_hidden = row < hidden_rows;
-  const int example = of_hidden ? row / G::LOCATIONS : row - hidden_rows;
+  const bool exists = RowShare::has(self, i) && row < rows;
+  example[i] = !exists ? -1 : of_hidden ? row / G::LOCATIONS : row - hidden_rows;
   location[i] = of_hidden ? G::location(row % G::LOCATIONS) : G::corner();
-  start[i] = ptrdiff_t(example) * G::LOCATIONS + G::index(location[i]);
 }
+// And of each row of the weight.
+typedef Walk<G, PADDED> Place;
+Place weight_place[WeightShare::PASSES];
+#pragma unroll
+for (int i = 0; i < WeightShare::PASSES; ++i)
+  weight_place[i] = Place::to(WeightShare::row(self, i));
 
 const Tile tile = {int(simdgroup_index_in_threadgroup), int(thread_index_in_simdgroup)};
 typename Tile::Sum sum;
 Tile::clear(sum);
+Place place = Place::to(RowShare::column(self, 0));  // the same in every pass
+bool moved = true;
 for (int next = 0; next < DEPTH + BK; next += BK) {
   Pack<T> row_part[RowShare::PASSES];
   Pack<T> weight_part[WeightShare::PASSES];
+  if (moved) {
+#pragma unroll
+    for (int i = 0; i < RowShare::PASSES; ++i) {
+      const Location reader = G::reader(location[i], place.step);
+      const bool exists = place.inside() && G::inside(reader);
+      from[i] = exists ? example[i] * G::LOCATIONS + G::index(reader) : NOTHING;
+    }
+  }
 #pragma unroll
   for (int i = 0; i < RowShare::PASSES; ++i) {
-    const int row = first_row + RowShare::row(self, i);
-    const int kk = next + RowShare::column(self, i);
-    const int tap = kk / PADDED;
     row_part[i] = Pack<T>{};
-    const bool exists = RowShare::has(self, i) && row < rows && kk < DEPTH;
-    if (exists && G::inside(G::reader(location[i], tap)))
-      row_part[i] = load_row<O>(d_activation + (start[i] - G::shift(tap)) * O, kk % PADDED);
+    if (from[i] >= 0)
+      row_part[i] = load_row<O>(d_activation + ptrdiff_t(from[i]) * O, place.at);
   }
 #pragma unroll
   for (int i = 0; i < WeightShare::PASSES; ++i) {
-    const int kk = next + WeightShare::row(self, i);
+    const Place of = weight_place[i];
     const int channel = first_channel + WeightShare::column(self, i);
     weight_part[i] = Pack<T>{};
-    if (WeightShare::has(self, i) && kk < DEPTH && kk % PADDED < O && channel < M)
-      weight_part[i] =
-          load_row<M>(weight + (kk % PADDED * G::TAPS + kk / PADDED) * M, channel);
+    if (WeightShare::has(self, i) && of.inside() && of.at < O && channel < M)
+      weight_part[i] = load_row<M>(weight + (of.at * G::TAPS + of.tap) * M, channel);
+    weight_place[i].template advance<BK>();
   }
+  moved = place.template advance<BK>();
 
   if (next > 0) tile.multiply(sum, row_slice, weight_slice);
   threadgroup_barrier(mem_flags::mem_threadgroup);

@@ -26,8 +26,8 @@ constexpr int COLUMNS = G::TAPS * PADDED;
 typedef Share<BK, BM, Tile::THREADS> OutputShare;
 typedef Share<BK, BN, Tile::THREADS> TapShare;
 
-threadgroup T output_slice[Tile::LEFT_SIZE];
-threadgroup T tap_slice[Tile::RIGHT_SIZE];
+threadgroup PACKED T output_slice[Tile::LEFT_SIZE];
+threadgroup PACKED T tap_slice[Tile::RIGHT_SIZE];
 threadgroup float strips[Tile::STRIPS_SIZE];
 
 const bool accumulate = weight_before_ndim > 1;
@@ -39,19 +39,38 @@ const int first_column = threadgroup_position_in_grid.y * BN;
 const Tile tile = {int(simdgroup_index_in_threadgroup), int(thread_index_in_simdgroup)};
 typename Tile::Sum sum;
 Tile::clear(sum);
+// What this thread loads of what taps read: the taps and their channels, which stay, and the rows'
+// locations, which go on with the slices.
+constexpr int TAPS_OF_THREAD = TapShare::COLUMNS_OF_THREAD;
+Walk<G, PADDED> tap[TAPS_OF_THREAD];
+int offset[TAPS_OF_THREAD];  // from a row's first channel to the one that is read
+Location location[TapShare::PASSES];
+#pragma unroll
+for (int i = 0; i < TAPS_OF_THREAD; ++i) {
+  tap[i] = Walk<G, PADDED>::to(first_column + TapShare::column(self, i));
+  offset[i] = G::index(tap[i].step) * M;
+}
 // A slice lies in one step; each step's last is filled up with zeros.
 const int slices = STEPS * ((rows + BK - 1) / BK);
 int step = 0;
 int next = 0;
+auto hidden = hidden_0;
+auto projected = projected_0;
+auto d_activation = d_activation_0;
 for (int slice = 0; slice <= slices; ++slice) {
-  const auto hidden = pick(
-      step, hidden_0, hidden_1, hidden_2, hidden_3, hidden_4, hidden_5, hidden_6, hidden_7);
-  const auto projected = pick(
-      step, projected_0, projected_1, projected_2, projected_3, projected_4, projected_5,
-      projected_6, projected_7);
-  const auto d_activation = pick(
-      step, d_activation_0, d_activation_1, d_activation_2, d_activation_3, d_activation_4,
-      d_activation_5, d_activation_6, d_activation_7);
+  if (next == 0) {
+    hidden = pick(
+        step, hidden_0, hidden_1, hidden_2, hidden_3, hidden_4, hidden_5, hidden_6, hidden_7);
+    projected = pick(
+        step, projected_0, projected_1, projected_2, projected_3, projected_4, projected_5,
+        projected_6, projected_7);
+    d_activation = pick(
+        step, d_activation_0, d_activation_1, d_activation_2, d_activation_3, d_activation_4,
+        d_activation_5, d_activation_6, d_activation_7);
+#pragma unroll
+    for (int i = 0; i < TapShare::PASSES; ++i)
+      location[i] = G::location(TapShare::row(self, i) % G::LOCATIONS);
+  }
   Pack<T> output_part[OutputShare::PASSES];
   Pack<T> tap_part[TapShare::PASSES];
 #pragma unroll
@@ -59,22 +78,25 @@ for (int slice = 0; slice <= slices; ++slice) {
     const int row = next + OutputShare::row(self, i);
     const int output = first_output + OutputShare::column(self, i);
     output_part[i] = Pack<T>{};
-    if (OutputShare::has(self, i) && step < STEPS && row < rows && output < O)
+    if (OutputShare::has(self, i) && row < rows && output < O)
       output_part[i] = load_row<O>(d_activation + size_t(row) * O, output);
   }
 #pragma unroll
   for (int i = 0; i < TapShare::PASSES; ++i) {
     const int row = next + TapShare::row(self, i);
-    const int column = first_column + TapShare::column(self, i);
+    const Walk<G, PADDED> of = tap[i % TAPS_OF_THREAD];
+    const Location read = G::source(location[i], of.step);
     tap_part[i] = Pack<T>{};
-    if (TapShare::has(self, i) && step < STEPS && row < rows) {
-      if (column < COLUMNS)
-        tap_part[i] = read_tap<T, G, M>(
-            hidden, projected, row, G::location(row % G::LOCATIONS), column / PADDED,
-            column % PADDED);
-      else if (column == COLUMNS)
-        tap_part[i].item[0] = T(1);
+    if (TapShare::has(self, i) && row < rows) {
+      if (!of.inside()) {
+        tap_part[i].item[0] = T(1);  // of the last column; what lies beyond is cut
+      } else if (G::inside(read)) {
+        tap_part[i] = load_row<M>(hidden + (ptrdiff_t(row) * M + offset[i % TAPS_OF_THREAD]), of.at);
+      } else if (G::is_corner(read)) {
+        tap_part[i] = load_row<M>(projected + row / G::LOCATIONS * M, of.at);
+      }
     }
+    G::template advance<BK>(location[i]);
   }
 
   if (slice > 0) tile.multiply(sum, output_slice, tap_slice);

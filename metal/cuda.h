@@ -12,6 +12,7 @@ typedef unsigned long ulong;
 typedef __nv_bfloat16 bfloat;
 typedef __half float16_t;
 typedef __nv_bfloat16 bfloat16_t;
+#define PACKED  // every __shared__ array is
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
 #endif

@@ -12,6 +12,11 @@ struct Padded {
   static constexpr constant int SIZE = (LENGTH + 3) / 4 * 4;
 };
 
+// For arrays in threadgroup memory to which packs are stored.
+#ifndef PACKED
+#define PACKED __attribute__((aligned(16)))
+#endif
+
 // As much, wherever it begins; hardware may still load it at once.
 template <typename T>
 struct UnalignedPack {

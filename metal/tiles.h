@@ -14,9 +14,11 @@ template <int ROWS, int COLUMNS, int THREADS>
 struct Share {
   static constexpr constant int WIDTH = COLUMNS / 4;
   static constexpr constant int PASSES = (ROWS * WIDTH + THREADS - 1) / THREADS;
+  // Columns at which a thread loads: one, or one of each pass.
+  static constexpr constant int COLUMNS_OF_THREAD = THREADS % WIDTH == 0 ? 1 : PASSES;
 
   static METAL_FUNC bool has(int thread_index, int pass) {
-    return thread_index + pass * THREADS < ROWS * WIDTH;
+    return ROWS * WIDTH % THREADS == 0 || thread_index + pass * THREADS < ROWS * WIDTH;
   }
 
   static METAL_FUNC int row(int thread_index, int pass) {
@@ -38,6 +40,46 @@ struct Share {
     }
   }
 };
+
+// A place in a sum over taps and LENGTH elements of each, and the tap's own place among the taps.
+// It is carried along, so that no slice divides.
+template <typename G, int LENGTH>
+struct Walk {
+  int tap;
+  Location step;
+  int at;
+
+  static METAL_FUNC Walk to(int place) {
+    const int tap = place / LENGTH;
+    return Walk{tap, G::step(tap), place % LENGTH};
+  }
+
+  METAL_FUNC bool inside() const thread {
+    return tap < G::TAPS;
+  }
+
+  // Goes on by so many elements; whether to another tap.
+  template <int BY>
+  METAL_FUNC bool advance() thread {
+    at += BY;
+    if (at < LENGTH) return false;
+    do {
+      at -= LENGTH;
+      ++tap;
+      step = G::next_step(step);
+    } while (BY > LENGTH && at >= LENGTH);
+    return true;
+  }
+};
+
+// The row of an example's hidden state at a place, or what is read there in its stead.
+constexpr constant int NOTHING = -1;
+constexpr constant int PROJECTED = -2;
+
+template <typename G>
+METAL_FUNC int hidden_row(Location place, int first_row) {
+  return G::inside(place) ? first_row + G::index(place) : G::is_corner(place) ? PROJECTED : NOTHING;
+}
 
 // A tile of a product, as one thread sees it. A slice of `left` is [BM, BK] or, transposed,
 // [BK, BM]; one of `right` is [BK, BN] or, transposed, [BN, BK]. Their rows lie 16 bytes further

@@ -38,9 +38,9 @@ from mlx_tlstm.kernels.stacking import stack
 from mlx_tlstm.kernels.tiles import Tile
 
 CASES = [
-    Case((2, 3), (2, 3), 10, 3, tile=Tile(16, 32, 16, (2, 2, 2)), steps=9),
+    Case((2, 3), (3, 2), 10, 5, tile=Tile(16, 32, 16, (2, 2, 2)), steps=9),
     Case((4,), (4,), 23, 5, tile=Tile(32, 16, 16, (1, 1, 2)), cell="trnn", steps=9),
-    Case((2, 2, 3), (2, 3, 2), 8, tile=Tile(16, 16, 16, (2, 1, 1)), cell="trnn", steps=1),
+    Case((3, 2, 3), (2, 2, 3), 8, 3, tile=Tile(16, 24, 32, (2, 1, 1)), cell="trnn", steps=1),
 ]
 
 

@@ -32,6 +32,21 @@ def run(body: str, order: int = 0, init_value: float | None = 0.0, atomic: bool 
     )
 
 
+PACK = "struct alignas(16) Pack { float item[4]; };\n" + PLAIN
+STORED = (
+    "[64];\n"
+    "struct Load { static Pack from(const device float* p) { return *(const device Pack*)p; } };\n"
+    "*(threadgroup Pack*)(tile) = Load::from(x); y[i] = tile[0];"
+)
+
+
+def test_an_array_is_as_aligned_as_it_says_and_no_more():
+    run_one = "if (i % 64 != 0) { y[i] = 0.0f; return; }\n"
+    with pytest.raises(MslError, match="misaligned"):
+        run(PACK + run_one + "threadgroup float tile" + STORED)
+    run(PACK + run_one + "threadgroup __attribute__((aligned(16))) float tile" + STORED)
+
+
 BETWEEN_THREADGROUPS = {
     "both write": "y[i % 64] = x[i];",
     "both write the same": "if (i % 64 == 5) y[5] = 1.0f;",

@@ -11,9 +11,9 @@ template <typename T> struct msl_array {
 template <typename T, ulong N> struct msl_array<T[N]> {
   typedef typename msl_array<T>::element element;
 };
-template <typename T> T &msl_threadgroup_reference(int number, const char *name) {
+template <typename T> T &msl_threadgroup_reference(int number, const char *name, ulong align) {
   typedef typename ::metal::vector_traits<typename msl_array<T>::element>::elem Element;
-  return *(T *)msl_threadgroup_variable(number, name, sizeof(T), sizeof(Element), alignof(T));
+  return *(T *)msl_threadgroup_variable(number, name, sizeof(T), sizeof(Element), align);
 }
-#define MSL_TG(TYPE, NUMBER, NAME) msl_threadgroup_reference<TYPE>(NUMBER, NAME)
+#define MSL_TG(TYPE, NUMBER, NAME) msl_threadgroup_reference<TYPE>(NUMBER, NAME, alignof(TYPE))
 #endif

@@ -78,6 +78,8 @@ Region *region_near(const char *address) {
   return number ? &regions[number] : nullptr;
 }
 
+constexpr ulong LARGEST_ALIGNMENT = 16;
+
 extern "C" void *msl_threadgroup_variable(int number, const char *name, ulong bytes, ulong element,
                                           ulong align) {
   if (number >= MAX_VARIABLES) fail("more than %d threadgroup variables", MAX_VARIABLES);
@@ -89,7 +91,11 @@ extern "C" void *msl_threadgroup_variable(int number, const char *name, ulong by
     launch.stats->threadgroup_bytes = threadgroup_bytes;
     // A structure's members may belong to different threads.
     const uint cell = (uint)(element | align);
-    Region *region = add_region(name, bytes, (uint)element, cell, IS_OUTPUT, THREADGROUP);
+    Region *region = add_region(name, bytes + LARGEST_ALIGNMENT, (uint)element, cell, IS_OUTPUT,
+                                THREADGROUP);
+    // No better aligned than was asked for, so that whatever relies on more is found.
+    if (align < LARGEST_ALIGNMENT) region->low += align;
+    region->high = region->low + bytes;
     variables[number] = {region->low, bytes};
     memset(region->low, 0xff, bytes);
   }

@@ -174,10 +174,14 @@ void msl_simdgroup_access(const volatile void *p, ulong bytes, int is_write, con
 // ---- what clang's -fsanitize=thread calls
 #define READ(P, N) access(P, N, READS, PLAIN, __builtin_return_address(0))
 #define WRITE(P, N) access(P, N, WRITES, PLAIN, __builtin_return_address(0))
-#define HOOKS(N)                                                  \
-  void __tsan_read##N(void *p) { READ(p, N); }                    \
-  void __tsan_write##N(void *p) { WRITE(p, N); }                  \
-  void __tsan_read_write##N(void *p) { READ(p, N), WRITE(p, N); } \
+// Sixteen bytes are two accesses of eight to it.
+#define ALIGNED(P, N)                     \
+  if ((ulong)(P) % (N < 8 ? N : 8) != 0) \
+  fail("misaligned access of %d bytes\n  pc 0x%x", N, program_counter(__builtin_return_address(0)))
+#define HOOKS(N)                                                                     \
+  void __tsan_read##N(void *p) { ALIGNED(p, N); READ(p, N); }                        \
+  void __tsan_write##N(void *p) { ALIGNED(p, N); WRITE(p, N); }                      \
+  void __tsan_read_write##N(void *p) { ALIGNED(p, N); READ(p, N), WRITE(p, N); }     \
   void __tsan_unaligned_read##N(void *p) { READ(p, N); }          \
   void __tsan_unaligned_write##N(void *p) { WRITE(p, N); }        \
   void __tsan_unaligned_read_write##N(void *p) { READ(p, N), WRITE(p, N); }
