@@ -61,6 +61,9 @@ class Tile:
             size = getattr(self, name)
             require_integer("Tile", name, size)
             require(size % (8 * count) == 0, "Tile", name, f"a multiple of 8 · {count}", size)
+        # So that a thread loads the same place of a slice's depth in each pass.
+        power = self.depth & (self.depth - 1) == 0 and self.depth <= 4 * SIMDGROUP
+        require(power, "Tile", "depth", f"a power of two up to {4 * SIMDGROUP}", self.depth)
         threads = f"of {_MAXIMUM_THREADS} threads or fewer"
         require(self.threads <= _MAXIMUM_THREADS, "Tile", "simdgroups", threads, groups)
         used = self.threadgroup_bytes
@@ -97,19 +100,30 @@ class Tile:
 
 
 #: Largest first: a simdgroup's part is 32x32, 16x32, 16x16 with the sum whole, halved, quartered.
+#: Those of 56 and 104 columns leave less of their work unused where there are 100 or 409.
 CANDIDATES = (
     Tile(64, 64, 16, (2, 2, 1)),  # M = 400 and above; M = 100, batch 15, 100 locations
+    Tile(64, 56, 16, (4, 1, 1)),
+    Tile(64, 104, 16, (4, 1, 1)),
     Tile(32, 64, 16, (2, 2, 1)),
+    Tile(32, 56, 16, (2, 1, 2)),  # M = 100's input gradient, batch 15, 100 locations
     Tile(32, 32, 32, (2, 2, 1)),  # M = 100, batch 15, ten locations
     Tile(16, 32, 32, (1, 2, 2)),
     Tile(16, 16, 64, (1, 1, 4)),  # M = 100, batch 15, one location
 )
 
 
+#: Columns that simdgroups share evenly on either side.
+_EVEN_COLUMNS = (64, 32, 16)
+#: A tile of other columns is preferred where it covers less than this share of what one does.
+_LESS = 0.9
+
+
 def choose(kernel_name: str, rows: int, columns: int, depth: int) -> Tile:
     """Tile for a product of ``[rows, depth]`` and ``[depth, columns]``.
 
-    The largest that keeps a GPU busy, or the last; none of which half would do.
+    The largest that keeps a GPU busy, or the last; none of which half would do. Of those as high
+    one that wastes clearly less.
 
     Args:
         kernel_name: The kernel that computes it.
@@ -117,9 +131,19 @@ def choose(kernel_name: str, rows: int, columns: int, depth: int) -> Tile:
         columns: O, M, and <K>·M + 1 (M as the kernel sees it, a multiple of four).
         depth: <K>·M, <K>·O, and B·P times the steps of a launch.
     """
-    for tile in CANDIDATES:
-        across, down, _ = tile.groups(rows, columns)
+
+    def covered(tile: Tile) -> int:
+        down, across, _ = tile.groups(rows, columns)
+        return down * tile.rows * across * tile.columns
+
+    def suits(tile: Tile) -> bool:
+        down, across, _ = tile.groups(rows, columns)
         fits = tile.rows < 2 * rows and tile.columns < 2 * columns
-        if fits and across * down * tile.threads // SIMDGROUP >= BUSY:
-            return tile
-    return CANDIDATES[-1]
+        return fits and down * across * tile.threads // SIMDGROUP >= BUSY
+
+    suiting = [tile for tile in CANDIDATES if suits(tile)]
+    even = (tile for tile in suiting if tile.columns in _EVEN_COLUMNS)
+    chosen = next(even, CANDIDATES[-1])
+    limit = _LESS * covered(chosen)
+    others = [t for t in suiting if t.rows == chosen.rows and covered(t) < limit]
+    return min(others, key=covered, default=chosen)

@@ -127,6 +127,13 @@ def select(product: Product) -> Tile | None:
         choice, asked = trial
         asked.append(product)
         return choice[product.kernel] if isinstance(choice, Mapping) else choice
+    # Three questions a time step: what the answer depends on is quicker to find than the answer.
+    variables = tuple(map(os.environ.get, (ENVIRONMENT_VARIABLE, "XDG_CACHE_HOME", "HOME")))
+    return _choice(product, variables, mx.default_device().type)
+
+
+@functools.lru_cache(maxsize=4096)
+def _choice(product: Product, variables: tuple, device_type: mx.DeviceType) -> Tile | None:
     winners = _winners(path(), device())
     if str(product) in winners:
         return winners[str(product)]
@@ -164,4 +171,5 @@ def store(winners: dict[Product, Tile | None], file: Path | None = None) -> Path
         json.dump(stored, temporary, indent=2)
     os.replace(temporary.name, file)
     _winners.cache_clear()
+    _choice.cache_clear()
     return file
