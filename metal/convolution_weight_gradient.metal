@@ -54,11 +54,13 @@ for (int i = 0; i < TAPS_OF_THREAD; ++i) {
 const int slices = STEPS * ((rows + BK - 1) / BK);
 int step = 0;
 int next = 0;
+int end = rows;  // of what is loaded: none once all steps are
 auto hidden = hidden_0;
 auto projected = projected_0;
 auto d_activation = d_activation_0;
 for (int slice = 0; slice <= slices; ++slice) {
   if (next == 0) {
+    end = step < STEPS ? rows : 0;
     hidden = pick(
         step, hidden_0, hidden_1, hidden_2, hidden_3, hidden_4, hidden_5, hidden_6, hidden_7);
     projected = pick(
@@ -78,7 +80,7 @@ for (int slice = 0; slice <= slices; ++slice) {
     const int row = next + OutputShare::row(self, i);
     const int output = first_output + OutputShare::column(self, i);
     output_part[i] = Pack<T>{};
-    if (OutputShare::has(self, i) && row < rows && output < O)
+    if (OutputShare::has(self, i) && row < end && output < O)
       output_part[i] = load_row<O>(d_activation + size_t(row) * O, output);
   }
 #pragma unroll
@@ -87,7 +89,7 @@ for (int slice = 0; slice <= slices; ++slice) {
     const Walk<G, PADDED> of = tap[i % TAPS_OF_THREAD];
     const Location read = G::source(location[i], of.step);
     tap_part[i] = Pack<T>{};
-    if (TapShare::has(self, i) && row < rows) {
+    if (TapShare::has(self, i) && row < end) {
       if (!of.inside()) {
         tap_part[i].item[0] = T(1);  // of the last column; what lies beyond is cut
       } else if (G::inside(read)) {

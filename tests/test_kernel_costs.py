@@ -109,8 +109,8 @@ def compare(call, cost: Cost, problem: Problem) -> None:
         counts = (loads[name] * sizes.get(name, 1), stores[name])
         assert counts == (factor * access.loads, access.stores), name
     for name in (loads | stores).keys() - cost.buffers.keys():
-        # One zero stands for what a variant does not hand over, and shapes are not counted.
-        assert loads[name] == 0 or name.endswith("_shape"), name
+        # One zero stands for what a variant does not hand over; shapes and axes are not counted.
+        assert loads[name] == 0 or name.endswith(("_shape", "_ndim")), name
         assert stores[name] <= 1, name
 
 
