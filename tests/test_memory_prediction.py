@@ -12,6 +12,8 @@ import pytest
 from tiny_tasks import write_images
 
 from mlx_tlstm import TLSTM, TRNN, training
+from mlx_tlstm.kernels import tuning
+from mlx_tlstm.kernels.tiles import CANDIDATES
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import memory_prediction as memory
 
@@ -23,6 +25,8 @@ FACTOR = 1.6
 CASES = [
     {"variant": "2d-tlstm+cn", "depth": 4, "length": 20, "batch_size": 40},
     {"variant": "2d-tlstm-m", "depth": 6, "length": 20, "batch_size": 40},
+    {"variant": "2d-tlstm-f", "depth": 6, "length": 20, "batch_size": 40},
+    {"variant": "2d-tlstm+ln", "depth": 4, "length": 20, "batch_size": 40},
     {"variant": "2d-tlstm+cn", "depth": 1, "length": 40, "batch_size": 60},
     {"variant": "3d-tlstm+ln", "depth": 4, "hidden_size": 60, "length": 10, "batch_size": 20},
     {"variant": "3d-tlstm+cn", "depth": 2, "hidden_size": 300, "length": 3, "batch_size": 5},
@@ -139,6 +143,18 @@ def test_kernels_keep_what_their_table_says(norm, kernel_calls):
     assert memory._step_bytes(cell, cell.active_transition(3)) == kept
     trnn = TRNN(2, M, (4, 5), 3).cell
     assert memory._step_bytes(trnn, trnn.active_transition(3)) == [4 * P * M, 0, 0]
+
+
+@pytest.mark.standin(mode="fast", check=False)
+def test_windows_count_where_mlx_multiplies_between_kernels(kernel_calls):
+    config = _config(variant="3d-tlstm+cn", depth=4, length=20, batch_size=15)
+    sizes = _sizes(config)
+    with tuning.forced(CANDIDATES[0]):
+        tiles = memory.predict(sizes)
+    with tuning.forced(None):
+        products = memory.predict(sizes)
+    windows = 4 * 15 * 4**2 * 9 * 100  # bytes of one step's
+    assert products - tiles > 8 * windows
 
 
 @pytest.mark.parametrize("variant", ["3d-tlstm+cn", "3d-trnn"])

@@ -121,6 +121,11 @@ class Convolution(Backend):
     def weight_gradient_steps(self, batch_size: int, hidden_size: int) -> int:
         return STEPS
 
+    def makes_windows(self, batch_size: int, weight: mx.array) -> bool:
+        O, M = weight.shape[0], weight.shape[-1]
+        sizes = products(batch_size, M, O, self.geometry, weight.dtype)
+        return any(tuning.select(product) is None for product in sizes)
+
     def weight_gradient(
         self,
         hidden: Sequence[mx.array],

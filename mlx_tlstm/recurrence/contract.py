@@ -114,6 +114,11 @@ class Backend(abc.ABC):
     def weight_gradient_steps(self, batch_size: int, hidden_size: int) -> int:
         """The number of steps that :meth:`weight_gradient` takes at a time."""
 
+    def makes_windows(self, batch_size: int, weight: mx.array) -> bool:
+        """Whether the convolution makes a matrix of all that the locations read, ``[B·P, <K>·M]``,
+        which is what its memory then goes to."""
+        return True
+
     @abc.abstractmethod
     def weight_gradient(
         self,

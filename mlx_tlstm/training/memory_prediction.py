@@ -19,6 +19,7 @@ from mlx.utils import tree_flatten
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.layers.base import RecurrentCell
 from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.ops.convolution import steps_at_once
 from mlx_tlstm.recurrence.transition import Transition
 from mlx_tlstm.tasks import Task
 
@@ -99,16 +100,17 @@ def predict(sizes: StepSizes) -> int:
         resident += sizes.parts * state  # the parts' last states
 
     # The weights' gradient is formed from hidden states and gradients of activations, of several
-    # steps at once. Plain operations join them, and make the rows of a matrix product.
+    # steps at once. For a matrix product they are joined, and what each location reads is gathered.
     locations = rows * math.prod(cell.state_shape[:-1])
     gathered = itemsize * locations * (cell.hidden_size + channels)
-    matrix = 0
-    if transition.plain:
-        matrix = itemsize * locations * math.prod(fan_in)
-        gathered = 2 * gathered + matrix
-    kept = state + (reduced if sizes.recompute else residuals)
     at_once = min(transition.weight_gradient_steps(rows), steps)
-    all_steps = max(steps * kept, (steps - at_once) * kept + at_once * gathered)
+    matrix, gathered = 0, at_once * gathered
+    if transition.plain or transition.backend.makes_windows(rows, cell.weight):
+        elements = locations * math.prod(fan_in)
+        matrix = itemsize * elements
+        gathered = 2 * gathered + min(at_once, steps_at_once(elements)) * matrix
+    kept = state + (reduced if sizes.recompute else residuals)
+    all_steps = max(steps * kept, (steps - at_once) * kept + gathered)
     computed = _STEPS_COMPUTED * (state + residuals + 2 * matrix)
 
     numbers = (
