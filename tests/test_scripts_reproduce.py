@@ -354,12 +354,26 @@ def test_starts(tmp_path):
     ]
     assert [row["seed"] for row in rows[:4]] == ["3", "4"] * 2
     assert rows[0]["ours, laptop scale"] == "90.00 % (test)"
+    assert len(rows) == len(runs)  # each once, though panels share some
     lines = (tmp_path / "starts.md").read_text().splitlines()
     split = [[cell.strip() for cell in line.split("|")] for line in lines]
     cells = next(row for row in split if "forget_bias lag" in row)
     samples = ["> 30,000 (2,000, > 30,000)", "> 30,000 (3,000, > 30,000)"]
     assert cells[2:7] == ["forget_bias lag", "2 of 2", *samples, "100.00 %, 90.00 %"]
     assert (tmp_path / "starts.png").exists()
+
+
+def test_a_study_shows_which_of_its_runs_are_not_settled(tmp_path):
+    runs = [run for run in planned_runs("starts", Request("laptop")) if run.name.endswith("lag")]
+    pretend(tmp_path, runs[0], [0.5, 0.995])
+    pretend(tmp_path, runs[2], [0.5, 0.9])
+    run(reproduce, "starts", "--report", "--out", tmp_path)
+    lines = (tmp_path / "starts.md").read_text().splitlines()
+    split = [[cell.strip() for cell in line.split("|")] for line in lines]
+    cells = next(row for row in split if "forget_bias lag" in row)
+    samples = ["> 30,000 (2,000, –, > 30,000)", "> 30,000 (> 30,000, –, > 30,000)"]
+    assert cells[2:7] == ["forget_bias lag", "2 of 3", *samples, "99.50 %, –, 90.00 %"]
+    assert [row["seed"] for row in rows_of(tmp_path / "starts.csv")] == ["0", "2"]
 
 
 def test_where_runs_were_trained(tmp_path):
@@ -542,7 +556,7 @@ def test_another_study(monkeypatch, tmp_path):
         "batch", request, {run.name: read_result(tmp_path / run.name) for run in runs}
     )
     assert [row["best at the end"] for row in summary.rows] == ["", "2.000"]
-    assert [row["run folder"] for row in every.rows] == ["", runs[1].name]
+    assert [row["run folder"] for row in every.rows] == [runs[1].name]
     assert runs[1].name == "batch-slstm-L2-s0-batch_size32"
 
 

@@ -107,9 +107,9 @@ def figure_table(target: str, request: Request, results: Results) -> Table:
 
 
 def study_tables(target: str, request: Request, results: Results) -> list[Table]:
-    """A study's ways, their seeds side by side, and a row a run."""
+    """A study's ways, their seeds side by side, and a row a run; once any has begun, only those."""
     study = STUDIES[target]
-    summary, rows = [], []
+    summary, rows, begun = [], {}, {}
     for panel, ways in zip(study.panels.items(), study_runs(target, request).values(), strict=True):
         for way, runs in zip(panel[1], ways, strict=True):
             start = {"comparison": panel[0], "way": way_text(way)}
@@ -118,8 +118,13 @@ def study_tables(target: str, request: Request, results: Results) -> list[Table]
             for run, result in zip(runs, found, strict=True):
                 size = _network(run.config, depth_last=True)
                 cells = _run_cells(request, size, result, _solved([study.task]))
-                rows.append(start | {"seed": str(run.config.seed)} | cells)
-    return [Table(f"{study.title}, {request.scale} scale", summary), Table(study.title, rows)]
+                # By name, since panels have ways in common.
+                row = {"way": start["way"], "seed": str(run.config.seed)} | cells
+                (rows if result is None else begun)[run.name] = row
+    return [
+        Table(f"{study.title}, {request.scale} scale", summary),
+        Table(f"{study.title}, run by run", list((begun or rows).values())),
+    ]
 
 
 def task_table(request: Request, results: Results) -> Table:
@@ -146,31 +151,38 @@ def way_text(way: Mapping[str, Any]) -> str:
 
 
 def _over_seeds(found: Sequence[RunResult | None], config: TrainingConfig) -> Row:
-    """Of one way's settled runs: how many, samples to 99 and 100 %, and the best metric.
+    """One way's runs: how many are settled, samples to 99 and 100 %, and the best metric.
 
-    A run that did not get there counts as more than its budget, in the median too.
+    A run that did not get there counts as more than its budget, in the median too; one that is not
+    settled is a dash, and counts for nothing.
     """
-    ended = [result for result in found if result is not None and result.settled]
-    row = {"seeds": f"{len(ended)} of {len(found)}"}
+    runs = [result if result is not None and result.settled else None for result in found]
+    row = {"seeds": f"{len(runs) - runs.count(None)} of {len(runs)}"}
     for column in _solved([config.task]):
-        counts = [getattr(result, SOLVED[column]) for result in ended]
+        counts = [run and _or_infinite(getattr(run, SOLVED[column])) for run in runs]
         row[f"{column}, median (each seed)"] = _median_count(counts, config.samples)
-    best = [value_text(result, result.best) for result in ended if result.best is not None]
-    return row | {"best at the end": ", ".join(best)}
+    best = ["–" if run is None or run.best is None else value_text(run, run.best) for run in runs]
+    return row | {"best at the end": ", ".join(best) if any(runs) else ""}
 
 
-def _median_count(counts: Sequence[int | None], cap: int | None) -> str:
-    """The median of sample counts and each of them; ``None`` is more than ``cap``."""
-    if not counts:
+def _or_infinite(count: int | None) -> float:
+    return math.inf if count is None else count
+
+
+def _median_count(counts: Sequence[float | None], cap: int | None) -> str:
+    """The median of sample counts and each of them; what is infinite is more than ``cap``."""
+    known = [count for count in counts if count is not None]
+    if not known:
         return ""
 
-    def text(count: float) -> str:
+    def text(count: float | None) -> str:
+        if count is None:
+            return "–"
         if math.isinf(count):
             return "not reached" if cap is None else f"> {cap:,}"
         return f"{count:,.0f}"
 
-    values = [math.inf if count is None else count for count in counts]
-    return f"{text(statistics.median(values))} ({', '.join(map(text, values))})"
+    return f"{text(statistics.median(known))} ({', '.join(map(text, counts))})"
 
 
 def depth_tables(target: str, request: Request, results: Results) -> list[Table]:
