@@ -76,7 +76,7 @@ checked=$?
 tail -n 1 "$out/check.txt" | tee -a "$out/summary.txt"
 # Whole layers first: each kernel takes seconds to compile, and the time may not do for all.
 MLX_ENABLE_TF32=0 part tests 110 "$python" -m pytest -m cuda -v -p no:cacheprovider \
-    tests/test_proof.py tests/test_kernels_layers.py tests
+    tests/kernels/test_proof.py tests/kernels/test_kernels_layers.py tests
 tested=$?
 tail -n 1 "$out/tests.txt" | tee -a "$out/summary.txt"
 part tune 60 "$python" scripts/tune.py --rounds 5 --seconds 1 \

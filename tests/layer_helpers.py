@@ -8,12 +8,29 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx import nn
 from reference import LAYER, Specification, random_parameters
 
 from mlx_tlstm import TLSTM, TRNN, StackedLSTM
 
 # Pairwise different, so that no transposed axis goes unseen.
 BATCH, STEPS, INPUT, HIDDEN = 2, 5, 4, 7
+
+
+class GRU(nn.Module):
+    """A cell of one's own: ``cell(x, h)`` gives the output and the state after it."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.from_input = nn.Linear(input_size, 3 * hidden_size)
+        self.from_past = nn.Linear(hidden_size, 3 * hidden_size)
+
+    def __call__(self, x, h):
+        z, r, n = mx.split(self.from_input(x), 3, axis=-1)
+        past_z, past_r, past_n = mx.split(self.from_past(h), 3, axis=-1)
+        z, r = mx.sigmoid(z + past_z), mx.sigmoid(r + past_r)
+        h = (1 - z) * mx.tanh(n + r * past_n) + z * h
+        return h, h
 
 
 def single(array: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import pytest
 import mlx_tlstm
 from mlx_tlstm import visualize
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 #: Documented names, each with its page.
 NAMES = {

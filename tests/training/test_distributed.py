@@ -18,7 +18,7 @@ import pytest
 from mlx_tlstm import launch
 from mlx_tlstm.training.workers import Workers
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS = "--depth 2 --hidden-size 8 --batch-size 4 --eval-every 16 --samples 64 --length 2"
 TASKS = {
     "addition": f"addition --variant 2d-tlstm+cn {SETTINGS}",

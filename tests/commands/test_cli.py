@@ -24,7 +24,7 @@ from mlx_tlstm.commands.settings import setting_options
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import TASKS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZES = ["--length", "2", "--depth", "2", "--hidden-size", "8", "--batch-size", "4"]
 TINY = [*SIZES, "--samples", "24", "--eval-every", "8"]
 

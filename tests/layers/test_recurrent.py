@@ -7,9 +7,9 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 import pytest
+from layer_helpers import GRU
 from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_map
-from test_scan import GRU
 
 from mlx_tlstm import Recurrent, SequenceModel, StreamingSession, TLSTMCell
 from mlx_tlstm.models.generation import generate

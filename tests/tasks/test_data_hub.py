@@ -127,7 +127,7 @@ def _run(tmp_path, endpoint, **environment):
     }
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "found.npz")],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env={**inherited, **ours, **environment},
         capture_output=True,
         text=True,

@@ -56,7 +56,7 @@ def python(hub, tmp_path):
             "HF_HOME": str(tmp_path / "home"),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
             **({"HF_TOKEN": token} if token else {}),
         }
         return subprocess.run(

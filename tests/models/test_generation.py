@@ -22,7 +22,7 @@ from mlx_tlstm.models.generation import Vocabulary, generate, sample
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.tasks import TASKS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SYMBOLS = 11
 PROMPT = [3, 0, 7, 7, 10]
 

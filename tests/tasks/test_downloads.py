@@ -186,7 +186,7 @@ def _start(tmp_path, script, *arguments, **environment):
     }
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env={**inherited, "HF_HOME": str(tmp_path / "home"), **environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "prove_on_gpu.sh"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prove_on_gpu.sh"
 
 
 def prove(*arguments, cwd, **environment):

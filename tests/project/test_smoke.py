@@ -23,7 +23,7 @@ from mlx_tlstm.training.runs import RunFolder
 
 pytestmark = pytest.mark.smoke
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("table-1", "table-2", "table-3")
 PICTURES = ("tasks", "figure-3", "figure-4", "figure-4-lag", "figure-5", "starts", "symbols-20")
 #: Rows of each target's table.

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: be
 
 from benchmarking.pytorch_tlstm import TorchTLSTM, copy_parameters, tlstm_pass  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # Shapes with a different size on each axis; K as the module takes it, one for all axes.
 SPECIFICATIONS = [

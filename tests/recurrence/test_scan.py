@@ -7,6 +7,7 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 import pytest
+from layer_helpers import GRU
 from mlx import nn
 from mlx.utils import tree_flatten
 
@@ -14,20 +15,6 @@ from mlx_tlstm import scan
 
 B, R, M = 2, 3, 5
 Memory = namedtuple("Memory", "fast slow")
-
-
-class GRU(nn.Module):
-    def __init__(self, input_size, hidden_size):
-        super().__init__()
-        self.from_input = nn.Linear(input_size, 3 * hidden_size)
-        self.from_past = nn.Linear(hidden_size, 3 * hidden_size)
-
-    def __call__(self, x, h):
-        z, r, n = mx.split(self.from_input(x), 3, axis=-1)
-        past_z, past_r, past_n = mx.split(self.from_past(h), 3, axis=-1)
-        z, r = mx.sigmoid(z + past_z), mx.sigmoid(r + past_r)
-        h = (1 - z) * mx.tanh(n + r * past_n) + z * h
-        return h, h
 
 
 def naive(step, state, xs):

@@ -25,7 +25,7 @@ from mlx_tlstm.training.divergence import NonFiniteError
 from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.training.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 #: A sweep in a process of its own: of the configurations in a folder, by name, into another. It
 #: kills itself before a step, counted over all runs from 1; 0 is none.
 PROGRAM = """
