@@ -73,13 +73,6 @@ def random_arrays(rng: np.random.Generator, **shapes: tuple[int, ...]) -> dict[s
     return {name: single(rng.normal(size=shape)) for name, shape in shapes.items()}
 
 
-def relative_error(got: mx.array, expected: np.ndarray) -> float:
-    """Norm of the difference over the norm of what was expected."""
-    got = np.array(got.astype(mx.float32), dtype=np.float64)
-    assert got.shape == expected.shape
-    return float(np.linalg.norm(got - expected) / (np.linalg.norm(expected) + 1e-300))
-
-
 def peak_bytes(run: Callable[[], object]) -> int:
     """Memory that ``run`` needs at its peak, beside what is in use already."""
     gc.collect()

@@ -12,8 +12,8 @@ import mlx.optimizers as optim
 import numpy as np
 import pytest
 from benchmarking import launches
+from comparison import relative_error
 from kernel_devices import counted, on_gpu
-from layer_helpers import relative_error
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import numpy as np
 import pytest
-from layer_helpers import relative_error
+from comparison import assert_close, values_and_gradients
 from mlx import nn
 from mlx.utils import tree_flatten
 
@@ -102,20 +101,6 @@ def test_gradients_in_evaluation_mode(variant, x):
     state = model.layer.cell.state_type(
         *(mx.random.normal(a.shape) for a in model.layer.cell.initial_state(BATCH))
     )
-
-    def loss(parameters, x, state):
-        model.update(parameters)
-        logits, after = model(x, state)
-        return mx.square(logits).sum() + sum(mx.sin(array).sum() for array in after)
-
-    def gradients():
-        found = mx.grad(loss, argnums=(0, 1, 2))(model.trainable_parameters(), x, state)
-        mx.eval(found)
-        return dict(tree_flatten(found))
-
-    parameters = model.parameters()
-    expected = gradients()
-    model.update(parameters)
+    expected = values_and_gradients(model, model, x, state)
     model.eval()
-    for name, found in gradients().items():
-        assert relative_error(found, np.array(expected[name], np.float64)) < 1e-5, name
+    assert_close(values_and_gradients(model, model, x, state), expected, 1e-5)

@@ -8,7 +8,8 @@ import time
 import mlx.core as mx
 import numpy as np
 import pytest
-from layer_helpers import peak_bytes, relative_error
+from comparison import assert_close, relative_error
+from layer_helpers import peak_bytes
 from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_map
 
@@ -121,11 +122,11 @@ def test_half_precision_follows_float32(variant, dtype):
         assert state.cell.dtype == mx.float32
     # float16 keeps 11 bits and bfloat16 8; errors grow over the steps.
     tolerance = 1e-2 if dtype == mx.float16 else 8e-2
-    assert relative_error(y, np.array(expected, dtype=np.float64)) < tolerance
+    assert relative_error(y, expected) < tolerance
     got = dict(tree_flatten(gradient(layer, x)))
     for name, array in tree_flatten(expected_gradient):
         assert got[name].dtype == dtype
-        assert relative_error(got[name], np.array(array, dtype=np.float64)) < 3 * tolerance, name
+        assert relative_error(got[name], array) < 3 * tolerance, name
 
 
 def test_weights_are_saved_and_loaded(tmp_path):
@@ -168,16 +169,14 @@ def test_inside_someone_elses_model():
 def test_compiled_training_step(variant):
     layer = make_layer(variant, 5, 6, depth=3)
     x = mx.random.normal((2, 7, 5), key=mx.random.key(0))
-    plain = dict(tree_flatten(gradient(layer, x)))
+    plain = gradient(layer, x)
     parameters = layer.trainable_parameters()
 
     def loss(parameters, x):
         layer.update(parameters)
         return mx.sum(mx.square(layer(x)[0]))
 
-    compiled = dict(tree_flatten(mx.compile(mx.grad(loss))(parameters, x)))
-    for name, array in plain.items():
-        assert relative_error(compiled[name], np.array(array, dtype=np.float64)) < 1e-5
+    assert_close(mx.compile(mx.grad(loss))(parameters, x), plain, 1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -195,9 +194,7 @@ def test_vmap(variant, recompute, training):
 
     def assert_same(found, expected):
         layer.update(parameters)
-        for name, array in tree_flatten(found):
-            other = np.array(dict(tree_flatten(expected))[name], np.float64)
-            assert relative_error(array, other) < 1e-5, name
+        assert_close(found, expected, 1e-5)
 
     one = mx.grad(loss, argnums=(0, 1))
     each = [one(parameters, example) for example in x]

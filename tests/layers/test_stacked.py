@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import mlx.core as mx
-import numpy as np
 import pytest
-from layer_helpers import relative_error
+from comparison import assert_close, relative_error
 
 from mlx_tlstm import TLSTM, StackedLSTM, StackedLSTMState, TLSTMState
 
@@ -31,19 +30,18 @@ def twins(zero_new_content_bias: bool) -> tuple[TLSTM, StackedLSTM]:
 def test_equal_outputs_and_gradients_where_the_new_content_bias_is_zero():
     skewed, stacked = twins(zero_new_content_bias=True)
     x = mx.random.normal((BATCH, STEPS, INPUT), key=mx.random.key(3))
-    expected = np.array(stacked(x)[0], dtype=np.float64)
-    assert relative_error(skewed(x)[0], expected) < 1e-5
+    assert_close(skewed(x)[0], stacked(x)[0], 1e-5)
 
     def slope(layer):
         return mx.grad(lambda x: mx.sum(mx.sin(layer(x)[0])))(x)
 
-    assert relative_error(slope(skewed), np.array(slope(stacked), dtype=np.float64)) < 4e-5
+    assert_close(slope(skewed), slope(stacked), 4e-5)
 
 
 def test_equal_for_any_bias_from_matched_states():
     skewed, stacked = twins(zero_new_content_bias=False)
     x = mx.random.normal((BATCH, STEPS, INPUT), key=mx.random.key(3))
-    assert relative_error(skewed(x)[0], np.array(stacked(x)[0], dtype=np.float64)) > 1e-3
+    assert relative_error(skewed(x)[0], stacked(x)[0]) > 1e-3
     # Layer l starts from what location l holds after its first l - 1 steps.
     states = skewed.trace(x).states
     first = skewed.cell.initial_state(BATCH)
@@ -52,11 +50,10 @@ def test_equal_for_any_bias_from_matched_states():
         for start, steps in zip(first, states, strict=True)
     )
     expected, after = stacked(x, StackedLSTMState(hidden, cell))
-    assert relative_error(skewed(x)[0], np.array(expected, dtype=np.float64)) < 1e-5
+    assert_close(skewed(x)[0], expected, 1e-5)
     # Its last layer's state is what the far location holds after the flush.
     assert isinstance(skewed.cell.initial_state(1), TLSTMState)
-    last = np.array(after.cell[:, -1], dtype=np.float64)
-    assert relative_error(states.cell[:, -1, -1], last) < 1e-5
+    assert_close(states.cell[:, -1, -1], after.cell[:, -1], 1e-5)
 
 
 @pytest.mark.parametrize("depth", [1, 4])
@@ -80,4 +77,4 @@ def test_one_layer_equals_mlx():
     theirs.bias = layer.cell.bias[order]
     x = mx.random.normal((BATCH, STEPS, INPUT), key=mx.random.key(3))
     expected, _ = theirs(layer.cell.project(x))
-    assert relative_error(layer(x)[0], np.array(expected, dtype=np.float64)) < 1e-5
+    assert_close(layer(x)[0], expected, 1e-5)

@@ -7,7 +7,7 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
-from layer_helpers import relative_error
+from comparison import assert_close, values_and_gradients
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
@@ -96,13 +96,10 @@ def test_flush_projects_zeros_with_the_module(variant, replacement):
     layer = build(variant, replacement).layer
     x = inputs()
     y, state = layer(x)
-    assert relative_error(y, np.array(by_padding(layer, x))) < 1e-6
-    for mine, other in zip(state, layer.stream(x)[1], strict=True):
-        assert relative_error(mine, np.array(other)) < 1e-6
-    trace = layer.trace(x)
-    assert relative_error(trace.outputs, np.array(y)) < 1e-6
+    assert_close([y, *state], [by_padding(layer, x), *layer.stream(x)[1]], 1e-6)
+    assert_close(layer.trace(x).outputs, y, 1e-6)
     outputs, kept = layer.cell.project_flushed(x.swapaxes(0, 1), 2), layer.cell.project(x)
-    assert relative_error(outputs[:STEPS], np.array(kept.swapaxes(0, 1))) < 1e-6
+    assert_close(outputs[:STEPS], kept.swapaxes(0, 1), 1e-6)
     assert outputs.shape == (STEPS + 2, BATCH, HIDDEN)
 
 
@@ -114,21 +111,11 @@ def test_gradients_are_those_over_padded_inputs(replacement, recompute, training
     model.layer.cell.recompute = recompute
     model.train(training)
     x = inputs()
-
-    def gradients(run):
-        def loss(parameters, x):
-            model.update(parameters)
-            return mx.sum(mx.square(model.readout(run(x))))
-
-        found = mx.grad(loss, argnums=(0, 1))(model.trainable_parameters(), x)
-        return dict(tree_flatten({"parameters": found[0], "x": found[1]}))
-
-    found = gradients(lambda x: model.layer(x)[0])
-    expected = gradients(lambda x: by_padding(model.layer, x))
-    assert found.keys() == expected.keys()
-    for name, array in found.items():
-        assert mx.abs(array).max().item() > 0, name
-        assert relative_error(array, np.array(expected[name])) < 1e-5, name
+    found = values_and_gradients(model, lambda x: model(x)[0], x)
+    padded = lambda x: model.readout(by_padding(model.layer, x))  # noqa: E731
+    assert_close(found, values_and_gradients(model, padded, x), 1e-5)
+    for name, gradient in tree_flatten(found[1]):
+        assert mx.abs(gradient).max().item() > 0, name
 
 
 @pytest.mark.parametrize("replacement", ["quantized", "quantized-no-bias"])
@@ -137,17 +124,12 @@ def test_what_is_left_of_a_quantized_model_trains(replacement):
     model.layer.cell.input_projection.freeze()
     model.readout.freeze()
     x = inputs()
-
-    def gradient(run):
-        return nn.value_and_grad(model, lambda x: mx.sum(mx.square(run(x))))(x)[1]
-
-    found = dict(tree_flatten(gradient(lambda x: model.layer(x)[0])))
-    expected = dict(tree_flatten(gradient(lambda x: by_padding(model.layer, x))))
-    assert set(found) == {
+    found = values_and_gradients(model, lambda x: model.layer(x)[0], x)
+    expected = values_and_gradients(model, lambda x: by_padding(model.layer, x), x)
+    assert_close(found, expected, 1e-5)
+    assert set(dict(tree_flatten(found[1][0]))) == {
         "layer.cell.weight", "layer.cell.bias", "layer.cell.norm.gain", "layer.cell.norm.bias"
     }  # fmt: skip
-    for name, array in found.items():
-        assert relative_error(array, np.array(expected[name])) < 1e-5, name
 
 
 @pytest.mark.parametrize("replacement", REPLACEMENTS)
@@ -158,7 +140,7 @@ def test_streaming_and_generation(replacement):
     session = StreamingSession(model)
     outputs = [session.push(x[:, t]) for t in range(STEPS)]
     outputs = [y for y in outputs if y is not None] + session.flush()
-    assert relative_error(mx.stack(outputs, axis=1), np.array(expected)) < 1e-5
+    assert_close(mx.stack(outputs, axis=1), expected, 1e-5)
     assert class_count(model) == CLASSES
     symbols = [3, 9, 4]
     for symbol in generate(model, symbols[:3], 4, temperature=0):

@@ -11,8 +11,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from comparison import assert_close
 from mlx import nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
 import mlx_tlstm
 from mlx_tlstm import (
@@ -54,19 +55,11 @@ def build(layer, dtype="float32"):
 
 
 def check_same(model, other):
-    mine, theirs = (dict(tree_flatten(m.parameters())) for m in (model, other))
-    assert mine.keys() == theirs.keys()
-    for name, array in mine.items():
-        assert array.dtype == theirs[name].dtype
-        assert mx.array_equal(array, theirs[name]), name
+    assert_close(other.parameters(), model.parameters())
     assert type(model.layer) is type(other.layer)
     x = mx.random.normal((2, 6, model.layer.cell.input_size))
     model.eval()
-    logits, state = model(x)
-    again, again_state = other(x)
-    assert mx.array_equal(logits, again)
-    for array, expected in zip(again_state, state, strict=True):
-        assert mx.array_equal(array, expected)
+    assert_close(other(x), model(x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -244,9 +237,7 @@ def test_what_could_not_be_loaded_is_refused_before_it_is_saved(
     other = build(TLSTM(INPUT, HIDDEN, 2, norm="channel"))
     change(other)
     other.load_weights(str(tmp_path / "weights.safetensors"))
-    saved, loaded = (dict(tree_flatten(m.parameters())) for m in (model, other))
-    assert saved.keys() == loaded.keys()
-    assert all(mx.array_equal(array, loaded[name]) for name, array in saved.items())
+    assert_close(other.parameters(), model.parameters())
 
 
 def test_a_subclass_with_one_more_parameter(tmp_path):
