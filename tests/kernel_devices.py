@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import metal_on_cpu
 import mlx.core as mx
 import pytest
 from metal_on_cpu import standin
+from metal_on_cpu.planting import found, planted
 
 from mlx_tlstm.kernels import dispatch, library
 
@@ -34,6 +36,30 @@ def on_cpu(**options: Any) -> Iterator[list[standin.Call]]:
             yield calls
     finally:
         library.forget_built_kernels()
+
+
+def noticed(check: Callable[[], str], file: str = "", right: str = "", wrong: str = "") -> str:
+    """What ``check`` finds wrong with a fault in the kernels' sources, or the sanitizer before it.
+
+    The fault is ``wrong`` in the one place that reads ``right``: of ``file``, or of the headers if
+    that is no kernel's. Without a fault nothing should be found.
+    """
+    read, places = library.source, 0
+
+    def source(name: str) -> str:
+        nonlocal places
+        text = read(name)
+        in_header = not file.endswith(".metal") and name.endswith(".h") and right in text
+        if not file or (name != file and not in_header):
+            return text
+        places += 1
+        return planted(text, right, wrong)
+
+    with mock.patch.object(library, "source", source), on_cpu(check=False):
+        message = found(check)
+    assert places or not file, f"nothing read {file}"
+    assert "error:" not in message, message  # of a source that does not compile
+    return message
 
 
 @contextlib.contextmanager

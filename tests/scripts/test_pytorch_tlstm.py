@@ -14,6 +14,7 @@ import pytest
 import reference
 from comparison import assert_close
 from layer_helpers import BATCH, HIDDEN, INPUT, STEPS, single
+from metal_on_cpu.planting import planted
 from reference import Specification
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: bench)")
@@ -127,9 +128,7 @@ def test_benchmark_prints_a_table_and_writes_json(tmp_path, compiler):
 def test_benchmark_reports_no_speed_on_wrong_numbers(tmp_path):
     scripts = shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     worker = scripts / "benchmarking" / "pytorch_tlstm.py"
-    right = worker.read_text()
-    assert "A_g.tanh()" in right
-    worker.write_text(right.replace("A_g.tanh()", "A_g.sigmoid()"))
+    worker.write_text(planted(worker.read_text(), "A_g.tanh()", "A_g.sigmoid()"))
     arguments = ["--size", "2,M=8,B=2,T=4", "--rounds", "1", "--device", "cpu"]
     done = run_benchmark(*arguments, root=tmp_path)
     assert done.returncode == 1
