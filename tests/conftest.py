@@ -2,13 +2,15 @@
 
 import mlx_tlstm  # noqa: F401, I001
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 import pytest
 from kernel_devices import on_cpu, on_gpu
 from metal_on_cpu import standin
+from tiny_tasks import tiny_settings, write_images, write_text
 
+from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.kernels import proof
 from mlx_tlstm.kernels import dispatch
 
@@ -17,6 +19,13 @@ mx.set_default_device(mx.cpu)
 
 # Under nohup it is ignored, here and in what the tests start, which are to see a closed terminal.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainingConfig]:
+    """Tiny settings of any task, ``settings(task, **changes)``, with data that nobody changes."""
+    text = write_text(tmp_path_factory.mktemp("text") / "text")
+    return tiny_settings(text, write_images(tmp_path_factory.mktemp("mnist")))
 
 
 @pytest.fixture(

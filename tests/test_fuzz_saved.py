@@ -14,7 +14,7 @@ import numpy as np
 from fuzzing import fuzzed, refused_clearly
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
-from tiny_tasks import tiny_settings, write_images, write_text
+from tiny_tasks import Stop, StopAt, tiny_settings, write_images, write_text
 
 import mlx_tlstm
 from mlx_tlstm import SequenceModel, make_layer, training
@@ -68,14 +68,6 @@ def test_models(case: tuple[str, tuple[str, float, bytes]]) -> None:
             assert (key, mine.shape, mine.dtype) == (other, theirs.shape, theirs.dtype)
 
 
-class Stop(training.Callback):
-    """Ends a run as a crash does, after its fifth step."""
-
-    def on_step(self, trainer: training.Trainer, report: object) -> None:
-        if trainer.step == 5:
-            raise RuntimeError("stopped")
-
-
 @functools.cache
 def stopped_run() -> tuple[Path, bytes]:
     """A run with several checkpoints that has not ended, and the weights it would end with."""
@@ -85,8 +77,8 @@ def stopped_run() -> tuple[Path, bytes]:
     settings = tiny_settings(write_text(folder / "text"), write_images(images))
     config = settings("addition", checkpoint_every=1)
     training.fit(config, folder / "whole")
-    with contextlib.suppress(RuntimeError):
-        training.fit(config, folder / "run", [Stop()])
+    with contextlib.suppress(Stop):
+        training.fit(config, folder / "run", [StopAt(5)])
     return folder / "run", (folder / "whole" / "last" / "model.safetensors").read_bytes()
 
 

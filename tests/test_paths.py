@@ -169,12 +169,3 @@ def test_pictures_need_a_name(stem, home):
     with pytest.raises(ValueError, match="'stem' must be a path that ends in a file's name"):
         save_figure(None, stem)
     assert not list(Path.cwd().iterdir())
-
-
-def test_train_into_the_home_folder(home):
-    sizes = ["--length", "2", "--depth", "2", "--hidden-size", "8", "--batch-size", "4"]
-    done = CliRunner().invoke(main, ["train", *sizes, "--samples", "8", "--out=~/x"])
-    assert done.exit_code == 0, done.output
-    assert f"run: {home / 'x'}" in done.output
-    assert CliRunner().invoke(main, ["evaluate", "~/x"]).exit_code == 0
-    assert not list(Path.cwd().iterdir())

@@ -154,15 +154,6 @@ def test_gradients_of_larger_models_along_random_directions(case):
         assert (gradients[key] * direction).sum() == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
-def test_one_location_gives_the_memory_kernel_no_gradient():
-    case = Case("tlstm", spec((1, 1), (2, 3)))
-    values, d = case.values()
-    gradients = case.backward(values, case.forward(values), d)
-    q = slice(4 * case.hidden_size, None)
-    assert abs(gradients["weight"][q]).max() < 1e-15
-    assert abs(gradients["weight"][: q.start]).max() > 0.1
-
-
 def by_hand(channels: list, biases: list) -> Arrays:
     """Parameters for M = R = 1, one axis: x 1/4 is projected to 1, and the flush's 0 to 1/2."""
     weights = {"weight": np.array(channels)[..., None], "bias": np.array(biases)}

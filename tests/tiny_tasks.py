@@ -1,4 +1,4 @@
-"""Settings and data with which every task trains in a fraction of a second."""
+"""Settings and data with which every task trains in a fraction of a second; a way to stop it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from mlx_tlstm import training
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.training.reports import StepReport
 
 TINY = {"depth": 2, "hidden_size": 8, "batch_size": 4, "eval_every": 8, "samples": 24}
 
@@ -42,3 +44,38 @@ def tiny_settings(text: Path, images: Path) -> Callable[..., TrainingConfig]:
         "pmnist": {"length": 14, "data": str(images)},
     }
     return lambda task, **changes: TASKS[task].quick().replace(**{**TINY, **own[task], **changes})
+
+
+class Stop(Exception):  # noqa: N818 (no error: the test's way out of training)
+    pass
+
+
+class StopAt(training.Callback):
+    """Leaves training as a crash does: after a step, or a number of steps or evaluations from now.
+
+    Attributes:
+        steps: Numbers of the steps that were taken.
+        records: Of the evaluations.
+        notes: What was said on the way.
+    """
+
+    def __init__(
+        self, step: int | None = None, steps: int | None = None, evaluations: int | None = None
+    ) -> None:
+        self._step, self._steps, self._evaluations = step, steps, evaluations
+        self.notes: list[str] = []
+        self.records: list[dict[str, Any]] = []
+        self.steps: list[int] = []
+
+    def on_step(self, trainer: training.Trainer, report: StepReport) -> None:
+        self.steps.append(trainer.step)
+        if trainer.step == self._step or len(self.steps) == self._steps:
+            raise Stop
+
+    def on_evaluation(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        if len(self.records) == self._evaluations:
+            raise Stop
+
+    def on_note(self, text: str) -> None:
+        self.notes.append(text)

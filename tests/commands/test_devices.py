@@ -102,10 +102,13 @@ REFUSALS = [
 
 
 @pytest.mark.skipif(mx.is_available(mx.gpu), reason="there is a GPU here")
-@pytest.mark.parametrize(("options", "message"), REFUSALS)
 @pytest.mark.parametrize(
-    "command",
-    [["train", *TINY], ["train", "--resume", "run"], ["evaluate", "x"], ["generate", "x"]],
+    ("command", "options", "message"),
+    [
+        *((["train", *TINY], *refusal) for refusal in REFUSALS),
+        *(([*words], *REFUSALS[1]) for words in (["train", "--resume", "run"], ["evaluate", "x"])),
+        (["generate", "x"], *REFUSALS[0]),
+    ],
 )
 def test_what_the_machine_lacks(command, options, message, invoke, tmp_path):
     result = invoke(*command, *options)

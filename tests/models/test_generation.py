@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -254,7 +252,7 @@ def test_text_comes_as_it_is_drawn(run, monkeypatch):
     assert result.stdout == "atö\n\ufffd\n"
 
 
-@pytest.mark.parametrize("text", ["a tensor of cells and ", "ACGTTGCA", "ä", "a"])
+@pytest.mark.parametrize("text", ["a tensor of cells and ", "ä"])
 def test_a_text_without_line_ends(text, tmp_path):
     (tmp_path / "text").write_text(text * 400)
     config = TASKS["wikipedia"].quick().replace(**TINY, data=str(tmp_path / "text"))
@@ -295,8 +293,6 @@ def test_saved_models(run, tmp_path):
         (["--prompt", "a~"], r"'prompt' must be made of the \d+ bytes .* with b'~'"),
         (["--prompt", ""], "'prompt' must be a byte or more"),
         (["--top-p", "0"], "'top_p' must be above 0"),
-        (["--temperature", "-1"], "'temperature' must be a finite number of 0 or more"),
-        (["--length", "-1"], "'length' must be an integer of 0 or more"),
         (["--length", "x"], "'x' is not a valid integer"),
         (["--weights", "first"], "'first' is not one of 'best', 'last'"),
     ],
@@ -317,41 +313,6 @@ def test_no_language_model(tmp_path):
     assert result.exit_code == 2
     assert "must be a language model's" in result.stderr
     assert "task addition" in result.stderr
-    gone = invoke(tmp_path / "gone")
-    assert gone.exit_code == 2
-    assert "there is no folder" in gone.stderr
-
-
-def test_the_data_is_not_needed(tmp_path):
-    text = tmp_path / "text"
-    text.write_text(TEXT)
-    config = TASKS["wikipedia"].quick().replace(**TINY, data=str(text))
-    training.fit(config, tmp_path / "run")
-    expected = invoke(tmp_path / "run", "--length", 20).stdout
-    text.unlink()
-    assert invoke(tmp_path / "run", "--length", 20).stdout == expected
-
-
-@pytest.mark.parametrize(
-    ("symbols", "message"),
-    [
-        ([1, 1], "'symbols' must be distinct bytes"),
-        ([1, 256], "'symbols' must be a list of numbers from 0 to 255"),
-        ([1, 2], r"'symbols' must be output_size \d+ of them"),
-    ],
-)
-def test_damaged_symbols(run, symbols, message):
-    file = run / "best" / "config.json"
-    text = file.read_text()
-    config = json.loads(text)
-    config["metadata"]["symbols"] = symbols
-    try:
-        file.write_text(json.dumps(config))
-        result = invoke(run)
-    finally:
-        file.write_text(text)
-    assert result.exit_code == 2
-    assert re.search(message, result.stderr)
 
 
 def test_layer_normalization_is_warned_of(tmp_path):
@@ -363,18 +324,3 @@ def test_layer_normalization_is_warned_of(tmp_path):
     shallow = SequenceModel(make_layer("2d-tlstm+ln", 3, 8, 1), 3)
     shallow.save(tmp_path / "shallow", ModelMetadata(symbols=b"\nab"))
     assert "Warning" not in invoke(tmp_path / "shallow", "--length", 3).stderr
-
-
-def test_as_a_module_into_a_closed_pipe(run):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlx_tlstm.generate", str(run), "--length", "1000000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-    )
-    with process:
-        assert process.stdout.read(1) == b"\n"
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait(timeout=60) == 1

@@ -62,8 +62,13 @@ def check_same(model, other):
     assert_close(other(x), model(x))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [
+        *((variant, "float32") for variant in VARIANTS),
+        *(("3d-tlstm+cn", dtype) for dtype in DTYPES[1:]),
+    ],
+)
 def test_round_trip(variant, dtype, tmp_path):
     model = build(make_layer(variant, INPUT, HIDDEN, depth=3), dtype)
     model.save(tmp_path / "model")
@@ -254,9 +259,8 @@ def test_a_subclass_with_one_more_parameter(tmp_path):
     check_same(mlx_tlstm.load(tmp_path / "model"), model)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_frozen_models_are_saved(variant, tmp_path):
-    model = build(make_layer(variant, INPUT, HIDDEN, 2))
+def test_frozen_models_are_saved(tmp_path):
+    model = build(make_layer("3d-tlstm+cn", INPUT, HIDDEN, 2))
     model.freeze()
     model.save(tmp_path / "model")
     check_same(mlx_tlstm.load(tmp_path / "model"), model)
@@ -428,7 +432,7 @@ def test_damaged_configuration(change, message, saved):
         mlx_tlstm.load(saved)
 
 
-@pytest.mark.parametrize("text", [b"{", b"\xff", b"[" * 100_000, b"9" * 5000, b"", b"[]"])
+@pytest.mark.parametrize("text", [b"{", b"\xff", b"[" * 100_000, b"[]"])
 def test_no_configuration(text, saved):
     (saved / "config.json").write_bytes(text)
     with pytest.raises(ValueError, match=r"\[load\] '.*config\.json' (must hold JSON|is no model)"):
@@ -473,8 +477,7 @@ def quick(task, **settings):
     return TASKS[task].quick().replace(**TINY | settings)
 
 
-@pytest.mark.parametrize("weights", ["best", "last"])
-@pytest.mark.parametrize("variant", ["slstm", "2d-trnn", "3d-tlstm+cn"])
+@pytest.mark.parametrize(("variant", "weights"), [("slstm", "best"), ("3d-tlstm+cn", "last")])
 def test_a_run(variant, weights, tmp_path):
     config = quick("addition", variant=variant, samples=24, dtype="bfloat16", recompute=True)
     training.fit(config, tmp_path / "run")

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
-from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm import SequenceModel, StreamingSession, make_layer, training
 from mlx_tlstm.models.generation import generate
@@ -26,13 +25,6 @@ def elsewhere(function):
     """What ``function`` gives in a thread of its own, which then ends."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
-
-
-@pytest.fixture
-def settings(tmp_path):
-    text, images = write_text(tmp_path / "text"), tmp_path / "images"
-    images.mkdir()
-    return tiny_settings(text, write_images(images))
 
 
 @pytest.mark.parametrize("variant", ["2d-tlstm+cn", "slstm"])

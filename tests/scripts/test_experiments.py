@@ -17,7 +17,7 @@ from experiments.results import read_origin, read_result
 from experiments.sweep import CLAIMS, SweepInterrupted, sweep
 from filelock import FileLock
 from kill_and_resume import outcome
-from tiny_tasks import tiny_settings, write_images, write_text
+from tiny_tasks import write_text
 
 from mlx_tlstm import training
 from mlx_tlstm.tasks import TASKS
@@ -52,12 +52,6 @@ runs = [PlannedRun(p.stem, TrainingConfig.load(p)) for p in sorted(Path(sys.argv
 print("started", flush=True)
 sys.exit(0 if sweep(runs, Path(sys.argv[2]), "again") else 3)
 """
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    text = write_text(tmp_path_factory.mktemp("text") / "text")
-    return tiny_settings(text, write_images(tmp_path_factory.mktemp("mnist")))
 
 
 @pytest.fixture

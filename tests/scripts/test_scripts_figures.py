@@ -44,8 +44,9 @@ def make_run(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("location", ["diagonal", "all"])
+@pytest.mark.parametrize(
+    ("task", "location"), [*((task, "diagonal") for task in TASKS), ("memorization", "all")]
+)
 def test_memory_cells_of_each_task(make_run, tmp_path, task, location):
     run = make_run(task)
     out = tmp_path / "new" / "cells.v1"

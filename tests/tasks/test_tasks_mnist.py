@@ -350,17 +350,6 @@ def test_other_parquet(tmp_path, hub_cache, column, values, message):
         _task(tmp_path, batch_size=1)
 
 
-def test_hub_is_asked_by_default(arrays, folder, hub_cache, monkeypatch):
-    splits = datasets.DatasetDict(
-        train=image_dataset(arrays["train-images"], arrays["train-labels"]),
-        test=image_dataset(arrays["t10k-images"], arrays["t10k-labels"]),
-    )
-    monkeypatch.setattr(downloads, "_hub_failure", lambda endpoint: None)
-    monkeypatch.setattr(datasets, "load_dataset", {"ylecun/mnist": splits}.__getitem__)
-    found, expected = _split(_task(None, data=None), "test"), _split(_task(folder), "test")
-    np.testing.assert_array_equal(found[0], expected[0])
-
-
 def test_offline_message_comes_at_once(hub_cache, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(datasets, "load_dataset", None)  # must not be reached: it retries for long

@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 from layer_helpers import peak_bytes
 from mlx.utils import tree_flatten
-from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm import training
 from mlx_tlstm.training.runs import RunFolder
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    text = write_text(tmp_path_factory.mktemp("text") / "text")
-    return tiny_settings(text, write_images(tmp_path_factory.mktemp("mnist")))
 
 
 @pytest.mark.parametrize("variant", ["2d-tlstm+cn", "2d-tlstm+ln", "slstm", "3d-trnn"])
@@ -40,14 +33,6 @@ def test_step(task, parts, variant, settings):
     for whole_state, divided_state in zip(whole.carried, divided.carried, strict=True):
         assert divided_state.dtype == whole_state.dtype
         np.testing.assert_allclose(divided_state, whole_state, rtol=0, atol=1e-4)
-
-
-def test_first_loss_is_that_of_the_whole_batch(settings):
-    reports = [
-        training.Trainer(settings("addition", accumulate=parts)).train_step() for parts in (1, 2, 4)
-    ]
-    assert reports[1] == pytest.approx(reports[0], rel=1e-5)
-    assert reports[2] == pytest.approx(reports[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -13,36 +13,13 @@ import numpy as np
 import pytest
 from kill_and_resume import outcome
 from mlx.utils import tree_flatten
-from tiny_tasks import tiny_settings, write_images, write_text
+from tiny_tasks import Stop, StopAt
 
 from mlx_tlstm import training
 from mlx_tlstm.training.checkpoints import CheckpointStore
 from mlx_tlstm.training.runs import RunFolder
 
 OFTEN = {"samples": 48, "checkpoint_every": 3, "checkpoint_seconds": 0}
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    text = write_text(tmp_path_factory.mktemp("text") / "text")
-    return tiny_settings(text, write_images(tmp_path_factory.mktemp("mnist")))
-
-
-class Stop(Exception):  # noqa: N818 (no error: the test's way out of training)
-    pass
-
-
-class StopAt(training.Callback):
-    def __init__(self, step=None):
-        self._step, self.notes, self.steps = step, [], []
-
-    def on_step(self, trainer, report):
-        self.steps.append(trainer.step)
-        if trainer.step == self._step:
-            raise Stop
-
-    def on_note(self, text):
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +104,14 @@ DAMAGES = {
 FILES = ("weights", "optimizer", "carried", "best", "last")
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["weights.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *(("weights.safetensors", damage) for damage in DAMAGES),
+        *(("manifest.json", damage) for damage in ("torn", "missing", "folder")),
+        ("state.json", "flipped"),
+    ],
+)
 def test_damaged_checkpoint(name, damage, stopped):
     run, expected = stopped
     newest, before, _ = checkpoints(run)

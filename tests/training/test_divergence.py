@@ -9,7 +9,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from kill_and_resume import outcome
-from tiny_tasks import tiny_settings
 
 from mlx_tlstm import training
 from mlx_tlstm.training.disk import MAX_ROLLBACKS, ROLLBACK_FACTOR
@@ -18,11 +17,6 @@ from mlx_tlstm.training.runs import RunFolder
 OFTEN = {"samples": 48, "checkpoint_every": 2, "checkpoint_seconds": 0}
 #: Largest learning rates, by step, at which :func:`unstable` training does not diverge.
 STABLE = {5: 3e-4, 9: 2e-4}
-
-
-@pytest.fixture
-def settings():
-    return tiny_settings(None, None)
 
 
 @pytest.fixture
@@ -122,14 +116,6 @@ def test_rollback_until_it_holds(unstable, settings, tmp_path):
     rates = [event["learning_rate"] for event in events]
     assert rates == pytest.approx([5e-4, 2.5e-4, 1.25e-4])
     assert spy.steps == [1, 2, 3, 4, 3, 4, 3, *range(4, 9), *range(7, 13)]
-
-
-def test_rollbacks_are_limited(settings, tmp_path):
-    config = settings("addition", on_divergence="rollback", learning_rate=1e38, **OFTEN)
-    with pytest.raises(training.NonFiniteError):
-        training.fit(config, tmp_path / "run")
-    kinds = [event["event"] for event in RunFolder.open(tmp_path / "run").read_events()]
-    assert kinds == ["rollback"] * MAX_ROLLBACKS + ["stop"]
 
 
 def test_nothing_to_go_back_to(settings, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tiny_tasks import Stop, StopAt
 
 from mlx_tlstm import training
 from mlx_tlstm.commands.main import main
@@ -118,24 +119,13 @@ def test_wandb(recorders, tmp_path):
     assert recorder.named("init")[1][1]["id"] != identity
 
 
-class StopAfter(training.Callback):
-    """Ends training at a step, as if a tracker beside had failed hard."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step(self, trainer, report):
-        if trainer.step == self.step:
-            raise OSError("stopped here")
-
-
 def test_resumed_run_is_the_same_one(recorders, tmp_path):
     config = _config(checkpoint_every=2)
     for name in training.TRACKERS:
         folder = tmp_path / name
         tracker = training.make_tracker(name, folder)
-        with pytest.raises(OSError, match="stopped here"):
-            training.fit(config, folder, [tracker, StopAfter(5)])
+        with pytest.raises(Stop):
+            training.fit(config, folder, [tracker, StopAt(5)])
         training.resume(folder, [training.make_tracker(name, folder)])
     (_, first), (_, second) = recorders["tensorboardX"].named("SummaryWriter")
     assert (first["purge_step"], second["purge_step"]) == (None, 5)

@@ -13,10 +13,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx import nn
-from mlx.utils import tree_flatten, tree_map
-from tiny_tasks import tiny_settings, write_images, write_text
+from mlx.utils import tree_flatten
 
-from mlx_tlstm import VARIANTS, SequenceModel, make_layer, training
+from mlx_tlstm import SequenceModel, make_layer, training
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.tasks import TASKS, Memorization, make_task
@@ -26,21 +25,6 @@ from mlx_tlstm.training import build_model
 from mlx_tlstm.training.runs import RunFolder
 
 FILE = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "text")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("mnist"))
-
-
-@pytest.fixture
-def settings(text, images):
-    return tiny_settings(text, images)
 
 
 class Spy(training.Callback):
@@ -291,7 +275,7 @@ def _first_gradients(trainer):
     }
 
 
-@pytest.mark.parametrize("beta2", [0.0, 0.9, 0.999])
+@pytest.mark.parametrize("beta2", [0.0, 0.9])
 def test_beta2_decays_the_squares(beta2, settings):
     trainer = training.Trainer(settings("memorization", beta2=beta2))
     trainer.train_step()
@@ -331,15 +315,6 @@ def test_lag_is_from_a_symbol_to_the_answer_about_it(settings):
         [asked] = np.nonzero(one.inputs[0] != other.inputs[0])[0]
         [answered] = np.nonzero(one.targets[0] != other.targets[0])[0]
         assert answered - asked == TASKS[task].memory_steps(4)
-
-
-def test_clipping_off(settings):
-    clipped, free = (training.Trainer(settings("memorization", clip_norm=n)) for n in (1e-2, 0.0))
-    norms = [trainer.train_step().gradient_norm for trainer in (clipped, free)]
-    assert norms[0] == norms[1] > 1e-2
-    moments = dict(tree_flatten(free.optimizer.state))
-    squares = sum((np.array(a) ** 2).sum() for name, a in moments.items() if name.endswith(".m"))
-    assert math.sqrt(squares) == pytest.approx(0.1 * norms[0], rel=1e-4)
 
 
 def test_state_is_carried(settings):
@@ -448,13 +423,6 @@ def test_half_precision(dtype, variant, settings, tmp_path):
     assert (
         training.evaluate(model, task, "test")["loss"] == spies[dtype].records[0]["evaluation_loss"]
     )
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_trains(variant, settings, tmp_path):
-    config = settings("memorization", variant=variant, samples=8)
-    result = training.fit(config, tmp_path / "run")
-    assert math.isfinite(result.last["loss"])
 
 
 def test_diverging_step(settings, tmp_path):
@@ -585,24 +553,6 @@ def test_a_failed_write_leaves_the_old_file(settings, tmp_path, monkeypatch):
     assert set(result.folder.rglob("*")) == names
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"task": "copy"}, r"'task' must be one of 'memorization', .* but got 'copy'"),
-        ({"variant": "4d"}, r"'variant' must be one of 'slstm', .* but got '4d'"),
-        ({"variant": "slstm", "kernel_size": 3}, r"'kernel_size \(of slstm\)' must be"),
-        ({"variant": "slstm", "memory_init": "hold"}, r"'memory_init \(of slstm\)' must be"),
-        ({"epochs": 3}, r"'epochs' must be None for memorization.* but got 3"),
-        ({"epochs": 3, "samples": None}, r"'epochs' must be None for memorization.* but got 3"),
-        ({"data": "here"}, r"'data' must be None"),
-    ],
-)
-def test_bad_settings(changes, message, settings, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        training.fit(settings("memorization").replace(**changes), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_the_layer_is_checked_before_data_is_loaded(settings):
     config = settings("wikipedia", data="/nowhere", variant="slstm", kernel_size=3)
     with pytest.raises(ValueError, match="kernel_size"):
@@ -631,56 +581,11 @@ def _damage(tmp_path, name, content):
         ("config.json", b"\xff\xfe", r"config\.json' must hold JSON but"),
         ("config.json", b"[]", r"must be a JSON object but got \[\]"),
         ("config.json", b'{"task": "addition", "x": 1}', r"unknown keys but got \['x'\]"),
-        (f"best/{FILE}", None, r"best/model\.safetensors' is missing; last is there"),
-        (f"best/{FILE}", b"", r"best/model\.safetensors' must be a safetensors file but"),
-        (f"best/{FILE}", b"\x10" * 64, r"best/model\.safetensors' must be a safetensors file but"),
-        ("best/config.json", None, r"'path' must be a folder that holds config\.json but got"),
-        ("best/config.json", b"{}", r"best/config\.json' is no model's: .* keys are missing"),
     ],
 )
 def test_damaged_runs(name, content, message, settings, tmp_path):
     training.fit(settings("memorization", samples=4), tmp_path / "run")
     _damage(tmp_path, name, content)
-    with pytest.raises(ValueError, match=message):
-        training.load_run(tmp_path / "run")
-
-
-def test_torn_weights(settings, tmp_path):
-    training.fit(settings("memorization", samples=4), tmp_path / "run")
-    whole = (tmp_path / "run" / "best" / FILE).read_bytes()
-    for size in (4, 100, len(whole) // 2, len(whole) - 1):
-        _damage(tmp_path, f"best/{FILE}", whole[:size])
-        with pytest.raises(ValueError, match="must be a safetensors file but"):
-            training.load_run(tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda w: {**w, "extra": mx.zeros(3)},
-            r"extra' must be absent, .* but got 'float32 \[3\]",
-        ),
-        (
-            lambda w: {k: v for k, v in w.items() if k != "readout.bias"},
-            r"readout\.bias' must be float32 \[65\], as config\.json says, but got 'absent'",
-        ),
-        (
-            lambda w: {**w, "readout.bias": mx.zeros(64)},
-            r"must be float32 \[65\], as config\.json says, but got 'float32 \[64\]'",
-        ),
-        (
-            lambda w: tree_map(lambda a: a.astype(mx.float16), w),
-            r"must be float32 .* but got 'float16",
-        ),
-    ],
-)
-def test_weights_of_another_model(change, message, settings, tmp_path):
-    training.fit(settings("memorization", samples=4), tmp_path / "run")
-    path = str(tmp_path / "run" / "best" / FILE)
-    weights = mx.load(path)
-    mx.eval(weights)
-    mx.save_safetensors(path, change(weights))
     with pytest.raises(ValueError, match=message):
         training.load_run(tmp_path / "run")
 
