@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from metal_on_cpu.planting import planted
+from processes import ROOT
 
 from mlx_tlstm import blas
 
@@ -22,7 +23,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
 ]
 
-ROOT = Path(__file__).parents[1]
 SOURCES = Path(blas.__file__).parent
 
 #: The package without its __init__, so that a test can set up what loading will meet.

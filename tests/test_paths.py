@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from processes import ROOT
 from tiny_tasks import tiny_settings, write_images, write_text
 
 import mlx_tlstm
@@ -21,7 +22,7 @@ from mlx_tlstm.training.origin import task_of
 from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import save_figure
 
-SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
 
 @pytest.fixture

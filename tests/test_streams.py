@@ -6,19 +6,17 @@ import io
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
+from processes import environment
 from tiny_tasks import TINY, write_text
 
 from mlx_tlstm import training
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.streams import SafeStream, forgiving, safe_streams, say
 from mlx_tlstm.tasks import TASKS
-
-ROOT = Path(__file__).parents[1]
 
 
 def open_pipe():
@@ -131,10 +129,9 @@ def test_commands(keeps_results, monkeypatch):
     stream.close()
 
 
-def shell(line, **environment):
+def shell(line, **changes):
     """Run a line of bash; its output and exit code."""
-    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", **environment}
-    settings["PYTHON"] = sys.executable
+    settings = environment(OPENBLAS_NUM_THREADS="1", PYTHON=sys.executable, **changes)
     return subprocess.run(["bash", "-c", line], capture_output=True, env=settings, timeout=120)
 
 

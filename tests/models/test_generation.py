@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -20,7 +19,6 @@ from mlx_tlstm.models.generation import Vocabulary, generate, sample
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.tasks import TASKS
 
-ROOT = Path(__file__).parents[2]
 SYMBOLS = 11
 PROMPT = [3, 0, 7, 7, 10]
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from comparison import assert_close
 from hub_standin import TOKEN, Hub, Repository
+from processes import environment
 
 import mlx_tlstm
 from mlx_tlstm import ModelMetadata, SequenceModel, make_layer, training
@@ -45,24 +44,18 @@ def run(tmp_path_factory):
 def python(hub, tmp_path):
     """Run code in a fresh process: the hub's address is read when its client is imported."""
 
-    def start(*arguments, code=COMMAND, token=TOKEN, endpoint=hub.endpoint, **environment):
-        inherited = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith("HF_") and not key.lower().endswith("_proxy")
-        }
+    def start(*arguments, code=COMMAND, token=TOKEN, endpoint=hub.endpoint, **changes):
         ours = {
             "HF_ENDPOINT": endpoint,
             "HF_HOME": str(tmp_path / "home"),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
             **({"HF_TOKEN": token} if token else {}),
         }
         return subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
             cwd=tmp_path,
-            env={**inherited, **ours, **environment},
+            env=environment(**ours, **changes),
             capture_output=True,
             text=True,
             timeout=120,

@@ -11,11 +11,11 @@ from pathlib import Path
 import build_notebooks
 import nbformat
 import pytest
+from processes import ROOT
 
 import mlx_tlstm
 from mlx_tlstm.training import format_metrics
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
 MODELS = sorted(path for path in (ROOT / "notebooks" / "models").iterdir() if path.is_dir())
 LARGEST = 1_000_000  # bytes of a notebook with its outputs, or of a model's file

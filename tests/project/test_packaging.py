@@ -13,10 +13,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 
 pytestmark = pytest.mark.smoke
 
-ROOT = Path(__file__).resolve().parents[2]
 #: The sizes of a run of ten steps.
 TEN_STEPS = {"length": 2, "depth": 2, "hidden-size": 8, "batch-size": 4, "samples": 40}
 

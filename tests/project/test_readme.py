@@ -10,12 +10,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from processes import ROOT
 
 import mlx_tlstm
 from mlx_tlstm.commands.main import main
 from mlx_tlstm.models import hub
 
-ROOT = Path(__file__).resolve().parents[2]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 BESIDE = ["metal/README.md", "notebooks/README.md", "tests/metal_on_cpu/README.md"]

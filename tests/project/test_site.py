@@ -11,11 +11,11 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 
 import mlx_tlstm
 from mlx_tlstm import visualize
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 #: Documented names, each with its page.
 NAMES = {

@@ -8,14 +8,13 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from processes import ROOT, environment
 from tiny_tasks import write_images, write_text
 
 from mlx_tlstm.tasks import TASKS
@@ -23,7 +22,6 @@ from mlx_tlstm.training.runs import RunFolder
 
 pytestmark = pytest.mark.smoke
 
-ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("table-1", "table-2", "table-3")
 PICTURES = ("tasks", "figure-3", "figure-4", "figure-4-lag", "figure-5", "starts", "symbols-20")
 #: Rows of each target's table.
@@ -55,7 +53,7 @@ def start(script, *arguments):
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment(),
     )
 
 

@@ -15,13 +15,12 @@ import reference
 from comparison import assert_close
 from layer_helpers import BATCH, HIDDEN, INPUT, STEPS, single
 from metal_on_cpu.planting import planted
+from processes import ROOT
 from reference import Specification
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: bench)")
 
 from benchmarking.pytorch_tlstm import TorchTLSTM, copy_parameters, tlstm_pass  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # Shapes with a different size on each axis; K as the module takes it, one for all axes.
 SPECIFICATIONS = [

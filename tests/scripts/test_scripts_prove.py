@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prove_on_gpu.sh"
+SCRIPT = ROOT / "scripts" / "prove_on_gpu.sh"
 
 
 def prove(*arguments, cwd, **environment):

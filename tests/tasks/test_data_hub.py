@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
-import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
 from data_sources import image_dataset
+from processes import environment
 
 REPOSITORY = "ylecun/mnist"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -117,18 +116,12 @@ np.savez(sys.argv[1], inputs=batch.inputs, labels=batch.targets[:, -1], size=tas
 """
 
 
-def _run(tmp_path, endpoint, **environment):
+def _run(tmp_path, endpoint, **changes):
     """Build the task in a fresh process: the hub's address is read when the client is imported."""
     ours = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-    inherited = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith("HF_") and not key.lower().endswith("_proxy")
-    }
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "found.npz")],
-        cwd=Path(__file__).parents[2],
-        env={**inherited, **ours, **environment},
+        env=environment(**ours, **changes),
         capture_output=True,
         text=True,
         timeout=120,

@@ -15,12 +15,12 @@ import subprocess
 import sys
 import threading
 import zipfile
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import test_data_hub
+from processes import environment
 
 from mlx_tlstm.tasks import DataUnavailableError, Wikipedia, downloads, make_task
 
@@ -177,17 +177,11 @@ assert hashlib.sha1(downloads.fetch_enwik8()).hexdigest() == digest
 """
 
 
-def _start(tmp_path, script, *arguments, **environment):
+def _start(tmp_path, script, *arguments, **changes):
     """A fresh process with a cache of its own: the hub's client reads its settings at import."""
-    inherited = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith("HF_") and not key.lower().endswith("_proxy")
-    }
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
-        cwd=Path(__file__).parents[2],
-        env={**inherited, "HF_HOME": str(tmp_path / "home"), **environment},
+        env=environment(HF_HOME=str(tmp_path / "home"), **changes),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -305,13 +299,13 @@ class CuttingHandler(test_data_hub.HubHandler):
 def test_cut_download_from_the_hub(hub, tmp_path):
     hub.RequestHandlerClass, hub.whole = CuttingHandler, False
     endpoint = f"http://127.0.0.1:{hub.server_address[1]}"
-    environment = {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
-    process = _start(tmp_path, test_data_hub.SCRIPT, str(tmp_path / "found.npz"), **environment)
+    hubs = {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
+    process = _start(tmp_path, test_data_hub.SCRIPT, str(tmp_path / "found.npz"), **hubs)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "DataUnavailableError: [Mnist] load_dataset" in errors.strip().splitlines()[-1]
     assert not _half_files(tmp_path / "home")
     hub.whole = True
-    _finish(_start(tmp_path, test_data_hub.SCRIPT, str(tmp_path / "found.npz"), **environment))
+    _finish(_start(tmp_path, test_data_hub.SCRIPT, str(tmp_path / "found.npz"), **hubs))
     with np.load(tmp_path / "found.npz") as found:
         _check_mnist([{"inputs": found["inputs"], "labels": found["labels"]}], hub.arrays)

@@ -61,7 +61,7 @@ def test_less_memory(settings):
     peaks = []
     for parts in (1, 8):
         config = settings(
-            "mnist", batch_size=48, hidden_size=32, length=98, depth=2, accumulate=parts
+            "mnist", batch_size=48, hidden_size=32, length=49, depth=2, accumulate=parts
         )
         trainer = training.Trainer(config)
         trainer.train_step()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -14,11 +13,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from processes import ROOT, environment
 
 from mlx_tlstm import launch
 from mlx_tlstm.training.workers import Workers
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = "--depth 2 --hidden-size 8 --batch-size 4 --eval-every 16 --samples 64 --length 2"
 TASKS = {
     "addition": f"addition --variant 2d-tlstm+cn {SETTINGS}",
@@ -42,7 +41,7 @@ def start(arguments: str, workers: int, folder: Path, **popen) -> subprocess.Pop
     return subprocess.Popen(
         [*command, *arguments.split()],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -132,7 +131,7 @@ def test_nohup(tmp_path):
     process = subprocess.Popen(
         ["nohup", *command, *settings.split(), "--out", "run"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -17,7 +17,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from kill_and_resume import ROOT, check_models, outcome, start
+from kill_and_resume import check_models, outcome, start
+from processes import ROOT
 from tiny_tasks import Stop, StopAt, write_images, write_text
 
 from mlx_tlstm import training

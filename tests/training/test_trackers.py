@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import types
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from processes import ROOT
 from tiny_tasks import Stop, StopAt
 
 from mlx_tlstm import training
@@ -202,7 +202,7 @@ def test_unknown_tracker(tmp_path):
 
 def test_extras_install_the_packages():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     for name, kind in training.TRACKERS.items():
         assert any(entry.startswith(kind.package) for entry in extras.get(name, [])), name
