@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import KernelBackend, convolution, stacking, tuning
+from mlx_tlstm.kernels import KernelBackend, convolution, stacking
 from mlx_tlstm.kernels.memory_update import MemoryGradient
-from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
+from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.kernels.tuning import Product
 from mlx_tlstm.ops import PlainBackend
 from mlx_tlstm.ops.memory_update import memory_convolution_backward
@@ -375,12 +375,12 @@ def label(choice: Tile | None) -> str:
     return "MLX" if choice is None else f"{choice.rows}x{choice.columns}x{choice.depth}"
 
 
-def asked(chain: Chain) -> Product:
-    """The product by whose sizes a convolution's launch looks up its tile."""
-    with tuning.forced(CANDIDATES[-1]) as products:
-        chain.once()
-    [product] = products
-    return product
+def products_of(problem: Problem) -> dict[str, Product]:
+    """By the convolution kernel's name, the product by whose sizes its tile is looked up."""
+    products = convolution.products(
+        problem.batch_size, problem.hidden_size, problem.channels, problem.geometry, problem.dtype
+    )
+    return {product.kernel: product for product in products}
 
 
 def bare_product(

@@ -216,7 +216,7 @@ class Survey:
                     self._all_kernels = False
                     continue
                 chain = make(problem)
-                for choice in self._choices(name, chain):
+                for choice in self._choices(name, problem):
                     own = choice or not name.startswith("convolution")
                     full = f"{name}, {dtype}" if own else f"{name} as a product, {dtype}"
                     try:
@@ -256,11 +256,11 @@ class Survey:
         times = {f"{key} ms": timing.median / _LAUNCHES for key, timing in timings.items()}
         self._compare("kernels", full, error, tolerance, **times)
 
-    def _choices(self, name: str, chain: chains.Chain) -> list[tiles.Tile | None]:
+    def _choices(self, name: str, problem: Problem) -> list[tiles.Tile | None]:
         """What layers would launch first, then the other of a tile and MLX's own product."""
-        if not name.startswith("convolution"):
+        product = chains.products_of(problem).get(name)
+        if product is None:
             return [None]
-        product = chains.asked(chain)
         own = tiles.choose(product.kernel, product.rows, product.columns, product.depth)
         chosen = tuning.select(product)
         return [None, own] if chosen is None else [chosen, None]

@@ -10,12 +10,11 @@ import mlx.core as mx
 from benchmarking.kernel_costs import Cost, step_costs
 from benchmarking.sizes import KERNEL_SIZE, Size, dtype_name
 from benchmarking.tables import NOT_RUN, Table
-from mlx_tlstm.checking.chains import CHAINS, Problem, asked, bare_product, label
+from mlx_tlstm.checking.chains import CHAINS, Problem, bare_product, label, products_of
 from mlx_tlstm.checking.timing import Timing, measure
 from mlx_tlstm.kernels import convolution, dispatch, tuning
 from mlx_tlstm.kernels.tiles import Tile
 
-CONVOLUTIONS = (convolution.FORWARD, convolution.INPUT_GRADIENT, convolution.WEIGHT_GRADIENT)
 LAUNCHES = 10  # of a kernel, timed together
 
 
@@ -26,7 +25,7 @@ def kernels_table(sizes: Iterable[Size], dtype: mx.Dtype, options: dict[str, Any
     for size in sizes:
         problem = size.problem(dtype)
         # None where MLX's own product takes a kernel's place.
-        tiles = {k.name: tuning.select(asked(CHAINS[k.name](problem))) for k in CONVOLUTIONS}
+        tiles = {name: tuning.select(product) for name, product in products_of(problem).items()}
         launched = {name: tile for name, tile in tiles.items() if tile is not None}
         costs = {cost.kernel: cost for cost in step_costs(problem, launched)}
         timing = timings[f"kernels, {size}"] = _timings(problem, options) if available else {}

@@ -9,9 +9,8 @@ from typing import Any
 import click
 import mlx.core as mx
 
-from benchmarking.kernel_times import CONVOLUTIONS
 from benchmarking.sizes import unit_roundoff
-from mlx_tlstm.checking.chains import CHAINS, Chain, Problem, asked, label, plain_chain
+from mlx_tlstm.checking.chains import CHAINS, Chain, Problem, label, plain_chain, products_of
 from mlx_tlstm.checking.timing import Timing, measure
 from mlx_tlstm.kernels import convolution, tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
@@ -103,16 +102,16 @@ class Measurement:
 
 def tune(problem: Problem, launches: int, options: dict[str, Any]) -> list[Measurement]:
     """Check and time the candidates of each convolution kernel."""
-    chains = [CHAINS[kernel.name](problem) for kernel in CONVOLUTIONS]
-    products = [asked(chain) for chain in chains]
-    for chain, product in zip(chains, products, strict=True):
+    products = products_of(problem)
+    chains = [CHAINS[name](problem) for name in products]
+    for chain, product in zip(chains, products.values(), strict=True):
         tiles = sensible(product)
         check(chain, plain_chain(problem, product.kernel), [*tiles, None], product)
         for tile in CANDIDATES:
             if tile not in tiles:
                 click.echo(f"{product}: {label(tile)} left out, more than twice as large")
     measurements = []
-    for chain, product in zip(chains, products, strict=True):
+    for chain, product in zip(chains, products.values(), strict=True):
         choices = [*sensible(product), None]
         runs = {choice: _run(chain, choice, launches) for choice in choices}
         measurements.append(Measurement(product, measure(runs, **options), launches))

@@ -9,7 +9,6 @@ import mlx.core as mx
 import pytest
 import tune
 from benchmarking import tile_search
-from benchmarking.kernel_times import CONVOLUTIONS
 from click.testing import CliRunner
 from mlx import nn
 
@@ -20,7 +19,9 @@ from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
 from mlx_tlstm.kernels.tuning import Product
 
 SIZE = "2x3,M=8,B=2,T=3"
-FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = (kernel.name for kernel in CONVOLUTIONS)
+FORWARD = convolution.FORWARD.name
+INPUT_GRADIENT = convolution.INPUT_GRADIENT.name
+WEIGHT_GRADIENT = convolution.WEIGHT_GRADIENT.name
 QUICK = pytest.mark.standin(mode="fast", check=False)
 
 # B·P = 12 rows, 9 taps, O = 4 · 8 + 9; B·(P + 1) rows read the gradient.
