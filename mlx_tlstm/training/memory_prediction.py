@@ -87,8 +87,11 @@ def predict(sizes: StepSizes) -> int:
     """
     cell, rows, steps = sizes.cell, sizes.rows, sizes.steps + sizes.cell.delay
     transition = cell.active_transition(rows)
+    # Matrices of a product's rows in a step: those and their gradient, and where MLX makes the
+    # gradient of the reference's equations, copies for the taps.
+    matrices = 6 if cell.selected_backend() == "reference" else 2
     if transition.plain:
-        transition = cell.transition  # the reference's equations need no more
+        transition = cell.transition  # but for that the reference needs no more
     itemsize, (channels, *fan_in) = cell.weight.dtype.size, cell.weight.shape
     copy = _FLOAT32 * sizes.parameters
     state, residuals, reduced = (rows * size for size in _step_bytes(cell, transition))
@@ -111,7 +114,7 @@ def predict(sizes: StepSizes) -> int:
         gathered = 2 * gathered + min(at_once, steps_at_once(elements)) * matrix
     kept = state + (reduced if sizes.recompute else residuals)
     all_steps = max(steps * kept, (steps - at_once) * kept + gathered)
-    computed = _STEPS_COMPUTED * (state + residuals + 2 * matrix)
+    computed = _STEPS_COMPUTED * (state + residuals + matrices * matrix)
 
     numbers = (
         sizes.steps * cell.input_size

@@ -25,7 +25,7 @@ from layer_helpers import (
 from mlx.utils import tree_flatten, tree_unflatten
 from reference import Specification
 
-from mlx_tlstm.ops import memory_update
+from mlx_tlstm.ops import convolution, memory_update
 
 VALUE_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 4e-5
@@ -216,14 +216,18 @@ def test_weight_gradient_formed_in_pieces(monkeypatch):
 @pytest.mark.parametrize(
     ("tensor_size", "kernel_size"), [((2, 4), (3, 3)), ((2, 3, 2), (3, 2, 3)), ((3, 2), (2, 4))]
 )
-def test_memory_convolution_of_large_tensors(monkeypatch, merged, tensor_size, kernel_size):
-    # As with many locations, where the leading axes are read as rows.
+def test_products_of_large_tensors(monkeypatch, merged, tensor_size, kernel_size):
+    # As with many locations, where not all axes are taken together in one 0/1 matrix.
     monkeypatch.setattr("mlx_tlstm.ops.memory_update._MERGED_LOCATIONS", merged)
-    memory_update._tap_matrices.cache_clear()
+    monkeypatch.setattr("mlx_tlstm.ops.convolution._FOLDED_LOCATIONS", merged)
+    matrices = (memory_update._tap_matrices, convolution._fold_matrices)
+    for made in matrices:
+        made.cache_clear()
     try:
         compare("tlstm", Specification(tensor_size, kernel_size, True, "channel"), flush=True)
     finally:
-        memory_update._tap_matrices.cache_clear()
+        for made in matrices:
+            made.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["tlstm", "trnn", "stacked"])
