@@ -66,7 +66,8 @@ class MemoryGradient(NamedTuple):
 
     Attributes:
         C: Gradient of C_{t-1}, ``[B, *P, M]``.
-        norm: Sums over this step and those after of the gradients of gain and bias, if any.
+        norm: Sums over this step and those after of the gradients of gain and bias, if any, of each
+            example: ``[B, *P, M]``.
     """
 
     C: mx.array
@@ -228,35 +229,39 @@ class Memory(Backend):
             (T,) = after([T], [d_H])
         else:
             T, Q, C_before = after([T, Q, C_before], [d_H])
-        residuals = step.residuals._replace(T=T)
-        G, I, F, O = residuals.G, residuals.I, residuals.F, residuals.O
-        d_N = d_H * O * (1 - Z * Z)
+        # Each product is written with factors of its own, so that none is an array that several
+        # read: mx.compile then makes one loop of each. I (1 - I) = (1 - T_i²) / 4.
+        M = Z.shape[-1]
+        T_g, T_i, T_f, T_o = (_channels(T, index, M) for index in range(4))
+        d_N = d_H * (0.5 * T_o + 0.5) * (1 - Z * Z)
         d_norm: tuple[mx.array, ...] = ()
         if update.norm is None:
             d_C = d_C + d_N
         else:
-            d_norm = (mx.sum(d_N * C_hat, axis=0), mx.sum(d_N, axis=0))
+            d_norm = added(d_norm_after, (d_N * C_hat, d_N))
             d_hat = d_N * prepared.norm_gain
             along = _mean(d_hat * C_hat, update)
             d_C = d_C + (d_hat - _mean(d_hat, update) - C_hat * along) * scale
+            # Otherwise MLX adds up at the end, and until then keeps every step's terms.
+            (d_C,) = after([d_C], d_norm)
         carried = C_before if C_conv is None else C_conv
         d_A = [
-            d_C * I * (1 - G * G),
-            d_C * G * I * (1 - I),
-            d_C * carried * F * (1 - F),
-            d_H * Z * O * (1 - O),
+            d_C * (0.5 * T_i + 0.5) * (1 - T_g * T_g),
+            d_C * T_g * (0.25 - 0.25 * T_i * T_i),
+            d_C * carried * (0.25 - 0.25 * T_f * T_f),
+            d_H * Z * (0.25 - 0.25 * T_o * T_o),
         ]
-        d_C_before = d_C * F
+        d_C_before = d_C * (0.5 * T_f + 0.5)
         if update.convolve:
             d_C_before, d_Q = memory_convolution_backward(C_before, Q, d_C_before, self.geometry)
             d_A.append(Q * (d_Q - mx.sum(d_Q * Q, axis=-1, keepdims=True)))
         # As matrices, which MLX joins faster than arrays of more axes.
         joined = mx.concatenate([d.reshape(-1, d.shape[-1]) for d in d_A], axis=-1)
         joined = joined.reshape(T.shape).astype(prepared.weight.dtype)
-        return joined, MemoryGradient(d_C_before, added(d_norm_after, d_norm))
+        return joined, MemoryGradient(d_C_before, d_norm)
 
     def first_gradients(self, handed: MemoryGradient) -> tuple[mx.array, Sequence[mx.array]]:
-        return handed
+        return handed.C, [mx.sum(d, axis=0) for d in handed.norm]
 
     def with_output(self, d_H: mx.array, d_output: mx.array | None) -> mx.array:
         """``d_H`` with the gradient of the output, if any, added at the last location."""
