@@ -4,7 +4,7 @@ Unless a table says otherwise, figures are milliseconds of a forward and backwar
 of one example, and a column "to X" is the layer's time divided by X's. PyTorch runs as it is and,
 where torch.compile can, with a compiled time step. A pass takes all gradients, of parameters and
 inputs, of the sum of the outputs times a fixed random array, through mx.compile as training does.
---layers and --kernels take --size in place of their own sizes.
+--layers, --kernels and --pieces take --size in place of their own sizes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from benchmarking import pytorch_process
 from benchmarking.kernel_times import kernels_table
 from benchmarking.layers import layer_tables, linear_table
 from benchmarking.loops import loops_table
+from benchmarking.piece_times import pieces_table
 from benchmarking.sizes import DEPTH_SIZES, DTYPES, LAYER_SIZES, Size, SizeType, tf32_text
 from benchmarking.tables import markdown_option, measured_by, say_facts, say_tables, write_timings
 
@@ -61,6 +62,7 @@ def _compile_text(no_compile: bool) -> str:
 @click.option("--depth", is_flag=True, help="Time depths 1 to 10, beside the stacked LSTM.")
 @click.option("--layers", is_flag=True, help="Time large layers, beside the stacked LSTM.")
 @click.option("--kernels", is_flag=True, help="Time each kernel and say what it moves.")
+@click.option("--pieces", is_flag=True, help="Time each piece of a step as plain operations.")
 @click.option(
     "--dtype", type=click.Choice(list(DTYPES)), default="float32", help="Of --layers, --kernels."
 )
@@ -78,6 +80,7 @@ def main(
     depth: bool,
     layers: bool,
     kernels: bool,
+    pieces: bool,
     dtype: str,
     no_compile: bool,
     skip_torch: bool,
@@ -89,7 +92,8 @@ def main(
         mx.disable_compile()
     if dtype != "float32" and not (layers or kernels):
         raise click.UsageError("--dtype goes with --layers and --kernels")
-    plain = not (layers or kernels) and bool(sizes or not (linear or scan or depth))
+    tables_of_their_own = layers or kernels or pieces
+    plain = not tables_of_their_own and bool(sizes or not (linear or scan or depth))
     large_sizes, type_ = sizes or LAYER_SIZES, DTYPES[dtype]
     mx.random.seed(0)
     compared = plain or layers or depth
@@ -114,6 +118,8 @@ def main(
             tables.append(loops_table(options))
         if kernels:
             tables.append(kernels_table(large_sizes, type_, options))
+        if pieces:
+            tables.append(pieces_table(sizes or DEFAULT_SIZES, options))
     say_tables(tables, markdown)
     write_timings(json_path, facts, tables)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -83,14 +84,15 @@ def operations_per_step(layer: nn.Module) -> float:
     it finds its work done (a copy of what is contiguous). The batch does not matter.
     """
     short, long = (
-        _operations(Pass(layer, 1, length, layer.cell.input_size)) for length in (16, 32)
+        operations([a for _, a in tree_flatten(Pass(layer, 1, T, layer.cell.input_size).graph())])
+        for T in (16, 32)
     )
     return (long - short) / 16
 
 
-def _operations(one: Pass) -> int:
+def operations(arrays: Sequence[mx.array]) -> int:
+    """Operations that compute ``arrays``, which are not evaluated yet, without views."""
     graph = io.StringIO()
-    arrays = [array for _, array in tree_flatten(one.graph())]
     mx.export_to_dot(graph, *arrays)
     nodes = Counter(re.findall(r'label ="([^"]*)", shape=rectangle', graph.getvalue()))
     return sum(count for name, count in nodes.items() if name not in VIEWS)

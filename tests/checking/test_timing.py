@@ -252,6 +252,17 @@ def test_kernel_rows(kernel_calls):
     assert [row[5] for row in rows] == ["1", "1", "0.125", "1", "1"]
 
 
+def test_piece_rows():
+    rows = [line for line in run_benchmark("--pieces", sizes=SIZES[-1:]) if len(line) == 5][2:]
+    *pieces, together, _, step = rows
+    times = [float(row[2]) for row in pieces]
+    assert sum(times) == pytest.approx(float(together[2]), abs=len(times))
+    assert step[3] == "100 %"
+    # What a pass adds to its steps' pieces is little: sums, and the order in which they run.
+    operations = sum(float(row[4]) for row in pieces)
+    assert operations == pytest.approx(float(step[4]), abs=6)
+
+
 def test_types_go_with_layers_and_kernels():
     result = CliRunner().invoke(benchmark.main, ["--linear", "--dtype", "bfloat16"])
     assert result.exit_code == 2
