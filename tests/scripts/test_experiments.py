@@ -101,7 +101,9 @@ def signal_at(monkeypatch, number, step):
 
 
 def test_names():
-    config = TASKS["memorization"].quick()
+    quick = TASKS["memorization"].quick()
+    assert PlannedRun.of(quick).name == "memorization-3d-tlstm+cn-L4-s0-forget2"
+    config = quick.replace(variant="2d-tlstm+cn", forget_bias=1.0)
     assert PlannedRun.of(config).name == "memorization-2d-tlstm+cn-L4-s0"
     changed = config.replace(memory_init="shift", clip_norm=0, weight_scale=0.5, seed=3, depth=2)
     assert PlannedRun.of(changed).name == "memorization-2d-tlstm+cn-L2-s3-shift-clip0-scale0.5"
@@ -212,7 +214,8 @@ def test_diverged_runs_are_passed(settings, tmp_path, trained, monkeypatch, caps
     assert [read_result(tmp_path / run.name).state for run in runs] == ["diverged", "ended"]
     lost = read_result(tmp_path / runs[0].name)
     assert (lost.samples, lost.test) == (8, None)
-    assert f"1 of 2  {runs[0].name}      diverged, accuracy" in capsys.readouterr().out
+    name = runs[0].name.ljust(len(runs[1].name))
+    assert f"1 of 2  {name}  diverged, accuracy" in capsys.readouterr().out
     assert sweep(runs, tmp_path, "again")
     assert trained == [run.name for run in runs]
 

@@ -496,10 +496,10 @@ def test_tasks(data, tmp_path):
     rows = rows_of(tmp_path / "tasks.csv")
     assert [row["task"] for row in rows] == list(TASKS)
     [memorization, mnist] = [row for row in rows if row["run folder"]]
-    assert memorization["run folder"] == "memorization-2d-tlstm+cn-L2-s3"
+    assert memorization["run folder"] == "memorization-3d-tlstm+cn-L2-s3-forget2"
     assert mnist["run folder"] == "mnist-2d-tlstm+cn-L2-s3"
     assert memorization["samples"] == "200"
-    assert memorization["network"] == "2d-tlstm+cn, L=2, 2 symbols, M=10"
+    assert memorization["network"] == "3d-tlstm+cn, L=2, 2 symbols, M=10"
     assert mnist["best"].endswith("% (validation)")
     assert mnist["test"].endswith(" %")
     assert (tmp_path / "tasks.png").read_bytes().startswith(b"\x89PNG")

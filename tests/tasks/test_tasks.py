@@ -28,8 +28,10 @@ def test_unknown_task():
 def test_settings(name):
     quick, paper = TASKS[name].quick(), TASKS[name].paper()
     assert quick.task == paper.task == name
-    assert (quick.variant, paper.variant) == ("2d-tlstm+cn", "3d-tlstm+cn")
-    assert quick.forget_bias == paper.forget_bias == (4.0 if "mnist" in name else 1.0)
+    assert paper.variant == "3d-tlstm+cn"
+    assert quick.variant == ("3d-tlstm+cn" if name == "memorization" else "2d-tlstm+cn")
+    assert paper.forget_bias == (4.0 if "mnist" in name else 1.0)
+    assert quick.forget_bias == (2.0 if name == "memorization" else paper.forget_bias)
     assert paper.learning_rate == 1e-3
 
 

@@ -96,7 +96,7 @@ def test_trackio(recorders, tmp_path):
     records = _fit("trackio", tmp_path / "run")
     recorder = recorders["trackio"]
     [(_, named)] = recorder.named("init")
-    assert named.pop("config")["variant"] == "2d-tlstm+cn"
+    assert named.pop("config")["variant"] == "3d-tlstm+cn"
     assert named == {"project": "mlx-tlstm", "name": "run", "resume": "never"}
     logged = [(*arguments, named["step"]) for arguments, named in recorder.named("log")]
     assert logged == [(_numbers(record), record["step"]) for record in records]

@@ -604,7 +604,7 @@ def test_progress_lines(settings, tmp_path, capsys):
     start, memory, *lines = capsys.readouterr().out.splitlines()
     assert memory.startswith("memory: about ")
     assert start == (
-        "memorization · 2d-tlstm+cn · L=2 M=8 · 2,020 parameters · 6 steps of 4 samples · CPU"
+        "memorization · 3d-tlstm+cn · L=2 M=8 · 4,170 parameters · 6 steps of 4 samples · CPU"
     )
     assert len(lines) == 3
     pattern = r" *\d+ samples  loss \d\.\d{4}  accuracy [\d.]+ %, whole sequences [\d.]+ %  "
