@@ -64,7 +64,7 @@ class TestOnACPU:
         [entry] = record["settings"]
         assert entry["quickest"] == "cpu ops"
         assert entry["step ms"]["cpu ops"] > 0
-        assert any(line.startswith("memorization quick (2d-tlstm+cn, L=4") for line in lines)
+        assert any(line.startswith("memorization quick (3d-tlstm+cn, L=4") for line in lines)
 
     def test_what_takes_too_long_or_too_much_is_left_out(self, tmp_path, monkeypatch):
         first = survey.settings()[:1]

@@ -538,6 +538,6 @@ def test_the_command_ends_in_one_line(tmp_path):
         },
     )
     assert process.returncode == 1
-    assert process.stderr.startswith("Error: [kernels] The kernels of TLSTM P=(4,)")
+    assert process.stderr.startswith("Error: [kernels] The kernels of TLSTM P=(4, 4)")
     assert "No Metal back-end" in process.stderr
     assert process.stderr.count("\n") == 1

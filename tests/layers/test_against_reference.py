@@ -189,8 +189,9 @@ def test_equations_in_half_precision(kind, training, dtype, unit):
         assert relative_error(found[name], gradient) < 16 * unit, name
 
 
-@pytest.mark.parametrize("backend", ["ops", "reference"])
-def test_memory_grows_with_the_number_of_steps(backend):
+# Plain operations: of more steps than those whose weight gradient is formed at once.
+@pytest.mark.parametrize(("backend", "steps"), [("ops", 300), ("reference", 80)])
+def test_memory_grows_with_the_number_of_steps(backend, steps):
     layer, _ = build("tlstm", Specification((2,), (3,), True, "channel"))
     layer.cell.backend = backend
 
@@ -198,7 +199,7 @@ def test_memory_grows_with_the_number_of_steps(backend):
         x = mx.zeros((8, steps, INPUT))
         return peak_bytes(lambda: mx.eval(mx.grad(lambda x: mx.sum(layer(x)[0]))(x)))
 
-    assert peak(320) < 5 * peak(80)
+    assert peak(4 * steps) < 5 * peak(steps)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

@@ -240,4 +240,4 @@ def test_header_names_prediction_and_limit(capsys, tmp_path):
     training.fit(config, tmp_path / "run", [training.Progress(bar=False)])
     line = capsys.readouterr().out.splitlines()[1]
     limit = memory.describe(memory.limit())
-    assert line == f"memory: about 1 MiB at the peak of a step; the CPU has {limit}"
+    assert line == f"memory: about 2 MiB at the peak of a step; the CPU has {limit}"

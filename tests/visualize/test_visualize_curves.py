@@ -105,9 +105,10 @@ def test_learning_curves(make_run):
 
 
 def test_runs_are_labelled_by_what_differs(make_run):
+    variant = "2d-tlstm+cn"
     runs = [
-        make_run((0.1,), memory_init="hold"),
-        make_run((0.1,), forget_bias=4.0, learning_rate=0.003, hidden_size=50),
+        make_run((0.1,), variant=variant, memory_init="hold", forget_bias=1.0),
+        make_run((0.1,), variant=variant, forget_bias=4.0, learning_rate=0.003, hidden_size=50),
         make_run((0.1,), "addition", length=5, depth=7),
     ]
     figure = draw_learning_curves(runs)
@@ -116,7 +117,7 @@ def test_runs_are_labelled_by_what_differs(make_run):
         "memorization, L=4, M=50, memory init uniform, forget bias 4, learning rate 0.003",
         "addition, L=7, M=200, memory init uniform, forget bias 1, learning rate 0.001",
     ]
-    assert figure.axes[0].get_title() == "2d-tlstm+cn"
+    assert figure.axes[0].get_title() == variant
     looks = {(line.get_color(), line.get_linestyle()) for line in lines(figure)}
     assert len(looks) == 3
     assert draw_learning_curves(runs[:1]).axes[0].get_legend() is None
