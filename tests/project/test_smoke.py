@@ -32,8 +32,8 @@ ROWS |= {
     "figure-4": 28,
     "figure-4-lag": 28,
     "figure-5": 28,
-    "starts": 12,
-    "symbols-20": 3,
+    "starts": 10,  # a row a run, which panels and smoke sizes share
+    "symbols-20": 2,
 }
 
 
