@@ -22,7 +22,7 @@ ORDER = (
     ("files", "geometry", "streams"),
     ("blas",),
     ("recurrence",),
-    ("ops", "reference"),
+    ("ops", "reference", "rivals"),
     ("kernels",),
     ("layers",),
     ("config",),

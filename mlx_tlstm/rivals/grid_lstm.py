@@ -1,0 +1,98 @@
+"""The Grid LSTM of Table 2."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_tlstm.checks import require_integer
+from mlx_tlstm.rivals.base import (
+    LSTMState,
+    by_layer,
+    gate_bias,
+    normal,
+    remember,
+    require_forget_bias,
+    zero_state,
+)
+
+
+class GridLSTMCell(nn.Module):
+    r"""One time step of a two-dimensional Grid LSTM, for :class:`mlx_tlstm.Recurrent`.
+
+    Nal Kalchbrenner, Ivo Danihelka and Alex Graves, 2015, "Grid Long Short-Term Memory". Each of L
+    layers is a block (Section 3.1) of two LSTM transforms (Section 2), one along time and one along
+    depth. Both read the two hidden vectors that come in; each has a memory m and weights of its
+    own, which are the same in all layers (Section 3.5)::
+
+        H = [h_time; h_depth]
+        g_u = σ(W_u H + b_u)
+        g_f = σ(W_f H + b_f)
+        g_o = σ(W_o H + b_o)
+        g_c = tanh(W_c H + b_c)
+        m' = g_f ⊙ m + g_u ⊙ g_c
+        h' = tanh(g_o ⊙ m')
+
+    The output gate stands inside the tanh. Along time, h' and m' go to the same layer at the next
+    step; along depth, to the next layer at the same step. Into the first layer come h_depth = I_h x
+    and m_depth = I_m x, projections of the input; the output is h_depth behind the last layer. The
+    paper's equations leave out the biases; with zero biases the two are the same.
+
+    Starting values: Sections 4.1 and 4.2, on addition and memorization, name none. They are those
+    of this package's other layers: weights normal with deviation 1 / sqrt(fan in), the bias of g_c
+    uniform up to as much, that of g_f as given, along time as along depth, the others zero.
+
+    Args:
+        input_size: R, width of an input.
+        hidden_size: M, width of each vector and of an output.
+        depth: L, layers.
+        forget_bias: Starting bias of g_f.
+
+    Parameters: ``input_weight [2M, R]`` (I_h, I_m); ``time_weight [8M, M]`` for h_time,
+    ``depth_weight [8M, M]`` for h_depth and ``bias [8M]``, of g_c, g_u, g_f, g_o along time, then
+    of the same along depth.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, depth: int, forget_bias: float = 1.0
+    ) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        self.input_size = R = require_integer(owner, "input_size", input_size)
+        self.hidden_size = M = require_integer(owner, "hidden_size", hidden_size)
+        self.depth = require_integer(owner, "depth", depth)
+        self.forget_bias = require_forget_bias(owner, forget_bias)
+        self.input_weight = normal((2 * M, R), fan_in=R)
+        self.time_weight = normal((8 * M, M), fan_in=2 * M)
+        self.depth_weight = normal((8 * M, M), fan_in=2 * M)
+        self.bias = mx.concatenate([gate_bias(M, 2 * M, self.forget_bias) for _ in range(2)])
+
+    def initial_state(self, batch_size: int) -> LSTMState:
+        """The zero state, along time only; each array ``[B, L, M]``."""
+        shape = (batch_size, self.depth, self.hidden_size)
+        return zero_state(shape, self.input_weight.dtype)
+
+    def __call__(self, x: mx.array, state: LSTMState) -> tuple[mx.array, LSTMState]:
+        """The output ``[B, M]`` for an input ``[B, R]``, and the next state."""
+        dtype = self.input_weight.dtype
+        hidden, cell = mx.split(x.astype(dtype) @ self.input_weight.T, 2, axis=-1)
+        cell = cell.astype(mx.float32)
+        # The past of all layers is there already; what comes along depth has to be waited for.
+        from_past = by_layer(mx.addmm(self.bias, state.hidden, self.time_weight.T))
+        after = []
+        for activations, past_cell in zip(from_past, by_layer(state.cell), strict=True):
+            both = mx.addmm(activations, hidden, self.depth_weight.T)
+            along_time, along_depth = mx.split(both, 2, axis=-1)
+            after.append(_transform(along_time, past_cell, dtype))
+            hidden, cell = _transform(along_depth, cell, dtype)
+        state = LSTMState(*(mx.stack(arrays, axis=1) for arrays in zip(*after, strict=True)))
+        return hidden, state
+
+
+def _transform(activations: mx.array, cell: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+    """The paper's LSTM transform: the next hidden vector, in ``dtype``, and memory."""
+    output_gate, cell = remember(activations, cell)
+    return mx.tanh(output_gate * cell).astype(dtype), cell
