@@ -84,15 +84,12 @@ class GridLSTMCell(nn.Module):
         from_past = by_layer(mx.addmm(self.bias, state.hidden, self.time_weight.T))
         after = []
         for activations, past_cell in zip(from_past, by_layer(state.cell), strict=True):
+            # Both transforms at once, [B, 2, …]: along time, along depth.
             both = mx.addmm(activations, hidden, self.depth_weight.T)
-            along_time, along_depth = mx.split(both, 2, axis=-1)
-            after.append(_transform(along_time, past_cell, dtype))
-            hidden, cell = _transform(along_depth, cell, dtype)
+            both = both.reshape(-1, 2, 4 * self.hidden_size)
+            output_gates, cells = remember(both, mx.stack([past_cell, cell], axis=1))
+            past, hidden = by_layer(mx.tanh(output_gates * cells).astype(dtype))
+            past_cell, cell = by_layer(cells)
+            after.append((past, past_cell))
         state = LSTMState(*(mx.stack(arrays, axis=1) for arrays in zip(*after, strict=True)))
         return hidden, state
-
-
-def _transform(activations: mx.array, cell: mx.array, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
-    """The paper's LSTM transform: the next hidden vector, in ``dtype``, and memory."""
-    output_gate, cell = remember(activations, cell)
-    return mx.tanh(output_gate * cell).astype(dtype), cell
