@@ -38,9 +38,9 @@ class GridLSTMCell(nn.Module):
     and m_depth = I_m x, projections of the input; the output is h_depth behind the last layer. The
     paper's equations leave out the biases; with zero biases the two are the same.
 
-    Starting values: Sections 4.1 and 4.2, on addition and memorization, name none. They are those
-    of this package's other layers: weights normal with deviation 1 / sqrt(fan in), the bias of g_c
-    uniform up to as much, that of g_f as given, along time as along depth, the others zero.
+    Starting values: we know of none that the paper names for addition and memorization. They are
+    those of this package's other layers: weights normal with deviation 1 / sqrt(fan in), the bias
+    of g_c uniform up to as much, that of g_f as given, along time as along depth, the others zero.
 
     Args:
         input_size: R, width of an input.

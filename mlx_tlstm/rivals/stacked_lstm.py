@@ -35,7 +35,7 @@ class UntiedLSTMCell(nn.Module):
 
     The output is h_{t,L}. With equal weights in all layers it is :class:`mlx_tlstm.StackedLSTM`.
 
-    Starting values: Sections 4.1 and 4.2 name none. They are those of
+    Starting values: we know of none that the paper names for these tasks. They are those of
     :class:`mlx_tlstm.StackedLSTM`: weights normal with deviation 1 / sqrt(fan in), the candidate's
     bias (g) uniform up to as much, the forget gate's as given, the others zero.
 
