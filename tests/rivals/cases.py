@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import dilated_gru_reference
+import irnn_reference
 import lstm_reference
+import mlstm_reference
+import rhn_reference
 from mlx import nn
 
 from mlx_tlstm import rivals
@@ -50,5 +54,30 @@ CASES = {
         {**SIZES, "depth": DEPTH},
         lstm_reference.grid_lstm,
         lambda R, M, L: 2 * M * R + 8 * M * (2 * M + 1),
+    ),
+    "irnn": Case(
+        rivals.IRNNCell,
+        SIZES,
+        irnn_reference.irnn,
+        lambda R, M, L: M * (R + M + 1),
+    ),
+    # Two layers would not show how far the third reaches back.
+    "dilated-gru": Case(
+        rivals.DilatedGRUCell,
+        {**SIZES, "depth": 3},
+        dilated_gru_reference.dilated_gru,
+        lambda R, M, L: 3 * M * (R + M + 1) + (L - 1) * 3 * M * (2 * M + 1),
+    ),
+    "mlstm": Case(
+        rivals.MultiplicativeLSTMCell,
+        SIZES,
+        mlstm_reference.mlstm,
+        lambda R, M, L: 5 * M * (R + M) + 4 * M,
+    ),
+    "rhn": Case(
+        rivals.RecurrentHighwayCell,
+        {**SIZES, "depth": DEPTH},
+        rhn_reference.rhn,
+        lambda R, M, L: 2 * M * R + L * 2 * M * (M + 1),
     ),
 }

@@ -247,7 +247,7 @@ def test_learns_in_a_model(name):
         return nn.losses.cross_entropy(answers, symbols[:, :-1], reduction="mean")
 
     gradient, losses = nn.value_and_grad(model, loss_of), []
-    for _ in range(60):
+    for _ in range(100):
         loss, gradients = gradient(model)
         adam.update(model, gradients)
         losses.append(loss.item())

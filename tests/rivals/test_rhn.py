@@ -1,0 +1,98 @@
+"""What the recurrent highway network's paper promises of it."""
+
+import mlx.core as mx
+import pytest
+from comparison import assert_close
+from mlx.utils import tree_flatten, tree_map
+
+from mlx_tlstm import Recurrent, SequenceModel
+from mlx_tlstm.rivals import RecurrentHighwayCell
+
+B, T, R, M, L = 2, 20, 3, 5, 4
+
+
+def layer_of(transform_biases):
+    """A layer with random parameters, whose transform gates have the bias given for each layer."""
+    mx.random.seed(0)
+    layer = Recurrent(RecurrentHighwayCell(R, M, len(transform_biases)))
+    parameters = layer.cell.parameters()
+    layer.cell.update(tree_map(lambda array: mx.random.normal(array.shape), parameters))
+    for bias, value in zip(layer.cell.bias, transform_biases, strict=True):
+        bias[M:] = value
+    return layer
+
+
+def random_state(layer):
+    return layer.initial_state(B)._replace(hidden=mx.random.normal((B, M)))
+
+
+def test_starting_values():
+    mx.random.seed(0)
+    cell = RecurrentHighwayCell(30, 200, 2)
+    for bias in cell.bias:
+        assert (bias[200:] == -4).all()
+    for array in (cell.input_weight, *cell.weight, *(bias[:200] for bias in cell.bias)):
+        assert 0.035 < mx.abs(array).max().item() <= 0.04
+        assert abs(array.mean().item()) < 0.005
+
+
+def test_closed_gates_carry_the_state_unchanged():
+    layer = layer_of([-1e4] * L)
+    state = random_state(layer)
+    y, after = layer(mx.random.normal((B, T, R)), state)
+    assert mx.array_equal(y, mx.broadcast_to(state.hidden[:, None], y.shape))
+    assert mx.array_equal(after.hidden, state.hidden)
+
+
+def test_closed_gates_pass_gradients_back_unchanged():
+    """The Jacobian of a step is the identity; Geršgorin's circles are points at one."""
+    layer, weights = layer_of([-1e4] * L), mx.random.normal((B, M))
+    x = mx.random.normal((B, T, R))
+
+    def loss(hidden):
+        return (layer(x, layer.initial_state(B)._replace(hidden=hidden))[0][:, -1] * weights).sum()
+
+    assert mx.array_equal(mx.grad(loss)(mx.random.normal((B, M))), weights)
+
+
+def test_open_gates_are_a_deep_tanh_network():
+    layer = layer_of([1e4] * L)
+    x, state = mx.random.normal((B, 1, R)), random_state(layer)
+    s, projected = state.hidden, x[:, 0] @ layer.cell.input_weight[:M].T
+    for number, (weight, bias) in enumerate(zip(layer.cell.weight, layer.cell.bias, strict=True)):
+        s = mx.tanh(s @ weight[:M].T + bias[:M] + (0 if number else projected))
+    assert_close(layer(x, state)[0][:, 0], s, 1e-6)
+
+
+def test_layers_with_closed_gates_are_as_none():
+    deep, flat = layer_of([0.5, -1e4, -1e4]), Recurrent(RecurrentHighwayCell(R, M, 1))
+    flat.cell.input_weight = deep.cell.input_weight
+    flat.cell.weight, flat.cell.bias = deep.cell.weight[:1], deep.cell.bias[:1]
+    x = mx.random.normal((B, T, R))
+    assert mx.array_equal(deep(x)[0], flat(x)[0])
+
+
+def test_inputs_enter_the_first_layer_only():
+    layer = layer_of([-1e4, 0.5, 0.5])
+    state = random_state(layer)
+    first, other = (layer(mx.random.normal((B, T, R)), state)[0] for _ in range(2))
+    assert mx.array_equal(first, other)
+    assert not mx.allclose(first[:, 0], state.hidden)
+
+
+@pytest.mark.parametrize(("R", "M", "L"), [(3, 5, 1), (205, 15, 10)])
+def test_parameters(R, M, L):
+    cell = RecurrentHighwayCell(R, M, L)
+    shapes = {name: array.shape for name, array in tree_flatten(cell.parameters())}
+    assert shapes == {
+        "input_weight": (2 * M, R),
+        **{f"weight.{layer}": (2 * M, M) for layer in range(L)},
+        **{f"bias.{layer}": (2 * M,) for layer in range(L)},
+    }
+
+
+def test_count_at_the_size_of_table_1():
+    """≈46M; the arrays are never made."""
+    model = SequenceModel(Recurrent(RecurrentHighwayCell(205, 1500, 10)), 205)
+    count = sum(array.size for _, array in tree_flatten(model.parameters()))
+    assert count == 2 * 1500 * 205 + 10 * 2 * 1500 * (1500 + 1) + 205 * (1500 + 1) == 45_952_705
