@@ -11,6 +11,7 @@ from mlx_tlstm import blas
 
 blas.preload()
 
+from mlx_tlstm import rivals  # noqa: E402, F401 (which adds to VARIANTS)
 from mlx_tlstm.layers import (  # noqa: E402
     TLSTM,
     TRNN,
@@ -23,7 +24,7 @@ from mlx_tlstm.layers import (  # noqa: E402
     TRNNCell,
     TRNNState,
 )
-from mlx_tlstm.layers.variants import VARIANTS, make_layer  # noqa: E402
+from mlx_tlstm.layers.variants import VARIANTS, CellVariant, make_layer  # noqa: E402
 from mlx_tlstm.models.hub import HubError, load, push  # noqa: E402 (OpenBLAS is loaded before MLX)
 from mlx_tlstm.models.metadata import ModelMetadata  # noqa: E402
 from mlx_tlstm.models.sequence import SequenceModel  # noqa: E402
@@ -34,6 +35,7 @@ __all__ = [
     "TLSTM",
     "TRNN",
     "VARIANTS",
+    "CellVariant",
     "HubError",
     "ModelMetadata",
     "Recurrent",

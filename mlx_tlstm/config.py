@@ -21,6 +21,7 @@ from mlx_tlstm.checks import (
 from mlx_tlstm.files import json_text, read_json, to_path
 from mlx_tlstm.layers.base import DTYPES
 from mlx_tlstm.layers.tlstm import MEMORY_INITS
+from mlx_tlstm.layers.variants import variant_named
 
 ON_DIVERGENCE = ("stop", "rollback")
 #: In place of a number for ``forget_bias``.
@@ -77,8 +78,8 @@ class TrainingConfig:
     Args:
         task: Name of a task in :data:`mlx_tlstm.tasks.TASKS`.
         variant: Network configuration, a name in :data:`mlx_tlstm.VARIANTS`.
-        depth: L, the number of time steps that an input takes to reach the output; for slstm the
-            number of layers.
+        depth: L, the number of time steps that an input takes to reach the output; of networks
+            without a tensor the number of layers.
         hidden_size: M, the number of channels at each location of the tensor.
         kernel_size: K, the kernel's size on every tensor axis, 2 or more; by default the variant's.
         memory_init: What the untrained memory convolution does: spread memory evenly over its taps
@@ -167,6 +168,14 @@ class TrainingConfig:
     def replace(self, **changes: Any) -> TrainingConfig:
         """A copy with some fields changed, validated anew."""
         return dataclasses.replace(self, **changes)
+
+    def for_variant(self, name: str) -> TrainingConfig:
+        """A copy for another variant, with the settings that its own paper names.
+
+        Raises:
+            ValueError: There is no such variant in :data:`mlx_tlstm.VARIANTS`.
+        """
+        return self.replace(variant=name, **variant_named(_OWNER, name).settings)
 
     def save(self, path: str | Path) -> None:
         """Write the record as JSON."""

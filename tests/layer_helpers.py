@@ -11,10 +11,15 @@ import numpy as np
 from mlx import nn
 from reference import LAYER, Specification, random_parameters
 
-from mlx_tlstm import TLSTM, TRNN, StackedLSTM
+from mlx_tlstm import TLSTM, TRNN, VARIANTS, StackedLSTM
+from mlx_tlstm.rivals import RIVALS
 
 # Pairwise different, so that no transposed axis goes unseen.
 BATCH, STEPS, INPUT, HIDDEN = 2, 5, 4, 7
+
+
+#: Variants whose steps are this package's own, by name; tests/rivals has the others.
+OUR_VARIANTS = {name: variant for name, variant in VARIANTS.items() if name not in RIVALS}
 
 
 class GRU(nn.Module):

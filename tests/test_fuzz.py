@@ -116,7 +116,7 @@ def test_runs(case: tuple[dict[str, Any], str]) -> None:
     st.tuples(
         st.sampled_from([TLSTM, TRNN, make_layer]),
         st.lists(VALUES, min_size=3, max_size=6),
-        st.sampled_from([*VARIANTS, "lstm", 3]),
+        st.sampled_from([*VARIANTS, "gru", 3]),
     ),
     few=80,
     many=2000,

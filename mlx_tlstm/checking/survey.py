@@ -19,7 +19,7 @@ from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import dispatch, proof, tiles, tuning
 from mlx_tlstm.kernels.proof import Configuration
-from mlx_tlstm.layers import TLSTM, StackedLSTM
+from mlx_tlstm.layers import TLSTM
 from mlx_tlstm.layers.base import DTYPES, RecurrentLayer
 from mlx_tlstm.layers.variants import VARIANTS, make_layer
 from mlx_tlstm.tasks import TASKS
@@ -31,7 +31,7 @@ SECONDS, SECONDS_ON_CPU = 110.0, 50.0
 _KERNELS_END, _LAYERS_END = 0.4, 0.7
 
 #: The variants that kernels run; the stacked LSTM has plain operations only.
-VARIANTS_WITH_KERNELS = [name for name, one in VARIANTS.items() if one.kind is not StackedLSTM]
+VARIANTS_WITH_KERNELS = [name for name, one in VARIANTS.items() if one.kernels]
 #: R of the layers that are timed; what it is hardly matters.
 INPUT_SIZE = 64
 #: Plain operations and equations differ by rounding in float32, which the steps multiply.
@@ -402,11 +402,12 @@ def _rate() -> float:
 
 def _bytes(setting: Setting, length: int) -> int:
     """Bytes that a training step with ``length`` inputs needs; a pass needs no more."""
-    cell = setting.layer("ops").cell
+    layer = setting.layer("ops")
     return memory_prediction.predict(
         memory_prediction.StepSizes(
-            cell=cell,
-            parameters=cell.weight.size,
+            layer=layer,
+            input_size=INPUT_SIZE,
+            parameters=layer.cell.weight.size,
             rows=setting.rows,
             parts=1,
             steps=length,

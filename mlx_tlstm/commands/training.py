@@ -72,7 +72,8 @@ def train(
         return
     with clean_errors(bad_input=True):
         if resume is None:
-            config = (TASKS[task].paper() if paper else TASKS[task].quick()).replace(**given)
+            config = TASKS[task].paper() if paper else TASKS[task].quick()
+            config = config.for_variant(given.get("variant", config.variant)).replace(**given)
         if track is not None:
             training.require_tracker(track)  # before there is a folder
         if resume is not None:

@@ -58,6 +58,8 @@ class Recurrent(Layer):
             checkpoint = require_integer(owner, "checkpoint", checkpoint)
         self.cell = cell
         self.checkpoint = checkpoint
+        #: What :func:`mlx_tlstm.make_layer` was asked for, where it made the layer.
+        self.made_by: Any = None
 
     @property
     def input_size(self) -> int | None:

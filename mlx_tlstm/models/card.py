@@ -66,13 +66,12 @@ def _front_matter(model: SequenceModel, license: str | None) -> str:
 
 
 def _use(model: SequenceModel, repo_id: str) -> str:
-    cell = model.layer.cell
     lines = [
         "```python",
         "import mlx_tlstm",
         "",
         f'model = mlx_tlstm.load("{repo_id}")',
-        f"logits, state = model(x)  # x [batch, time, {cell.input_size}], "
+        f"logits, state = model(x)  # x [batch, time, {model.layer.input_size}], "
         f"logits [batch, time, {class_count(model)}]",
         "```",
     ]

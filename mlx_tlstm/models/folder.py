@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from mlx.utils import tree_flatten
 
 from mlx_tlstm.checks import require, require_choice, require_integer, require_keys
 from mlx_tlstm.files import TEMPORARY, json_text, naming, parse_json, read_json, sync, to_path
-from mlx_tlstm.layers import TLSTM, TRNN, StackedLSTM, StackedLSTMCell, TLSTMCell
-from mlx_tlstm.layers.base import DTYPES, RecurrentLayer
+from mlx_tlstm.layers import TLSTM, TRNN, Recurrent, StackedLSTM, StackedLSTMCell, TLSTMCell
+from mlx_tlstm.layers.base import DTYPES
+from mlx_tlstm.layers.layer import Layer
+from mlx_tlstm.layers.variants import make_layer
 from mlx_tlstm.models.arrays import load_arrays_and_header, require_like, save_arrays
 from mlx_tlstm.models.metadata import ModelMetadata, metrics_from_json
 
@@ -35,10 +37,11 @@ _SIZES = ("input_size", "hidden_size", "recompute")
 _TENSOR = (*_SIZES, "tensor_size", "kernel_size")
 #: Layers by name, and the arguments that rebuild them; the others set starting weights only, or
 #: belong to the machine.
-_LAYERS: dict[str, tuple[type[RecurrentLayer], tuple[str, ...]]] = {
+_LAYERS: dict[str, tuple[Callable[..., Layer], tuple[str, ...]]] = {
     "TLSTM": (TLSTM, (*_TENSOR, "memory_convolution", "norm")),
     "TRNN": (TRNN, _TENSOR),
     "StackedLSTM": (StackedLSTM, (*_SIZES, "depth")),
+    "Recurrent": (make_layer, (*_SIZES, "depth", "variant")),
 }
 
 
@@ -88,24 +91,28 @@ class ModelConfig:
                 user's own, or the weights are not all of one type.
         """
         owner, layer = type(model).__name__, model.layer
-        known = {kind: name for name, (kind, _) in _LAYERS.items()}
-        plain = type(layer) in known and type(model.readout) is nn.Linear
-        parts = (type(layer).__name__, type(model.readout).__name__)
+        name = type(layer).__name__
+        plain = type(layer) in _KINDS and type(model.readout) is nn.Linear
+        parts = (name, type(model.readout).__name__)
         dtypes = {_dtype_name(array) for _, array in tree_flatten(model.parameters())}
         with _advising():
             require(
                 plain, owner, "save", f"of a model of one of {', '.join(_LAYERS)} and Linear", parts
             )
+            if isinstance(layer, Recurrent):
+                expected = "one that make_layer made of a CellVariant, and so can make again,"
+                cell = f"a Recurrent of {type(layer.cell).__name__}"
+                require(layer.made_by is not None, owner, "layer", expected, cell)
             require(len(dtypes) == 1, owner, "dtype", "the same for all weights", sorted(dtypes))
             require_choice(owner, "dtype", *dtypes, DTYPES)
         size = model.readout.weight.shape[0]
-        return cls(known[type(layer)], _arguments(layer), size, dtypes.pop(), metadata)
+        return cls(name, _arguments(layer), size, dtypes.pop(), metadata)
 
-    def build_layer(self) -> RecurrentLayer:
+    def build_layer(self) -> Layer:
         """A layer with starting weights.
 
         Raises:
-            ValueError: An argument is out of range.
+            ValueError: An argument is out of range, or ``VARIANTS`` lacks the user's cell.
         """
         return _LAYERS[self.layer][0](**self.arguments)
 
@@ -122,6 +129,9 @@ class ModelConfig:
         values = dict(values)
         require_choice(cls.__name__, "format", values.pop("format"), (FORMAT,))
         return cls(**values | {"metadata": ModelMetadata.from_json(values["metadata"])})
+
+
+_KINDS = (TLSTM, TRNN, StackedLSTM, Recurrent)
 
 
 def require_same_parts(model: nn.Module, built: nn.Module) -> None:
@@ -229,8 +239,10 @@ def _dtype_name(array: mx.array) -> str:
     return str(array.dtype).removeprefix("mlx.core.")
 
 
-def _arguments(layer: RecurrentLayer) -> dict[str, Any]:
-    """The constructor's arguments of a layer, under the names in ``_LAYERS``."""
+def _arguments(layer: Layer) -> dict[str, Any]:
+    """What rebuilds a layer, under the names in ``_LAYERS``."""
+    if isinstance(layer, Recurrent):
+        return {name: getattr(layer.made_by, name) for name in _LAYERS["Recurrent"][1]}
     cell = layer.cell
     arguments = {name: getattr(cell, name) for name in _SIZES}
     if isinstance(cell, StackedLSTMCell):

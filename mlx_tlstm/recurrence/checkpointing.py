@@ -54,8 +54,12 @@ def checkpointed(
     captured: CapturedArrays,
     run: Callable[[Arrays], Arrays],
     arguments: Arrays,
-) -> Arrays:
+    arrays: Arrays,
+) -> tuple[Arrays, Arrays]:
     """``run(arguments)``, whose gradient computes everything in between anew.
+
+    ``arrays`` come back for the next call of a sequence of them: so the gradients of the calls that
+    follow are added up on the way back, where MLX would first make and keep those of every call.
 
     Args:
         owner: Begins the errors.
@@ -63,6 +67,7 @@ def checkpointed(
         captured: The arrays that it reads beside its arguments.
         run: The function, pure but for ``mx.random``, whose numbers are repeated.
         arguments: Its arguments.
+        arrays: ``captured.arrays``, or what the call before returned for them.
 
     Raises:
         ValueError: While a gradient is formed that leads through arrays that were not found.
@@ -84,11 +89,11 @@ def checkpointed(
             "'checkpoint' out"
         )
         guarded = _guarded(error, [results[place] for place in places])
-        for place, array in zip(
-            places, _gate(again, places, arguments, captured.arrays, guarded), strict=True
-        ):
+        passed = _gate(again, places, arguments, arrays, guarded)
+        for place, array in zip(places, passed[: len(places)], strict=True):
             results[place] = array
-    return results
+        arrays = passed[len(places) :]
+    return results, arrays
 
 
 def _guarded(error: str, arrays: Arrays) -> Arrays:
@@ -107,8 +112,8 @@ def _guarded(error: str, arrays: Arrays) -> Arrays:
 def _gate(
     again: _Again, places: list[int], arguments: Arrays, arrays: Arrays, results: Arrays
 ) -> Arrays:
-    """``results``, with the derivatives of what ``again`` computes at ``places``."""
-    gate = mx.custom_function(lambda arguments, arrays, results: results)
+    """``results``, with derivatives of what ``again`` computes at ``places``, and ``arrays``."""
+    gate = mx.custom_function(lambda arguments, arrays, results: [*results, *arrays])
     floating = [index for index, array in enumerate(arguments) if _inexact(array)]
 
     def of_floating(arguments: Arrays) -> Callable[..., Arrays]:
@@ -125,11 +130,13 @@ def _gate(
     def gradient(primals: Any, cotangents: Any, __: Any) -> Any:
         arguments, arrays, _ = primals
         cotangents = _list(cotangents)
+        cotangents, later = cotangents[: len(places)], cotangents[len(places) :]
         # Without this MLX could compute it early, and keep it until its turn comes.
         held = after(arguments, cotangents)
         traced = [held[index] for index in floating] + list(arrays)
         found = mx.vjp(of_floating(held), traced, cotangents)[1] if traced else []
-        d_floating, d_arrays = found[: len(floating)], found[len(floating) :]
+        d_floating = found[: len(floating)]
+        d_arrays = [mx.add(*pair) for pair in zip(found[len(floating) :], later, strict=True)]
         # Otherwise MLX could leave the second for later, and keep until then all that they read.
         d_floating = after(d_floating, d_arrays)
         d_arguments = [mx.zeros_like(array) for array in arguments]
@@ -146,7 +153,8 @@ def _gate(
             mx.zeros_like(array) if direction is None else direction
             for array, direction in zip(traced, directions, strict=True)
         ]
-        return mx.jvp(of_floating(arguments), traced, directions)[1]
+        found = mx.jvp(of_floating(arguments), traced, directions)[1]
+        return [*found, *directions[len(floating) :]]
 
     @gate.vmap
     def batched(primals: Any, axes: Any) -> Any:
@@ -164,7 +172,8 @@ def _gate(
             for array, axis in zip(results, axes[2], strict=True)
         ]
         many = mx.vmap(again, in_axes=(axes[0], axes[1]), out_axes=0)
-        return _gate(many, places, arguments, arrays, results), [0] * len(results)
+        axes_after = [*[0] * len(results), *axes[1]]
+        return _gate(many, places, arguments, arrays, results), axes_after
 
     return _list(gate(arguments, arrays, results))
 

@@ -175,11 +175,11 @@ def _run_checkpointed(
     first = [*arrays, *(array[:1] for array in inputs)]
     captured = CapturedArrays(steps.owner, "step", steps.function)
     captured.keep(used_arrays(captured, partial(run, first, 1)))
-    cut, parts = [pieces(array, every) for array in inputs], []
+    cut, parts, read = [pieces(array, every) for array in inputs], [], captured.arrays
     for index, start in enumerate(range(0, length, every)):
         part = partial(run, length=min(every, length - start))
         arguments = [*arrays, *(array[index] for array in cut)]
-        results = checkpointed(steps.owner, "step", captured, part, arguments)
+        results, read = checkpointed(steps.owner, "step", captured, part, arguments, read)
         arrays, outputs = results[:count], results[count:]
         parts.append(outputs)
     captured.require_unchanged()

@@ -26,6 +26,11 @@ def named_arrays(owner: str, name: str, tree: Any) -> list[tuple[str, mx.array]]
     return [(name, tree)]
 
 
+def by_name(tree: Any) -> dict[str, mx.array]:
+    """The arrays of a tree by their paths without its root, as in ``memory[0]``."""
+    return {name.removeprefix("."): array for name, array in named_arrays("by_name", "", tree)}
+
+
 def arrays_of(tree: Any, like: Any) -> list[mx.array]:
     """The arrays of a tree in the order of ``like``, a tree of the same form."""
     if _is_container(like):
@@ -36,6 +41,12 @@ def arrays_of(tree: Any, like: Any) -> list[mx.array]:
 def with_arrays(like: Any, arrays: Iterable[mx.array]) -> Any:
     """A tree of the form of ``like`` that holds these arrays, in its order."""
     return _filled(like, iter(arrays))
+
+
+def of_rows(tree: Any, rows: slice) -> Any:
+    """A state of some sequences of a batch; a number belongs to all of them."""
+    arrays = (array[rows] if array.ndim else array for array in arrays_of(tree, tree))
+    return with_arrays(tree, arrays)
 
 
 def require_same_form(owner: str, name: str, tree: Any, like: Any, why: str) -> None:

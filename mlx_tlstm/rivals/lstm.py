@@ -8,7 +8,8 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_tlstm.checks import require_integer
-from mlx_tlstm.rivals.base import LSTMState, remember, require_forget_bias, zero_state
+from mlx_tlstm.layers.base import require_forget_bias
+from mlx_tlstm.rivals.base import LSTMState, remember, zero_state
 
 
 class LSTMCell(nn.Module):

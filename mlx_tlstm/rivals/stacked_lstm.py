@@ -6,15 +6,8 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_tlstm.checks import require_integer
-from mlx_tlstm.rivals.base import (
-    LSTMState,
-    by_layer,
-    gate_bias,
-    normal,
-    remember,
-    require_forget_bias,
-    zero_state,
-)
+from mlx_tlstm.layers.base import gate_bias, normal, require_forget_bias
+from mlx_tlstm.rivals.base import LSTMState, by_layer, remember, zero_state
 
 
 class UntiedLSTMCell(nn.Module):
@@ -65,7 +58,7 @@ class UntiedLSTMCell(nn.Module):
         self.input_bias = mx.zeros((M,))
         # One array a layer: the gradient of a slice would be an array of all layers.
         self.weight = [normal((4 * M, 2 * M), fan_in=2 * M) for _ in range(L)]
-        self.bias = [gate_bias(M, 2 * M, self.forget_bias) for _ in range(L)]
+        self.bias = [gate_bias(4 * M, M, 2 * M, self.forget_bias) for _ in range(L)]
 
     def initial_state(self, batch_size: int) -> LSTMState:
         """The zero state, each array ``[B, L, M]``."""

@@ -16,6 +16,7 @@ from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import to_path
 from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.recurrence.snapshot import replace_weights
+from mlx_tlstm.rivals import BUILT_IN
 from mlx_tlstm.tasks import remembered_data
 from mlx_tlstm.training.disk import RunOnDisk
 from mlx_tlstm.training.evaluation import evaluate
@@ -37,8 +38,10 @@ class TrainingInterrupted(KeyboardInterrupt):
         signal_number: The signal that came.
     """
 
-    def __init__(self, path: Path, samples: int, signal_number: int) -> None:
+    def __init__(self, path: Path, samples: int, signal_number: int, built_in: bool = True) -> None:
         command = f"python -m mlx_tlstm.train --resume {shlex.quote(str(path))}"
+        if not built_in:  # no command knows the user's cell
+            command = f"mlx_tlstm.training.resume({str(path)!r})"
         super().__init__(
             f"{STOP_WORDS[signal_number]} after {samples:,} samples, which are saved; "
             f"to go on: {command}"
@@ -271,7 +274,9 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
             except StopRequested as stop:
                 session.save_last()
                 session.save()
-                raise TrainingInterrupted(run.path, trainer.samples, stop.signal_number) from None
+                built_in = trainer.config.variant in BUILT_IN
+                number = stop.signal_number
+                raise TrainingInterrupted(run.path, trainer.samples, number, built_in) from None
         finally:
             for callback in callbacks:
                 callback.on_end()

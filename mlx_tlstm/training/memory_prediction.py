@@ -8,19 +8,25 @@ logits, and a margin for what comes and goes while all that is there.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.layers.base import RecurrentCell
+from mlx_tlstm.layers.base import RecurrentCell, RecurrentLayer
+from mlx_tlstm.layers.layer import Layer
 from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.ops.convolution import steps_at_once
+from mlx_tlstm.recurrence.compilation import GRAPH_STEPS
+from mlx_tlstm.recurrence.snapshot import snapshot
 from mlx_tlstm.recurrence.transition import Transition
+from mlx_tlstm.recurrence.trees import arrays_of, by_name, with_arrays
 from mlx_tlstm.tasks import Task
 
 GIB = 1 << 30
@@ -34,6 +40,10 @@ _STEPS_COMPUTED = 4
 _LOGIT_COPIES = 6
 #: Arrays as large as the outputs: projected inputs, outputs, read-outs, and the gradients of these.
 _OUTPUT_COPIES = 6
+#: Bytes of the weights' gradients that may be kept of single steps.
+_PILED = 1 << 26
+#: Operations whose results are parts or forms of what they are given.
+_VIEWS = ("Broadcast", "ExpandDims", "Reshape", "Slice", "Split", "Squeeze", "Transpose")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +51,8 @@ class StepSizes:
     """The sizes that decide the memory of one training step.
 
     Args:
-        cell: The layer's cell.
+        layer: The layer.
+        input_size: R.
         parameters: Trained numbers in the model.
         rows: B, the sequences that go through the network at once.
         parts: How many such parts a training step has; see ``TrainingConfig.accumulate``.
@@ -51,7 +62,8 @@ class StepSizes:
         recompute: Whether the backward pass computes activations anew.
     """
 
-    cell: RecurrentCell
+    layer: Layer
+    input_size: int
     parameters: int
     rows: int
     parts: int
@@ -67,7 +79,8 @@ class StepSizes:
         """The sizes of a step of ``config``; the model's weights need not be evaluated."""
         steps = task.sequence_steps(config.length)
         return cls(
-            cell=model.layer.cell,
+            layer=model.layer,
+            input_size=task.input_size,
             parameters=sum(array.size for _, array in tree_flatten(model.trainable_parameters())),
             rows=max(1, config.batch_size // (config.accumulate * workers)),
             parts=config.accumulate,
@@ -85,7 +98,32 @@ def predict(sizes: StepSizes) -> int:
     that a few steps needed. With kernels it was never compared with a measurement on a GPU; there
     MLX may hold some hundred MB for what it has scheduled, which is little where memory is scarce.
     """
-    cell, rows, steps = sizes.cell, sizes.rows, sizes.steps + sizes.cell.delay
+    layer, rows = sizes.layer, sizes.rows
+    itemsize, copy = layer.dtype.size, _FLOAT32 * sizes.parameters
+    account = _tensor_steps if isinstance(layer, RecurrentLayer) else _steps_of_another_cell
+    state, all_steps, computed = account(sizes)
+
+    # Weights and two moments; in half precision a rounded copy and its gradient.
+    resident = 3 * copy + (2 * itemsize * sizes.parameters if itemsize < _FLOAT32 else 0)
+    in_parts = sizes.parts > 1
+    if in_parts:
+        resident += sizes.parts * state  # the parts' last states
+
+    numbers = (
+        sizes.steps * sizes.input_size
+        + _OUTPUT_COPIES * (sizes.steps + layer.delay) * layer.hidden_size
+        + _LOGIT_COPIES * sizes.loss_steps * sizes.output_size
+    )
+    sequence = _FLOAT32 * rows * numbers
+
+    # The update comes when the steps are gone: gradients, clipped ones, next weights and moments.
+    working = max((2 + in_parts) * copy + all_steps + computed + sequence, 5 * copy)
+    return int(MARGIN * (resident + working))
+
+
+def _tensor_steps(sizes: StepSizes) -> tuple[int, int, int]:
+    """Bytes of a state, of what is kept of all steps, and of the steps that are computed."""
+    cell, rows, steps = sizes.layer.cell, sizes.rows, sizes.steps + sizes.layer.delay
     transition = cell.active_transition(rows)
     # Matrices of a product's rows in a step: those and their gradient. MLX's own gradient of the
     # reference's equations needs more; 6 is what was enough for every case of the tests.
@@ -93,14 +131,7 @@ def predict(sizes: StepSizes) -> int:
     if transition.plain:
         transition = cell.transition  # but for that the reference needs no more
     itemsize, (channels, *fan_in) = cell.weight.dtype.size, cell.weight.shape
-    copy = _FLOAT32 * sizes.parameters
     state, residuals, reduced = (rows * size for size in _step_bytes(cell, transition))
-
-    # Weights and two moments; in half precision a rounded copy and its gradient.
-    resident = 3 * copy + (2 * itemsize * sizes.parameters if itemsize < _FLOAT32 else 0)
-    in_parts = sizes.parts > 1
-    if in_parts:
-        resident += sizes.parts * state  # the parts' last states
 
     # The weights' gradient is formed from hidden states and gradients of activations, of several
     # steps at once. For a matrix product they are joined, and what each location reads is gathered.
@@ -114,18 +145,7 @@ def predict(sizes: StepSizes) -> int:
         gathered = 2 * gathered + min(at_once, steps_at_once(elements)) * matrix
     kept = state + (reduced if sizes.recompute else residuals)
     all_steps = max(steps * kept, (steps - at_once) * kept + gathered)
-    computed = _STEPS_COMPUTED * (state + residuals + matrices * matrix)
-
-    numbers = (
-        sizes.steps * cell.input_size
-        + _OUTPUT_COPIES * steps * cell.hidden_size
-        + _LOGIT_COPIES * sizes.loss_steps * sizes.output_size
-    )
-    sequence = _FLOAT32 * rows * numbers
-
-    # The update comes when the steps are gone: gradients, clipped ones, next weights and moments.
-    working = max((2 + in_parts) * copy + all_steps + computed + sequence, 5 * copy)
-    return int(MARGIN * (resident + working))
+    return state, all_steps, _STEPS_COMPUTED * (state + residuals + matrices * matrix)
 
 
 def _step_bytes(cell: RecurrentCell, transition: Transition) -> list[int]:
@@ -141,6 +161,96 @@ def _step_bytes(cell: RecurrentCell, transition: Transition) -> list[int]:
         sum(array.nbytes for _, array in tree_flatten(tree) if array is not None)
         for tree in (after, residuals, transition.reduce(residuals))
     ]
+
+
+def _steps_of_another_cell(sizes: StepSizes) -> tuple[int, int, int]:
+    """As :func:`_tensor_steps`, of a cell in a :class:`mlx_tlstm.Recurrent`."""
+    layer = sizes.layer
+    state = sum(array.nbytes for array in by_name(layer.initial_state(1)).values())
+    # Of one sequence; what is made of weights alone is there once.
+    made, kept = (
+        two - one
+        for one, two in zip(
+            *(_gradient_of_a_step(layer, rows, sizes.input_size) for rows in (1, 2)), strict=True
+        )
+    )
+    kept = state + (0 if sizes.recompute else kept)
+    all_steps = sizes.steps * sizes.rows * kept
+    if not sizes.recompute:
+        copies = _FLOAT32 * sizes.parameters * sizes.steps
+        all_steps += copies if compiles(layer, sizes.steps, sizes.parameters) else 0
+    return sizes.rows * state, all_steps, _STEPS_COMPUTED * sizes.rows * made
+
+
+def compiles(layer: Layer, steps: int, parameters: int) -> bool:
+    """Whether training compiles its step; see :data:`GRAPH_STEPS`.
+
+    In a graph MLX may keep the weights' gradient of each step of another cell until the end: it
+    runs as it is where that is much.
+    """
+    ours = isinstance(layer, RecurrentLayer)
+    return steps <= GRAPH_STEPS and (ours or _FLOAT32 * parameters * steps <= _PILED)
+
+
+def _gradient_of_a_step(layer: Layer, rows: int, input_size: int) -> tuple[int, int]:
+    """Bytes that a step on ``rows`` sequences and its gradient make, and what of them is kept.
+
+    They are read from the graph that MLX writes out. Where it cannot, as of a custom function, they
+    are 0.
+    """
+    state = layer.initial_state(rows)
+    x = mx.zeros((rows, input_size), layer.dtype)
+    layer(x[:, None], state)  # which says what is wrong with the cell, if anything is
+    cell = snapshot(layer.cell)
+    names, weights = zip(*tree_flatten(cell.trainable_parameters()), strict=True)
+    arrays = arrays_of(state, state)
+    places = [i for i, array in enumerate(arrays) if mx.issubdtype(array.dtype, mx.floating)]
+
+    def step(x: mx.array, *traced: mx.array) -> list[mx.array]:
+        cell.update(tree_unflatten(list(zip(names, traced, strict=False))))
+        before = list(arrays)
+        for place, array in zip(places, traced[len(names) :], strict=True):
+            before[place] = array
+        output, after = cell(x, with_arrays(state, before))
+        after = arrays_of(after, state)
+        return [output, *(after[place] for place in places)]
+
+    def gradient(x: mx.array, *cotangents: mx.array) -> list[mx.array]:
+        traced = [*weights, *(arrays[place] for place in places)]
+        return mx.vjp(lambda *traced: step(x, *traced), traced, list(cotangents))[1]
+
+    floating = [arrays[place] for place in places]
+    cotangents = [mx.zeros_like(array) for array in step(x, *weights, *floating)]
+    nodes: list[dict[str, Any]] = []
+    with contextlib.suppress(RuntimeError, ValueError):
+        mx.export_function(nodes.append, gradient, x, *cotangents)
+    return _made_and_kept(nodes)
+
+
+def _made_and_kept(nodes: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Bytes of a gradient's arrays, and of those that are made before its cotangents count.
+
+    ``nodes`` come in their order; all inputs but the first are cotangents.
+    """
+    sizes: dict[str, int] = {}  # of each array that is no view
+    sources: dict[str, str] = {}  # of views
+    of_gradient: set[str] = set()
+    kept: set[str] = set()
+    for node in nodes:
+        if node["type"] == "inputs":
+            of_gradient |= {name for name, *_ in node["inputs"][1:]}
+        if node["type"] != "primitive":
+            continue
+        inputs = [name for name, *_ in node["inputs"]]
+        if of_gradient.intersection(inputs):
+            of_gradient |= {name for name, *_ in node["outputs"]}
+            kept |= {sources.get(name, name) for name in inputs} - of_gradient
+        for name, shape, dtype in node["outputs"]:
+            if node["name"] in _VIEWS:
+                sources[name] = sources.get(inputs[0], inputs[0])
+            else:
+                sizes[name] = math.prod(shape) * dtype.size
+    return sum(sizes.values()), sum(sizes.get(name, 0) for name in kept)
 
 
 def limit() -> int:

@@ -11,7 +11,8 @@ from mlx import nn
 from mlx_tlstm.checks import require, require_choice
 from mlx_tlstm.config import BY_LAG, TrainingConfig
 from mlx_tlstm.layers.base import RecurrentLayer, normal
-from mlx_tlstm.layers.variants import VARIANTS, make_layer
+from mlx_tlstm.layers.layer import Layer
+from mlx_tlstm.layers.variants import make_layer, variant_named
 from mlx_tlstm.models.metadata import ModelMetadata
 from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.tasks import Task, task_type
@@ -23,8 +24,12 @@ def check_layer(config: TrainingConfig, backend: str | None = None) -> None:
 
     Cheap, and needs no data.
     """
-    layer = _make_layer(config, task_type(config.task), 1, 1, backend)
-    layer.cell.selected_backend()
+    layer = _make_layer(config, task_type(config.task), 1, config.hidden_size, backend)
+    if isinstance(layer, RecurrentLayer):
+        layer.cell.selected_backend()
+    else:
+        name = f"weight_scale (of {config.variant})"
+        require_choice("TrainingConfig", name, config.weight_scale, (1.0,))
 
 
 def lag_forget_bias(steps: int) -> float:
@@ -43,10 +48,11 @@ def build_model(config: TrainingConfig, task: Task, backend: str | None = None) 
     """
     mx.random.seed(config.seed)
     layer = _make_layer(config, type(task), task.input_size, config.hidden_size, backend)
-    # A one-hot input picks one row: with 1/sqrt(R) it would drown in the hidden state.
-    projection = layer.cell.input_projection
-    projection.weight = normal(projection.weight.shape, task.input_fan_in)
-    layer.cell.weight = config.weight_scale * layer.cell.weight
+    if isinstance(layer, RecurrentLayer):  # another cell starts as its own paper says
+        # A one-hot input picks one row: with 1/sqrt(R) it would drown in the hidden state.
+        projection = layer.cell.input_projection
+        projection.weight = normal(projection.weight.shape, task.input_fan_in)
+        layer.cell.weight = config.weight_scale * layer.cell.weight
     model = SequenceModel(layer, task.output_size)
     model.set_dtype(getattr(mx, config.dtype))
     command = training_command(config)
@@ -60,7 +66,7 @@ def _make_layer(
     input_size: int,
     hidden_size: int,
     backend: str | None,
-) -> RecurrentLayer:
+) -> Layer:
     return make_layer(
         config.variant,
         input_size,
@@ -81,8 +87,8 @@ def _forget_bias(config: TrainingConfig, task: type[Task]) -> float:
     steps = task.memory_steps(config.length)
     expected = f"a number for {config.task}, whose memories have no one length,"
     require(steps is not None, "TrainingConfig", "forget_bias", expected, config.forget_bias)
-    require_choice("TrainingConfig", "variant", config.variant, VARIANTS)
-    return lag_forget_bias(steps + VARIANTS[config.variant].delay(config.depth))
+    delay = variant_named("TrainingConfig", config.variant).delay(config.depth)
+    return lag_forget_bias(steps + delay)
 
 
 def encode(inputs: np.ndarray, input_size: int, dtype: mx.Dtype) -> mx.array:

@@ -10,6 +10,7 @@ from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import to_path
 from mlx_tlstm.models.sequence import SequenceModel, class_count
+from mlx_tlstm.rivals import BUILT_IN
 from mlx_tlstm.tasks import TASKS, Task, make_task, remembered_data
 
 
@@ -32,7 +33,7 @@ def task_of(model: SequenceModel, data: str | Path | None = None) -> Task:
         config = config.replace(data=str(to_path("task_of", "data", data)))
     with remembered_data(data):
         task = make_task(config)
-    sizes = (model.layer.cell.input_size, class_count(model))
+    sizes = (model.layer.input_size, class_count(model))
     expected = f"the one that the model was trained on, with {sizes} inputs and classes,"
     found = (task.input_size, task.output_size)
     require(found == sizes, "task_of", "data", expected, found)
@@ -44,13 +45,14 @@ def task_of(model: SequenceModel, data: str | Path | None = None) -> Task:
 def training_command(config: TrainingConfig) -> str | None:
     """The command line that trains a configuration, or ``None`` if none does.
 
-    Of a path to the user's own data it has the last part only. No command line trains a task that
-    is not in :data:`TASKS`; nor a configuration with ``None`` or ``False`` where the task's quick
+    Of a path to the user's own data it has the last part only. No command line trains a task or a
+    variant of the user's own; nor a configuration with ``None`` or ``False`` where the task's quick
     settings have a value, such as a limit: an option can change a setting, but not remove it.
     """
-    if config.task not in TASKS:
+    if config.task not in TASKS or config.variant not in BUILT_IN:
         return None
     quick = TASKS[config.task].quick()
+    quick = quick.for_variant(config.variant).replace(variant=quick.variant)
     words = ["python", "-m", "mlx_tlstm.train", config.task]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

@@ -15,8 +15,9 @@ from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.models.arrays import require_like
 from mlx_tlstm.models.sequence import SequenceModel
-from mlx_tlstm.recurrence.compilation import GRAPH_STEPS, CompiledFunction
+from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.snapshot import replace_weights
+from mlx_tlstm.recurrence.trees import arrays_of, by_name, of_rows, with_arrays
 from mlx_tlstm.tasks import Batch, make_task
 from mlx_tlstm.training import memory_prediction
 from mlx_tlstm.training.divergence import NonFiniteError
@@ -109,6 +110,8 @@ class Trainer:
         self.carried: Any = None
         self._dtype = getattr(mx, config.dtype)
         self._loss_scales = FLOAT16_LOSS_SCALES if self._dtype == mx.float16 else (1.0,)
+        steps = self.task.sequence_steps(config.length)
+        self._compiles = memory_prediction.compiles(self.model.layer, steps, self.parameter_count)
         self._value_and_grad = CompiledFunction(self.model, self._scaled_loss_and_gradients)
         with self.workers.watched():
             rounded = self._rounded(self.weights)
@@ -166,7 +169,7 @@ class Trainer:
         self._announce("arrays")
         arrays = self._own_arrays()
         if self.carried is not None:
-            arrays["carried"] = self.workers.joined(self.carried)._asdict()
+            arrays["carried"] = by_name(self.workers.joined(self.carried))
         with self.workers.watched():
             mx.eval(arrays)
         return arrays
@@ -179,7 +182,7 @@ class Trainer:
         """
         expected = self._own_arrays()
         if "carried" in arrays:
-            expected["carried"] = self._initial_state()._asdict()
+            expected["carried"] = by_name(self._initial_state())
         for name in expected:
             found = arrays.get(name, {})
             require_like(type(self).__name__, name, found, expected[name], "the configuration")
@@ -198,7 +201,7 @@ class Trainer:
         elif operation == "arrays":
             self.arrays()
         else:
-            zeros = {**self._own_arrays(), "carried": self._initial_state()._asdict()}
+            zeros = {**self._own_arrays(), "carried": by_name(self._initial_state())}
             self._receive(0, zeros)
 
     def _announce(self, operation: str) -> None:
@@ -212,7 +215,7 @@ class Trainer:
         }
 
     def _initial_state(self) -> Any:
-        return self.model.layer.cell.initial_state(self.config.batch_size)
+        return self.model.layer.initial_state(self.config.batch_size)
 
     def _receive(self, step: int, arrays: Mapping[str, Mapping[str, mx.array]]) -> None:
         """Take over the first process's step and arrays; the others pass some of the same shapes.
@@ -220,7 +223,8 @@ class Trainer:
         The layer state is the whole batch's, of which each process takes its share.
         """
         state = arrays.get("carried")
-        zeros = self._initial_state()._asdict()
+        initial = self._initial_state()
+        zeros = by_name(initial)
         # In one order everywhere, which a file does not keep: they are sent one after the other.
         given = {
             "step": mx.array([step, int(state is not None)]),
@@ -233,8 +237,8 @@ class Trainer:
         self.step, carried = taken["step"].tolist()
         self.weights = tree_unflatten(list(taken["arrays"]["weights"].items()))
         self.optimizer.state = tree_unflatten(list(taken["arrays"]["optimizer"].items()))
-        share = {name: array[self._share] for name, array in taken["state"].items()}
-        self.carried = self.model.layer.cell.state_type(**share) if carried else None
+        whole = with_arrays(initial, [taken["state"][name] for name in zeros])
+        self.carried = of_rows(whole, self._share) if carried else None
         rounded = self._rounded(self.weights)
         mx.eval(self.weights, rounded, self.optimizer.state, self.carried)
         replace_weights(self.model, rounded)
@@ -291,9 +295,9 @@ class Trainer:
             whole = slice(first + rows.start, first + rows.stop)
             x = encode(batch.inputs[whole], self.task.input_size, self._dtype)
             targets = mx.array(batch.targets[whole])[:, self.task.loss_positions]
-            before = None if batch.fresh else tree_map(lambda a, rows=rows: a[rows], self.carried)
+            before = None if batch.fresh else of_rows(self.carried, rows)
             function = self._value_and_grad
-            if x.shape[1] > GRAPH_STEPS:
+            if not self._compiles:
                 function = function.plain
             (_, loss, state), scaled = function(x, targets, before, scale)
             gradients = tree_map(lambda g: g.astype(mx.float32) / (scale * parts), scaled)
@@ -304,13 +308,17 @@ class Trainer:
                 mx.eval(sums, loss, state)
         loss = losses[0] if parts == 1 else mx.stack(losses).mean()
         if parts > 1:
-            state = tree_map(lambda *arrays: mx.concatenate(arrays), *states)
+            state = with_arrays(state, map(_joined, *(arrays_of(s, state) for s in states)))
         return self.workers.mean(loss), self.workers.mean(sums), state
 
     def _scaled_loss_and_gradients(
         self, model: SequenceModel, *arguments: Any
     ) -> tuple[tuple[mx.array, mx.array, Any], Any]:
-        return nn.value_and_grad(model, partial(self._scaled_loss, model))(*arguments)
+        value_and_grad = nn.value_and_grad(model, partial(self._scaled_loss, model))
+        (scaled, loss, state), gradients = value_and_grad(*arguments)
+        # Compiled, MLX fails on two parts of the state that no step has changed and that are equal.
+        state = with_arrays(state, mx.depends(arrays_of(state, state), [loss]))
+        return (scaled, loss, state), gradients
 
     def _scaled_loss(
         self, model: SequenceModel, x: mx.array, targets: mx.array, state: Any, scale: float
@@ -319,6 +327,11 @@ class Trainer:
         logits = logits_at(model, y, self.task.loss_positions)
         loss = cross_entropy(logits, targets).mean()
         return loss * scale, loss, state
+
+
+def _joined(*arrays: mx.array) -> mx.array:
+    """The parts of a batch in one array; a number is that of the last."""
+    return mx.concatenate(arrays) if arrays[0].ndim else arrays[-1]
 
 
 def _clipped(gradients: Any, config: TrainingConfig) -> tuple[Any, mx.array, mx.array]:

@@ -94,10 +94,13 @@ class Workers:
         return tree_map(lambda array: mx.distributed.all_sum(array) / self.size, tree)
 
     def joined(self, tree: Any) -> Any:
-        """The shares of all processes, joined along the batch axis, which is the first."""
+        """The shares of all processes, joined along the batch axis, which is the first.
+
+        An array without axes is the same in all of them.
+        """
         if self.size == 1:
             return tree
-        return tree_map(mx.distributed.all_gather, tree)
+        return tree_map(lambda a: mx.distributed.all_gather(a) if a.ndim else a, tree)
 
     def from_first(self, tree: Any) -> Any:
         """The first process's arrays, in all processes; the others pass some of the same shapes."""

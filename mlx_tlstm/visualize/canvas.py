@@ -72,6 +72,10 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     return paths
 
 
+#: Entries of a legend that fit under each other.
+_LONGEST_COLUMN = 14
+
+
 def legend_outside(
     axes: Axes, entries: tuple[list[Any], list[str]] | None = None, title: str | None = None
 ) -> None:
@@ -88,6 +92,7 @@ def legend_outside(
         handles,
         labels,
         title=title,
+        ncols=-(-len(labels) // _LONGEST_COLUMN),
         loc="upper left",
         bbox_to_anchor=(1.02, 1) if beside else (0, -0.16),
         borderaxespad=0,

@@ -14,8 +14,9 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from mlx_tlstm.checking.timing import Timing
 from mlx_tlstm.checks import is_integer, is_number, plain, require, require_choice
+from mlx_tlstm.layers.variants import VARIANTS
 from mlx_tlstm.visualize.canvas import canvas, legend_outside
-from mlx_tlstm.visualize.styles import STYLES, variant_style
+from mlx_tlstm.visualize.styles import variant_style
 
 RUNTIME_LABEL = "ms per timestep per example"
 #: How far lines with ranges stand from their depth at most, in parts of the depth axis.
@@ -121,17 +122,17 @@ def _draw_lines(
     span: Callable[[Any], tuple[float, float]],
     dodge: float = 0.0,
 ) -> None:
-    """A line with error bars for each variant, in :data:`STYLES`' order, over all depths.
+    """A line with error bars for each variant, in :data:`VARIANTS`' order, over all depths.
 
     ``dodge`` is how far the outer lines are moved, in parts of the depth axis.
     """
     for name in points:
-        require_choice(owner, "points", name, STYLES)
+        require_choice(owner, "points", name, VARIANTS)
     depths = sorted({depth for by_depth in points.values() for depth in by_depth})
     valid = all(is_integer(depth) and depth > 0 for depth in depths)
     require(valid, owner, "points", "of depths of 1 or more", depths)
     width = depths[-1] - depths[0]
-    names = [name for name in STYLES if any(map(_present, points.get(name, {}).values()))]
+    names = [name for name in VARIANTS if any(map(_present, points.get(name, {}).values()))]
     centre_line = (len(names) - 1) / 2
     for number, name in enumerate(names):
         found = {depth: value for depth, value in points[name].items() if _present(value)}

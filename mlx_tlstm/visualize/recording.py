@@ -12,7 +12,7 @@ from mlx_tlstm import ops
 from mlx_tlstm.checks import is_integer, plain, require
 from mlx_tlstm.layers.base import RecurrentLayer
 from mlx_tlstm.layers.layer import LAYERS, Layer
-from mlx_tlstm.recurrence.trees import named_arrays
+from mlx_tlstm.recurrence.trees import by_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +81,7 @@ def record(layer: Layer, x: mx.array, state: Any = None) -> Recording:
     """
     require_layer("record", layer)
     trace = layer.trace(x, state)
-    states = {
-        name.removeprefix("state").removeprefix("."): _as_numpy(array)
-        for name, array in named_arrays("record", "state", trace.states)
-    }
+    states = {name: _as_numpy(array) for name, array in by_name(trace.states).items()}
     outputs = _as_numpy(trace.outputs)
     if not isinstance(layer, RecurrentLayer):
         name = type(layer.cell).__name__

@@ -1,4 +1,7 @@
-"""One colour, line style and marker for each variant, the same in every drawing."""
+"""One colour, line style and marker for each variant, the same in every drawing.
+
+Cells of a user's own share one look.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.colors import to_rgb
 
-from mlx_tlstm.checks import require_choice
+from mlx_tlstm.layers.variants import variant_named
 
 #: A line style of matplotlib: a name, or an offset and lengths of dashes and gaps.
 LineStyle = str | tuple[int, tuple[float, ...]]
@@ -33,7 +36,16 @@ STYLES = {
     "3d-trnn": VariantStyle("#8c564b", "-.", ">"),
     "2d-tlstm+cn": VariantStyle("#332288", "-", "p"),
     "2d-tlstm+ln": VariantStyle("#999933", "--", "<"),
+    "stacked-lstm": VariantStyle("#7f7f7f", "-", "d"),
+    "grid-lstm": VariantStyle("#117733", "--", "h"),
+    "lstm": VariantStyle("#b0b0b0", "-.", "8"),
+    "irnn": VariantStyle("#ff7f9e", ":", "x"),
+    "dilated-gru": VariantStyle("#6a51a3", "-.", "H"),
+    "mlstm": VariantStyle("#a6761d", "--", "+"),
+    "rhn": VariantStyle("#00b4b4", ":", "1"),
 }
+#: A cell of the user's own.
+_OTHER = VariantStyle("#c00000", "-", "|")
 #: Line styles of one variant's lines after the first.
 _LINES: tuple[LineStyle, ...] = ("--", ":", "-.", (0, (6, 1)), (0, (1, 4)), "-")
 #: The lightest of one variant's lines is so far on its way to white.
@@ -55,8 +67,8 @@ def variant_style(name: str, number: int = 0, count: int = 1) -> dict[str, Any]:
     Raises:
         ValueError: There is no such variant.
     """
-    require_choice("variant_style", "name", name, STYLES)
-    style = STYLES[name]
+    variant_named("variant_style", name)
+    style = STYLES.get(name, _OTHER)
     lines = [style.line, *(line for line in _LINES if line != style.line)]
     towards_white = _LIGHTEST * number / max(1, count - 1)
     colour = tuple(part + (1 - part) * towards_white for part in to_rgb(style.colour))

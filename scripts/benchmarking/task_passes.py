@@ -129,7 +129,8 @@ def predicted_bytes(point: Point) -> int:
     """Memory that a training step of these sizes needs, at least what the pass does."""
     model = _model(point)
     sizes = memory_prediction.StepSizes(
-        cell=model.layer.cell,
+        layer=model.layer,
+        input_size=point.input_size,
         parameters=sum(array.size for _, array in tree_flatten(model.trainable_parameters())),
         rows=point.batch_size,
         parts=1,

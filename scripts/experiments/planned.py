@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.results import read_result
-from mlx_tlstm import VARIANTS, StackedLSTM, training
+from mlx_tlstm import VARIANTS, training
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import Task, make_task, task_type
@@ -98,8 +98,8 @@ def selected(runs: Sequence[PlannedRun], patterns: Sequence[str]) -> list[Planne
 
 
 def backend_of(config: TrainingConfig, backend: str | None) -> str | None:
-    """The backend of a run where ``backend`` is asked for: a stacked LSTM has plain operations."""
-    return None if VARIANTS[config.variant].kind is StackedLSTM else backend
+    """The backend of a run where ``backend`` is asked for: without a tensor it is MLX's own."""
+    return backend if VARIANTS[config.variant].kernels else None
 
 
 def check_trainable(runs: Sequence[PlannedRun], backend: str | None = None) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 from comparison import assert_close, values_and_gradients
+from layer_helpers import OUR_VARIANTS
 from mlx import nn
 from mlx.utils import tree_flatten
 
-from mlx_tlstm import VARIANTS, SequenceModel, StackedLSTM, make_layer
+from mlx_tlstm import SequenceModel, StackedLSTM, make_layer
 
 BATCH, STEPS, INPUT, HIDDEN, CLASSES, DEPTH = 2, 5, 4, 7, 3, 3
 
@@ -32,7 +33,7 @@ def exported(path, function, *arguments):
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", OUR_VARIANTS)
 def test_exported_model(variant, dtype, x, tmp_path):
     """Without and with a state, which goes in and comes out array by array."""
     model = build(variant, dtype).eval()
@@ -94,7 +95,7 @@ def test_training_mode_is_refused(x, tmp_path):
         mx.export_function(str(tmp_path / "layer.mlxfn"), lambda x: layer(x)[0], x)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", OUR_VARIANTS)
 def test_gradients_in_evaluation_mode(variant, x):
     """MLX's own gradient of the plain steps is the one that training forms."""
     model = build(variant)

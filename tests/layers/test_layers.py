@@ -9,14 +9,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from comparison import assert_close, relative_error
-from layer_helpers import peak_bytes
+from layer_helpers import OUR_VARIANTS, peak_bytes
 from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_tlstm import (
     TLSTM,
     TRNN,
-    VARIANTS,
     SequenceModel,
     StackedLSTM,
     TLSTMCell,
@@ -48,7 +47,7 @@ def test_depth_follows_equation_9(tensor_size, kernel_size, depth):
     assert (layer.depth, layer.delay) == (depth, depth - 1)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", OUR_VARIANTS)
 def test_every_variant_has_its_depth_and_trains(variant):
     layer = make_layer(variant, 5, 6, depth=3)
     assert layer.depth == 3
@@ -155,7 +154,7 @@ def test_inside_someone_elses_model():
 
 
 @pytest.mark.parametrize(("training", "recompute"), [(True, False), (True, True), (False, False)])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", OUR_VARIANTS)
 def test_vmap(variant, recompute, training):
     """Of a layer, of its gradient, and the gradient through it: what a loop gives."""
     layer = make_layer(variant, 4, 5, depth=3, recompute=recompute).train(training)

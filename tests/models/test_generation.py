@@ -9,9 +9,10 @@ import sys
 import mlx.core as mx
 import pytest
 from click.testing import CliRunner
+from layer_helpers import OUR_VARIANTS
 
 import mlx_tlstm
-from mlx_tlstm import VARIANTS, ModelMetadata, SequenceModel, make_layer, training
+from mlx_tlstm import ModelMetadata, SequenceModel, make_layer, training
 from mlx_tlstm.commands import generation as command
 from mlx_tlstm.commands.main import main
 from mlx_tlstm.models import generation
@@ -40,7 +41,7 @@ def from_scratch(model, symbols):
 
 
 @pytest.mark.parametrize("depth", [1, 4])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", OUR_VARIANTS)
 def test_likeliest_symbols_are_those_of_a_run_from_scratch(variant, depth, monkeypatch):
     monkeypatch.setattr(generation, "_PROMPT_CHUNK", 3)
     model = build(variant, depth)

@@ -8,10 +8,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from comparison import assert_close, values_and_gradients
+from layer_helpers import OUR_VARIANTS
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_tlstm import VARIANTS, ModelMetadata, SequenceModel, StreamingSession, make_layer
+from mlx_tlstm import ModelMetadata, SequenceModel, StreamingSession, make_layer
 from mlx_tlstm.models.generation import generate
 from mlx_tlstm.models.sequence import class_count
 from mlx_tlstm.tasks import TASKS, make_task
@@ -195,7 +196,7 @@ def test_dropout_before_the_recurrence_differs_from_step_to_step():
     assert not mx.array_equal(projected[-1], projected[-2])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", OUR_VARIANTS)
 def test_a_module_of_another_width_is_refused(variant):
     layer = make_layer(variant, INPUT, 6, DEPTH)
     layer.cell.input_projection = nn.Linear(INPUT, 7)

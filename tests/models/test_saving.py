@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from comparison import assert_close
+from layer_helpers import OUR_VARIANTS
 from mlx import nn
 from mlx.utils import tree_map
 
@@ -19,7 +20,6 @@ import mlx_tlstm
 from mlx_tlstm import (
     TLSTM,
     TRNN,
-    VARIANTS,
     ModelMetadata,
     SequenceModel,
     StackedLSTM,
@@ -65,7 +65,7 @@ def check_same(model, other):
 @pytest.mark.parametrize(
     ("variant", "dtype"),
     [
-        *((variant, "float32") for variant in VARIANTS),
+        *((variant, "float32") for variant in OUR_VARIANTS),
         *(("3d-tlstm+cn", dtype) for dtype in DTYPES[1:]),
     ],
 )

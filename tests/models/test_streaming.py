@@ -7,8 +7,9 @@ import io
 import mlx.core as mx
 import numpy as np
 import pytest
+from layer_helpers import OUR_VARIANTS
 
-from mlx_tlstm import VARIANTS, SequenceModel, StreamingSession, make_layer
+from mlx_tlstm import SequenceModel, StreamingSession, make_layer
 from mlx_tlstm.layers.base import DTYPES
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 
@@ -36,7 +37,7 @@ def pushed(session, x):
 @pytest.mark.parametrize(
     ("variant", "dtype"),
     [
-        *((name, "float32") for name, variant in VARIANTS.items() if variant.is_causal(4)),
+        *((name, "float32") for name, variant in OUR_VARIANTS.items() if variant.is_causal(4)),
         *(("3d-tlstm+cn", dtype) for dtype in DTYPES[1:]),
     ],
 )

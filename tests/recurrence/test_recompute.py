@@ -3,15 +3,15 @@
 import mlx.core as mx
 import pytest
 from comparison import assert_close, values_and_gradients
-from layer_helpers import peak_bytes
+from layer_helpers import OUR_VARIANTS, peak_bytes
 from mlx.utils import tree_flatten
 
-from mlx_tlstm import TLSTM, VARIANTS, make_layer
+from mlx_tlstm import TLSTM, make_layer
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.trainer import Trainer
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", OUR_VARIANTS)
 def test_recomputed_gradients_are_the_same_to_the_bit(variant):
     mx.random.seed(3)
     layer = make_layer(variant, 4, 7, 3)

@@ -66,8 +66,8 @@ def test_every_variant_has_a_look_of_its_own():
     for one, other in itertools.combinations(styles.values(), 2):
         distance = np.abs(np.subtract(to_rgb(one["color"]), to_rgb(other["color"]))).sum()
         assert distance > 0.2, (one, other)
-    with pytest.raises(ValueError, match=r"'name' must be one of 'slstm', .* but got 'lstm'"):
-        variant_style("lstm")
+    with pytest.raises(ValueError, match=r"'variant' must be one of 'slstm', .* but got 'gru'"):
+        variant_style("gru")
 
 
 def test_several_lines_of_a_variant_are_told_apart():
@@ -249,7 +249,7 @@ def test_by_depth_leaves_gaps():
         ({"slstm": {1: []}}, "finite numbers, one or more"),
         ({"slstm": {1: [math.nan]}}, "finite numbers, one or more"),
         ({"slstm": {1: [None]}}, "finite numbers, one or more"),
-        ({"lstm": {1: [1.0]}}, "one of 'slstm'"),
+        ({"gru": {1: [1.0]}}, "one of 'slstm'"),
         ({"slstm": {0: [1.0]}}, "of depths of 1 or more"),
     ],
 )

@@ -1,0 +1,89 @@
+"""The rivals by their names: trained, saved, streamed and printed as every other variant."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+from cases import CASES
+from click.testing import CliRunner
+from test_memory_prediction import check_prediction
+
+import mlx_tlstm
+from mlx_tlstm import SequenceModel, StreamingSession, make_layer, training
+from mlx_tlstm.commands.training import train
+from mlx_tlstm.rivals import RIVALS
+from mlx_tlstm.tasks import TASKS
+
+every_rival = pytest.mark.parametrize("name", RIVALS)
+
+
+def model_of(name):
+    depth = RIVALS[name].settings.get("depth", 3)
+    return SequenceModel(make_layer(name, 4, 6, depth), 5)
+
+
+def test_each_has_a_name():
+    assert {name: variant.cell for name, variant in RIVALS.items()} == {
+        name: case.cell for name, case in CASES.items()
+    }
+
+
+@every_rival
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_saved_and_loaded(name, dtype, tmp_path):
+    model = model_of(name)
+    model.set_dtype(getattr(mx, dtype))
+    model.save(tmp_path / "model")
+    again = mlx_tlstm.load(tmp_path / "model")
+    x = mx.random.normal((2, 5, 4))
+    assert mx.array_equal(again(x)[0], model.eval()(x)[0])
+
+
+@every_rival
+def test_streamed(name):
+    model, x = model_of(name).eval(), mx.random.normal((2, 9, 4))
+    session = StreamingSession(model)
+    pushed = mx.stack([session.push(x[:, t]) for t in range(9)], axis=1)
+    assert mx.allclose(pushed, model(x)[0], atol=1e-6)
+
+
+@every_rival
+@pytest.mark.parametrize("task", ["memorization", "wikipedia"])
+def test_goes_on_bit_for_bit(name, task, settings, tmp_path):
+    config = settings(task, checkpoint_every=1, checkpoint_seconds=0).for_variant(name)
+    whole = training.fit(config, tmp_path / "whole")
+
+    class Leave(training.Callback):
+        def on_step(self, trainer, report):
+            if trainer.step == 3:
+                raise StopIteration
+
+    with pytest.raises(StopIteration):
+        training.fit(config, tmp_path / "run", [Leave()])
+    assert training.resume(tmp_path / "run").test == whole.test
+
+
+@every_rival
+def test_the_command_takes_them_and_is_the_one_that_a_run_names(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["--hidden-size", 5, "--samples", 30, "--length", 2, "--eval-every", 30]
+    arguments = ["memorization", "--variant", name, *options, "--out", "run"]
+    result = CliRunner().invoke(train, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    config = mlx_tlstm.load("run").metadata.training
+    assert {key: getattr(config, key) for key in RIVALS[name].settings} == RIVALS[name].settings
+    command = mlx_tlstm.load("run").metadata.command.split()
+    again = CliRunner().invoke(train, [*command[3:], "--out", "again"])
+    assert again.exit_code == 0, again.output
+    assert mlx_tlstm.load("again").metadata.training == config
+
+
+@pytest.mark.parametrize(
+    ("name", "recompute"), [*((name, False) for name in RIVALS), ("rhn", True)]
+)
+def test_the_predicted_memory(name, recompute):
+    """Never too low, and of use still; the least that single steps of a small batch need counts."""
+    config = TASKS["memorization"].quick().for_variant(name)
+    own = {key: getattr(config, key) for key in RIVALS[name].settings}
+    sizes = {"hidden_size": 120, "length": 30, "batch_size": 40, "depth": 3}
+    check_prediction(3.0, **{**sizes, "variant": name, "recompute": recompute, **own})

@@ -1,0 +1,251 @@
+"""A cell of the user's own, trained, saved, loaded and gone on with by its name."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx import nn
+from test_memory_prediction import check_prediction
+from tiny_tasks import Stop, StopAt
+
+import mlx_tlstm
+from mlx_tlstm import VARIANTS, CellVariant, Recurrent, SequenceModel, make_layer, training
+from mlx_tlstm.models.generation import generate
+from mlx_tlstm.training.origin import training_command
+
+
+class State(NamedTuple):
+    hidden: mx.array
+    layers: dict[str, list[mx.array]]
+    steps: mx.array
+
+
+class GRU(nn.Module):
+    """Stacked gated units, whose state is a tree, with the number of steps in it."""
+
+    def __init__(self, input_size: int, hidden_size: int, depth: int) -> None:
+        super().__init__()
+        self.hidden_size, self.depth = hidden_size, depth
+        sizes = [input_size, *[hidden_size] * (depth - 1)]
+        self.gates = [nn.Linear(size + hidden_size, 2 * hidden_size) for size in sizes]
+        self.candidates = [nn.Linear(size + hidden_size, hidden_size) for size in sizes]
+
+    def initial_state(self, batch_size: int) -> State:
+        def zeros() -> mx.array:
+            return mx.zeros((batch_size, self.hidden_size), self.gates[0].weight.dtype)
+
+        return State(zeros(), {"below": [zeros() for _ in range(self.depth - 1)]}, mx.array(0))
+
+    def __call__(self, x: mx.array, state: State) -> tuple[mx.array, State]:
+        past, after = [*state.layers["below"], state.hidden], []
+        for gates, candidate, h in zip(self.gates, self.candidates, past, strict=True):
+            z, r = mx.split(mx.sigmoid(gates(mx.concatenate([x, h], axis=-1))), 2, axis=-1)
+            new = mx.tanh(candidate(mx.concatenate([x, r * h], axis=-1)))
+            x = (1 - z) * h + z * new
+            after.append(x)
+        return x, State(x, {"below": after[:-1]}, state.steps + 1)
+
+
+class Plain(nn.Module):
+    """One layer, with a state of one array and a forget bias of its own."""
+
+    def __init__(self, input_size: int, hidden_size: int, forget_bias: float = 3.0) -> None:
+        super().__init__()
+        self.input_size, self.forget_bias = input_size, forget_bias
+        self.from_input = nn.Linear(input_size, hidden_size)
+
+    def initial_state(self, batch_size: int) -> mx.array:
+        return mx.zeros((batch_size, self.from_input.weight.shape[0]))
+
+    def __call__(self, x: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
+        state = mx.tanh(self.from_input(x) + state)
+        return state, state
+
+
+@pytest.fixture(autouse=True)
+def variants(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "gru", CellVariant(GRU, {"clip_norm": 0.0, "clip_value": 1.0}))
+    monkeypatch.setitem(VARIANTS, "plain", CellVariant(Plain))
+
+
+def same(model, other):
+    x = mx.random.normal((3, 5, model.layer.input_size or 65), key=mx.random.key(0))
+    assert mx.array_equal(model(x)[0], other(x)[0])
+
+
+def test_trained_evaluated_saved_and_loaded(settings, tmp_path):
+    config = settings("memorization", variant="gru", depth=3, samples=48)
+    result = training.fit(config, tmp_path / "run")
+    assert result.last["samples"] == 48
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert losses[-1] < losses[0]
+    model = mlx_tlstm.load(tmp_path / "run")
+    assert isinstance(model.layer, Recurrent)
+    assert len(model.layer.cell.gates) == 3
+    task = training.Trainer(config).task
+    assert training.evaluate(model, task, "test")["loss"] == pytest.approx(result.test["loss"])
+    model.save(tmp_path / "model")
+    same(model, mlx_tlstm.load(tmp_path / "model"))
+    assert training_command(config) is model.metadata.command is None  # no command knows the cell
+
+
+def test_the_settings_of_the_variant_take_the_tasks_place(settings):
+    config = settings("memorization").for_variant("gru")
+    assert (config.variant, config.clip_norm, config.clip_value) == ("gru", 0.0, 1.0)
+    assert config.depth == 2  # the cell has a depth of its own
+    assert settings("memorization").for_variant("plain").depth == 1
+
+
+@pytest.mark.parametrize("task", ["memorization", "wikipedia", "mnist"])
+@pytest.mark.parametrize("name", ["gru", "plain"])
+def test_goes_on_bit_for_bit(task, name, settings, tmp_path):
+    """Also on text, whose states are carried from batch to batch and so kept in checkpoints."""
+    often = {"checkpoint_every": 2, "checkpoint_seconds": 0, "samples": 48}
+    config = settings(task, **often).for_variant(name)
+    whole = training.fit(config, tmp_path / "whole")
+    with pytest.raises(Stop):
+        training.fit(config, tmp_path / "run", [StopAt(steps=5)])
+    again = training.resume(tmp_path / "run")
+    assert again.test == whole.test
+    for name in ("best", "last"):
+        files = [tmp_path / run / name / "model.safetensors" for run in ("whole", "run")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dtype": "bfloat16"}, {"dtype": "float16"}, {"accumulate": 2}]
+)
+def test_other_ways_to_train(changes, settings, tmp_path):
+    config = settings("wikipedia", variant="gru", **changes)
+    result = training.fit(config, tmp_path / "run")
+    assert np.isfinite(result.last["evaluation_loss"])
+    assert result.model.layer.dtype == getattr(mx, config.dtype)
+
+
+def test_recomputing_changes_no_weight(settings, tmp_path):
+    config = settings("memorization", variant="gru", depth=2)
+    plain, recomputed = (
+        training.fit(config.replace(recompute=recompute), tmp_path / str(recompute)).model
+        for recompute in (False, True)
+    )
+    assert recomputed.layer.checkpoint == 1
+    same(plain, recomputed)
+
+
+def test_generates_text(settings, tmp_path):
+    config = settings("wikipedia", variant="gru")
+    model = training.fit(config, tmp_path / "run").model
+    symbols = list(generate(model, [3, 1, 4], 7, seed=0))
+    assert len(symbols) == 7
+    assert max(symbols) < len(model.metadata.symbols)
+
+
+def test_a_program_that_does_not_know_the_cell(settings, tmp_path, monkeypatch):
+    config = settings("memorization", variant="gru", checkpoint_every=1)
+    with pytest.raises(Stop):
+        training.fit(config, tmp_path / "run", [StopAt(steps=4)])
+    monkeypatch.delitem(VARIANTS, "gru")
+    advice = "'variant' must be one of 'slstm', .* put into VARIANTS, but got 'gru'"
+    for way in (training.resume, mlx_tlstm.load):
+        with pytest.raises(ValueError, match=advice):
+            way(tmp_path / "run")
+
+
+def test_an_interrupted_run_says_how_to_go_on(settings, tmp_path):
+    class Interrupt(training.Callback):
+        def on_step(self, trainer, report):
+            signal.raise_signal(signal.SIGINT)
+
+    config = settings("memorization", variant="plain", depth=1)
+    with pytest.raises(training.TrainingInterrupted, match=r"mlx_tlstm\.training\.resume\('"):
+        training.fit(config, tmp_path / "run", [Interrupt()])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 2}, r"'depth \(of plain\)' must be one of 1 but got 2"),
+        ({"kernel_size": 3}, r"'kernel_size \(of plain\)' must be one of None but got 3"),
+        ({"memory_init": "hold"}, r"'memory_init \(of plain\)' must be one of 'uniform'"),
+        ({"weight_scale": 2.0}, r"'weight_scale \(of plain\)' must be one of 1.0 but got 2.0"),
+    ],
+)
+def test_settings_that_the_cell_does_not_have(changes, message, settings, tmp_path):
+    config = settings("memorization", **{"variant": "plain", "depth": 1, **changes})
+    with pytest.raises(ValueError, match=message):
+        training.fit(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_backend_is_refused():
+    with pytest.raises(ValueError, match=r"'backend \(of plain\)' must be one of None, 'ops'"):
+        make_layer("plain", 3, 5, 1, backend="metal")
+
+
+def test_the_cell_gets_the_forget_bias_if_it_takes_one():
+    assert make_layer("plain", 3, 5, 1, forget_bias=2.5).cell.forget_bias == 2.5
+    make_layer("gru", 3, 5, 2, forget_bias=2.5)
+
+
+def test_a_cell_that_fails_is_told_before_there_is_a_folder(settings, tmp_path, monkeypatch):
+    class Broken(Plain):
+        def __call__(self, x, state):
+            return state
+
+    monkeypatch.setitem(VARIANTS, "broken", CellVariant(Broken))
+    config = settings("memorization", variant="broken", depth=1)
+    with pytest.raises(ValueError, match=r"'cell' must be a module that returns \(output, state\)"):
+        training.fit(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("gru", "a class or function with arguments input_size and hidden_size but got 'gru'"),
+        (lambda hidden_size: None, "with input_size and hidden_size"),
+        (lambda input_size, hidden_size, width: None, "of no other arguments .* needs width"),
+    ],
+)
+def test_what_is_no_cell(cell, message):
+    with pytest.raises(ValueError, match=rf"\[CellVariant\] 'cell' must be .*{message}"):
+        CellVariant(cell)
+
+
+def test_a_function_may_make_the_cell(settings, tmp_path, monkeypatch):
+    def narrow(input_size, hidden_size, depth, scale=2):
+        return GRU(input_size, hidden_size // scale, depth)
+
+    monkeypatch.setitem(VARIANTS, "narrow", CellVariant(narrow))
+    model = training.fit(settings("memorization", variant="narrow"), tmp_path / "run").model
+    assert model.layer.hidden_size == 4
+    same(model, mlx_tlstm.load(tmp_path / "run"))
+
+
+def test_a_replaced_part_is_not_saved(tmp_path):
+    model = SequenceModel(make_layer("gru", 3, 5, 2), 4)
+    model.layer.cell.candidates[0] = nn.Linear(8, 5, bias=False)
+    with pytest.raises(ValueError, match=r"nothing was written"):
+        model.save(tmp_path / "model")
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("name", "depth"), [("gru", 3), ("plain", 1)])
+def test_the_predicted_memory(name, depth, recompute):
+    """Never too low; for so small a step as the second cell's twice of what is needed."""
+    sizes = {"hidden_size": 200, "length": 60, "batch_size": 60}
+    check_prediction(2.5, variant=name, depth=depth, recompute=recompute, **sizes)
+
+
+def test_long_sequences_keep_no_gradient_of_each_step():
+    """122 steps of a cell of 2.2 MiB: the weights' gradients would be 270 MiB."""
+    sizes = {"hidden_size": 400, "length": 60, "batch_size": 4}
+    for recompute in (False, True):
+        measured = check_prediction(2.5, variant="gru", depth=1, recompute=recompute, **sizes)
+        assert measured < 50 << 20
