@@ -8,15 +8,13 @@ logits, and a margin for what comes and goes while all that is there.
 from __future__ import annotations
 
 import bisect
-import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.layers.base import RecurrentCell, RecurrentLayer
@@ -24,10 +22,10 @@ from mlx_tlstm.layers.layer import Layer
 from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.ops.convolution import steps_at_once
 from mlx_tlstm.recurrence.compilation import GRAPH_STEPS
-from mlx_tlstm.recurrence.snapshot import snapshot
 from mlx_tlstm.recurrence.transition import Transition
-from mlx_tlstm.recurrence.trees import arrays_of, by_name, with_arrays
+from mlx_tlstm.recurrence.trees import by_name
 from mlx_tlstm.tasks import Task
+from mlx_tlstm.training.step_graph import gradient_nodes, made_and_kept
 
 GIB = 1 << 30
 #: What a prediction is multiplied by. MLX allocates results before it computes them, and fuses
@@ -42,8 +40,6 @@ _LOGIT_COPIES = 6
 _OUTPUT_COPIES = 6
 #: Bytes of the weights' gradients that may be kept of single steps.
 _PILED = 1 << 26
-#: Operations whose results are parts or forms of what they are given.
-_VIEWS = ("Broadcast", "ExpandDims", "Reshape", "Slice", "Split", "Squeeze", "Transpose")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,13 +163,9 @@ def _steps_of_another_cell(sizes: StepSizes) -> tuple[int, int, int]:
     """As :func:`_tensor_steps`, of a cell in a :class:`mlx_tlstm.Recurrent`."""
     layer = sizes.layer
     state = sum(array.nbytes for array in by_name(layer.initial_state(1)).values())
+    one, two = (made_and_kept(gradient_nodes(layer, rows, sizes.input_size)) for rows in (1, 2))
     # Of one sequence; what is made of weights alone is there once.
-    made, kept = (
-        two - one
-        for one, two in zip(
-            *(_gradient_of_a_step(layer, rows, sizes.input_size) for rows in (1, 2)), strict=True
-        )
-    )
+    made, kept = (of_two - of_one for of_one, of_two in zip(one, two, strict=True))
     kept = state + (0 if sizes.recompute else kept)
     all_steps = sizes.steps * sizes.rows * kept
     if not sizes.recompute:
@@ -190,67 +182,6 @@ def compiles(layer: Layer, steps: int, parameters: int) -> bool:
     """
     ours = isinstance(layer, RecurrentLayer)
     return steps <= GRAPH_STEPS and (ours or _FLOAT32 * parameters * steps <= _PILED)
-
-
-def _gradient_of_a_step(layer: Layer, rows: int, input_size: int) -> tuple[int, int]:
-    """Bytes that a step on ``rows`` sequences and its gradient make, and what of them is kept.
-
-    They are read from the graph that MLX writes out. Where it cannot, as of a custom function, they
-    are 0.
-    """
-    state = layer.initial_state(rows)
-    x = mx.zeros((rows, input_size), layer.dtype)
-    layer(x[:, None], state)  # which says what is wrong with the cell, if anything is
-    cell = snapshot(layer.cell)
-    names, weights = zip(*tree_flatten(cell.trainable_parameters()), strict=True)
-    arrays = arrays_of(state, state)
-    places = [i for i, array in enumerate(arrays) if mx.issubdtype(array.dtype, mx.floating)]
-
-    def step(x: mx.array, *traced: mx.array) -> list[mx.array]:
-        cell.update(tree_unflatten(list(zip(names, traced, strict=False))))
-        before = list(arrays)
-        for place, array in zip(places, traced[len(names) :], strict=True):
-            before[place] = array
-        output, after = cell(x, with_arrays(state, before))
-        after = arrays_of(after, state)
-        return [output, *(after[place] for place in places)]
-
-    def gradient(x: mx.array, *cotangents: mx.array) -> list[mx.array]:
-        traced = [*weights, *(arrays[place] for place in places)]
-        return mx.vjp(lambda *traced: step(x, *traced), traced, list(cotangents))[1]
-
-    floating = [arrays[place] for place in places]
-    cotangents = [mx.zeros_like(array) for array in step(x, *weights, *floating)]
-    nodes: list[dict[str, Any]] = []
-    with contextlib.suppress(RuntimeError, ValueError):
-        mx.export_function(nodes.append, gradient, x, *cotangents)
-    return _made_and_kept(nodes)
-
-
-def _made_and_kept(nodes: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Bytes of a gradient's arrays, and of those that are made before its cotangents count.
-
-    ``nodes`` come in their order; all inputs but the first are cotangents.
-    """
-    sizes: dict[str, int] = {}  # of each array that is no view
-    sources: dict[str, str] = {}  # of views
-    of_gradient: set[str] = set()
-    kept: set[str] = set()
-    for node in nodes:
-        if node["type"] == "inputs":
-            of_gradient |= {name for name, *_ in node["inputs"][1:]}
-        if node["type"] != "primitive":
-            continue
-        inputs = [name for name, *_ in node["inputs"]]
-        if of_gradient.intersection(inputs):
-            of_gradient |= {name for name, *_ in node["outputs"]}
-            kept |= {sources.get(name, name) for name in inputs} - of_gradient
-        for name, shape, dtype in node["outputs"]:
-            if node["name"] in _VIEWS:
-                sources[name] = sources.get(inputs[0], inputs[0])
-            else:
-                sizes[name] = math.prod(shape) * dtype.size
-    return sum(sizes.values()), sum(sizes.get(name, 0) for name in kept)
 
 
 def limit() -> int:

@@ -6,13 +6,11 @@ import mlx.core as mx
 import pytest
 from cases import CASES
 from click.testing import CliRunner
-from test_memory_prediction import check_prediction
 
 import mlx_tlstm
 from mlx_tlstm import SequenceModel, StreamingSession, make_layer, training
 from mlx_tlstm.commands.training import train
 from mlx_tlstm.rivals import RIVALS
-from mlx_tlstm.tasks import TASKS
 
 every_rival = pytest.mark.parametrize("name", RIVALS)
 
@@ -76,14 +74,3 @@ def test_the_command_takes_them_and_is_the_one_that_a_run_names(name, tmp_path, 
     again = CliRunner().invoke(train, [*command[3:], "--out", "again"])
     assert again.exit_code == 0, again.output
     assert mlx_tlstm.load("again").metadata.training == config
-
-
-@pytest.mark.parametrize(
-    ("name", "recompute"), [*((name, False) for name in RIVALS), ("rhn", True)]
-)
-def test_the_predicted_memory(name, recompute):
-    """Never too low, and of use still; the least that single steps of a small batch need counts."""
-    config = TASKS["memorization"].quick().for_variant(name)
-    own = {key: getattr(config, key) for key in RIVALS[name].settings}
-    sizes = {"hidden_size": 120, "length": 30, "batch_size": 40, "depth": 3}
-    check_prediction(3.0, **{**sizes, "variant": name, "recompute": recompute, **own})

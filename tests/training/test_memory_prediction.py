@@ -14,6 +14,7 @@ from tiny_tasks import write_images
 from mlx_tlstm import TLSTM, TRNN, training
 from mlx_tlstm.kernels import tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES
+from mlx_tlstm.rivals import RIVALS
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import memory_prediction as memory
 
@@ -61,9 +62,9 @@ def _measure(config):
     return max(peaks), predicted
 
 
-def check_prediction(factor=FACTOR, **settings):
+def check_prediction(task="memorization", *, factor=FACTOR, **settings):
     """Train a little with these settings: the measured bytes, which the prediction has to meet."""
-    measured, predicted = _measure(_config(**settings))
+    measured, predicted = _measure(_config(task, **settings))
     assert measured > 10 * MIB, "too small to tell"
     assert measured <= predicted <= factor * measured, (measured / MIB, predicted / MIB)
     return measured
@@ -73,6 +74,16 @@ def check_prediction(factor=FACTOR, **settings):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['variant']}-{case['depth']}")
 def test_variants(case, recompute):
     check_prediction(**case, recompute=recompute)
+
+
+@pytest.mark.parametrize(
+    ("name", "recompute"), [*((name, False) for name in RIVALS), ("stacked-lstm", True)]
+)
+def test_rivals(name, recompute):
+    """Never too low, and within thrice of the little that a step of a single layer needs."""
+    sizes = {"hidden_size": 150, "length": 40, "batch_size": 60, "depth": 3}
+    own = RIVALS[name].settings
+    check_prediction(factor=3.0, **{**sizes, "variant": name, "recompute": recompute, **own})
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

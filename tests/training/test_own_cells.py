@@ -240,12 +240,13 @@ def test_a_replaced_part_is_not_saved(tmp_path):
 def test_the_predicted_memory(name, depth, recompute):
     """Never too low; for so small a step as the second cell's twice of what is needed."""
     sizes = {"hidden_size": 200, "length": 60, "batch_size": 60}
-    check_prediction(2.5, variant=name, depth=depth, recompute=recompute, **sizes)
+    check_prediction(factor=2.5, variant=name, depth=depth, recompute=recompute, **sizes)
 
 
 def test_long_sequences_keep_no_gradient_of_each_step():
     """122 steps of a cell of 2.2 MiB: the weights' gradients would be 270 MiB."""
     sizes = {"hidden_size": 400, "length": 60, "batch_size": 4}
     for recompute in (False, True):
-        measured = check_prediction(2.5, variant="gru", depth=1, recompute=recompute, **sizes)
+        sizes |= {"variant": "gru", "depth": 1, "recompute": recompute}
+        measured = check_prediction(factor=2.5, **sizes)
         assert measured < 50 << 20
