@@ -1,5 +1,7 @@
 """Count the parameters of every configuration that the paper names, beside the paper's figures.
 
+Of others' networks (mlx_tlstm.rivals) the sizes are those of the tables' rows in their own papers.
+
 The paper seems to count in units of 2^20; both units are printed.
 """
 
@@ -14,26 +16,18 @@ import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 
 # isort: split
 from benchmarking.tables import Table, csv_text
-from experiments.paper import EXPERIMENTS, PAPER_TASKS
-from mlx.utils import tree_flatten
+from experiments.paper import PAPER_TASKS, printed_networks
+from experiments.widths import parameter_count
 
-from mlx_tlstm import SequenceModel, make_layer
 from mlx_tlstm.commands.base import Command
 
 MILLION, MEBI = 10**6, 2**20
 
 
-def parameter_count(variant: str, symbols: tuple[int, int], hidden_size: int, depth: int) -> int:
-    """Trained numbers of a model with its read-out; MLX never fills the arrays."""
-    inputs, classes = symbols
-    model = SequenceModel(make_layer(variant, inputs, hidden_size, depth), classes)
-    return sum(array.size for _, array in tree_flatten(model.trainable_parameters()))
-
-
 def counts() -> list[dict[str, Any]]:
-    """Every configuration of :data:`EXPERIMENTS`; depths with equally many numbers together."""
+    """Every configuration of the paper and its tables; depths with equally many together."""
     found = []
-    for experiment in EXPERIMENTS:
+    for experiment in printed_networks():
         symbols = (experiment.input_size, experiment.output_size)
         for variant, hidden_size in experiment.hidden_sizes.items():
             depths_of: dict[int, list[int]] = {}

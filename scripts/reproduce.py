@@ -4,7 +4,8 @@ TARGET is a table (table-1, table-2, table-3), the performance panels of a figur
 figure-4, figure-5; figure-4-lag starts from another forget bias), the tasks one by one (tasks: each
 with its own settings for a laptop or for the paper's size), a comparison that is ours (starts: ways
 to start training, on 10 symbols to memorize; symbols-20: 20 symbols, as many as in the paper, from
-its start and from ours), or all.
+its start and from ours; rivals-memorization, rivals-addition, rivals-mnist: others' networks and
+ours at equal parameters), or all.
 
 The paper's scale is that of its Section 3 and Appendix D: days to months on a laptop. The laptop's
 is hours on two CPU cores, and a day or two for what memorizes 10 symbols or more. The smoke scale
@@ -22,13 +23,14 @@ from pathlib import Path
 import click
 from benchmarking.tables import say_tables
 from experiments.pages import Block, write_target
+from experiments.paper import PAPER_VARIANTS
 from experiments.planned import check_runs, check_trainable, selected, unsettled
 from experiments.plans import SCALES, TARGETS, Request, planned_runs
 from experiments.report import command_lines
 from experiments.sweep import sweep
 from experiments.user_data import data_by_task, data_options
 
-from mlx_tlstm import blas
+from mlx_tlstm import VARIANTS, blas
 from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.checks import require
 from mlx_tlstm.commands.base import Command
@@ -62,6 +64,15 @@ from mlx_tlstm.commands.paths import UserPath
     metavar="PATTERN",
     help="Train the runs of such a name, as in 'addition-*-L4-*'; repeatable.",
 )
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    type=click.Choice(list(VARIANTS)),
+    metavar="NAME",
+    help="Compare these in the figures' panels, in place of the paper's seven; repeatable. One of "
+    "others' networks gets about as many parameters as ours.",
+)
 @click.option("--report", "report_only", is_flag=True, help="Train nothing; write what is there.")
 @click.option(
     "--into",
@@ -79,6 +90,7 @@ def main(
     seeds: int | None,
     first_seed: int,
     patterns: tuple[str, ...],
+    variants: tuple[str, ...],
     report_only: bool,
     into: Path | None,
     backend: str | None,
@@ -86,7 +98,7 @@ def main(
 ) -> None:
     folder = out or Path("results", scale)
     targets = TARGETS if target == "all" else (target,)
-    request = Request(scale, seeds, first_seed, data_by_task(data))
+    request = Request(scale, seeds, first_seed, data_by_task(data), variants or PAPER_VARIANTS)
     command, shown = command_lines("reproduce")
     with clean_errors(bad_input=True):
         blocks = {t: Block(into, f"{t} {scale}") for t in targets} if into else {}

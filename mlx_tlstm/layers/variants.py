@@ -45,12 +45,14 @@ class Variant(abc.ABC):
     Attributes:
         axes: Number of tensor axes; 0 where there is no tensor.
         kernels: Whether a layer can compute by this package's kernels.
+        has_forget_gate: Whether there are forget gates, which a bias may hold open at the start.
         settings: Settings of a :class:`mlx_tlstm.config.TrainingConfig` in place of a task's, as
             far as the network's own paper names them.
     """
 
     axes: int
     kernels: bool
+    has_forget_gate: bool
     settings: Mapping[str, Any] = MappingProxyType({})
 
     def is_causal(self, depth: int) -> bool:
@@ -90,6 +92,10 @@ class TensorVariant(Variant):
 
     kernels = True
 
+    @property
+    def has_forget_gate(self) -> bool:
+        return self.kind is TLSTM
+
     def is_causal(self, depth: int) -> bool:
         return MemoryUpdate(self.memory_convolution, self.norm).is_causal(depth)
 
@@ -119,7 +125,7 @@ class TensorVariant(Variant):
 class StackVariant(Variant):
     """The paper's stacked LSTM, of one set of weights."""
 
-    axes, kernels = 0, False
+    axes, kernels, has_forget_gate = 0, False, True
 
     def build(self, request: LayerRequest) -> StackedLSTM:
         _refuse_tensor_arguments(request)
@@ -171,6 +177,10 @@ class CellVariant(Variant):
         require(not missing, owner, "cell", "one with input_size and hidden_size", self.cell)
         known = {} if "depth" in parameters else {"depth": 1}
         object.__setattr__(self, "settings", MappingProxyType(known | dict(self.settings)))
+
+    @property
+    def has_forget_gate(self) -> bool:
+        return "forget_bias" in inspect.signature(self.cell).parameters
 
     def build(self, request: LayerRequest) -> Recurrent:
         _refuse_tensor_arguments(request)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mlx_tlstm import VARIANTS
 from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.tasks.mnist import PIXELS, Mnist
 
 #: The paper's configurations (a) to (g), in its order, from cheap to dear.
 PAPER_VARIANTS = (
@@ -82,6 +83,13 @@ def figure_of(task: str) -> Experiment:
     return next(e for e in EXPERIMENTS if task in e.tasks and e.source.startswith("Fig."))
 
 
+def symbols_of(task: str, length: int) -> tuple[int, int]:
+    """R and S of a task, of which R goes with the length where an image is read in parts."""
+    ours = figure_of(task)
+    rows = PIXELS // length if issubclass(TASKS[task], Mnist) else ours.input_size
+    return rows, ours.output_size
+
+
 #: The tasks that the paper has experiments on.
 PAPER_TASKS = tuple(task for task in TASKS if any(task in e.tasks for e in EXPERIMENTS))
 
@@ -93,14 +101,23 @@ class PrintedRow:
     Args:
         model: Its name as printed, with the number of the reference.
         cells: By task, the figures as printed, in the order of the table's quantities.
-        variant: The variant of ours that stands beside it; ``None`` where we have none.
+        variant: Our name for it; ``None`` where it is not trained here.
         depth: L, of the paper's own models.
+        sizes: By task, M and L of another's model in its own paper, where they are known.
     """
 
     model: str
     cells: dict[str, tuple[str, ...]]
     variant: str | None = None
     depth: int | None = None
+    sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Whose model it is, and whether it is trained here."""
+        if self.variant is None:
+            return "printed only"
+        return "ours" if self.depth is not None else "another's, retrained"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +143,22 @@ class PrintedTable:
                 yield row, task, row.cells[task]
 
 
-def _others(model: str, variant: str | None = None, **cells: tuple[str, ...]) -> PrintedRow:
-    return PrintedRow(model, cells, variant)
+def _others(model: str, **cells: tuple[str, ...]) -> PrintedRow:
+    return PrintedRow(model, cells)
+
+
+def _rival(
+    model: str, variant: str, sizes: Mapping[str, tuple[int, int]], **cells: tuple[str, ...]
+) -> PrintedRow:
+    return PrintedRow(model, cells, variant, sizes=sizes)
 
 
 def _ours(model: str, depth: int, **cells: tuple[str, ...]) -> PrintedRow:
     return PrintedRow(model, cells, BEST_VARIANT, depth)
+
+
+def _on_pixels(hidden_size: int, depth: int) -> dict[str, tuple[int, int]]:
+    return dict.fromkeys(("mnist", "pmnist"), (hidden_size, depth))
 
 
 TABLES = {
@@ -141,10 +168,10 @@ TABLES = {
         ("BPC", "# Param."),
         (
             _others("MI-LSTM [51]", wikipedia=("1.44", "≈17M")),
-            _others("mLSTM [32]", wikipedia=("1.42", "≈20M")),
+            _rival("mLSTM [32]", "mlstm", {"wikipedia": (1900, 1)}, wikipedia=("1.42", "≈20M")),
             _others("HyperLSTM+LN [23]", wikipedia=("1.34", "26.5M")),
             _others("HM-LSTM+LN [11]", wikipedia=("1.32", "≈35M")),
-            _others("Large RHN [54]", wikipedia=("1.27", "≈46M")),
+            _rival("Large RHN [54]", "rhn", {"wikipedia": (1500, 10)}, wikipedia=("1.27", "≈46M")),
             _others("Large FS-LSTM-4 [38]", wikipedia=("1.245", "≈47M")),
             _others("2 × Large FS-LSTM-4 [38]", wikipedia=("1.198", "≈94M")),
             _ours("3D tLSTM+CN (L=6, M=1200)", 6, wikipedia=("1.264", "50.1M")),
@@ -155,10 +182,20 @@ TABLES = {
         "Test accuracies on two algorithmic tasks",
         ("Acc.", "# Samp."),
         (
-            _others(
-                "Stacked LSTM [21]", "slstm", addition=("51%", "5M"), memorization=(">50%", "900K")
+            _rival(
+                "Stacked LSTM [21]",
+                "stacked-lstm",
+                {},
+                addition=("51%", "5M"),
+                memorization=(">50%", "900K"),
             ),
-            _others("Grid LSTM [30]", addition=(">99%", "550K"), memorization=(">99%", "150K")),
+            _rival(
+                "Grid LSTM [30]",
+                "grid-lstm",
+                {"addition": (400, 18), "memorization": (100, 43)},
+                addition=(">99%", "550K"),
+                memorization=(">99%", "150K"),
+            ),
             _ours("3D tLSTM+CN (L=7)", 7, addition=(">99%", "298K"), memorization=(">99%", "115K")),
             _ours(
                 "3D tLSTM+CN (L=10)", 10, addition=(">99%", "317K"), memorization=(">99%", "54K")
@@ -170,19 +207,47 @@ TABLES = {
         "Test accuracies (%) on sequential MNIST/pMNIST",
         ("Acc. (%)",),
         (
-            _others("iRNN [33]", mnist=("97.0",), pmnist=("82.0",)),
-            _others("LSTM [2]", mnist=("98.2",), pmnist=("88.0",)),
+            _rival("iRNN [33]", "irnn", _on_pixels(100, 1), mnist=("97.0",), pmnist=("82.0",)),
+            _rival("LSTM [2]", "lstm", _on_pixels(128, 1), mnist=("98.2",), pmnist=("88.0",)),
             _others("uRNN [2]", mnist=("95.1",), pmnist=("91.4",)),
             _others("Full-capacity uRNN [49]", mnist=("96.9",), pmnist=("94.1",)),
             _others("sTANH [53]", mnist=("98.1",), pmnist=("94.0",)),
             _others("BN-LSTM [13]", mnist=("99.0",), pmnist=("95.4",)),
-            _others("Dilated GRU [8]", mnist=("99.2",), pmnist=("94.6",)),
+            _rival(
+                "Dilated GRU [8]",
+                "dilated-gru",
+                _on_pixels(50, 9),
+                mnist=("99.2",),
+                pmnist=("94.6",),
+            ),
             _others("Dilated CNN [40] in [8]", mnist=("98.3",), pmnist=("96.7",)),
             _ours("3D tLSTM+CN (L=3)", 3, mnist=("99.2",), pmnist=("94.9",)),
             _ours("3D tLSTM+CN (L=5)", 5, mnist=("99.0",), pmnist=("95.7",)),
         ),
     ),
 }
+
+
+def printed_networks() -> Iterator[Experiment]:
+    """The paper's own configurations, then others' models of its tables, a network each."""
+    yield from EXPERIMENTS
+    for table in TABLES.values():
+        for row in table.rows:
+            tasks: dict[tuple[int, int], list[str]] = {}
+            for task, size in row.sizes.items():
+                tasks.setdefault(size, []).append(task)
+            for (hidden_size, depth), names in tasks.items():
+                ours = figure_of(names[0])
+                yield Experiment(
+                    tuple(names),
+                    table.source,
+                    ours.input_size,
+                    ours.output_size,
+                    (depth,),
+                    {row.variant: hidden_size},
+                    row.cells[names[0]][1] if "# Param." in table.quantities else "",
+                )
+
 
 #: What the text says of single points of Fig. 4 and 5, by task, variant and L; the figures' other
 #: points are not in it.

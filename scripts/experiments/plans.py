@@ -7,9 +7,21 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from experiments.paper import EXPERIMENTS, PAPER_VARIANTS, TABLES, experiment, figure_of
+from experiments.paper import (
+    BEST_VARIANT,
+    EXPERIMENTS,
+    PAPER_VARIANTS,
+    TABLES,
+    experiment,
+    figure_of,
+    symbols_of,
+)
 from experiments.planned import PlannedRun
 from experiments.studies import STUDIES
+from experiments.widths import equal_width, parameter_count
+from mlx_tlstm import VARIANTS
+from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.rivals import RIVALS
 from mlx_tlstm.tasks import TASKS
 
 SCALES = ("smoke", "laptop", "paper")
@@ -90,18 +102,18 @@ SIZES: dict[str, dict[str, Size]] = {
     "smoke": {
         "addition": Size((1, 2), {7: 1, 10: 2, None: 2}, 10, 1, {"length": 2, **_SMOKE}),
         "memorization": Size((1, 2), {7: 1, 10: 2, None: 2}, 10, 1, {"length": 2, **_SMOKE}),
-        "wikipedia": Size((1, 2), {6: 2}, 10, 1, _SMOKE_TEXT),
-        "mnist": Size((1, 2), {3: 1, 5: 2}, 10, 1, _SMOKE_ROWS),
-        "pmnist": Size((1, 2), {3: 1, 5: 2}, 10, 1, _SMOKE_ROWS),
+        "wikipedia": Size((1, 2), {6: 2, None: 2}, 10, 1, _SMOKE_TEXT),
+        "mnist": Size((1, 2), {3: 1, 5: 2, None: 2}, 10, 1, _SMOKE_ROWS),
+        "pmnist": Size((1, 2), {3: 1, 5: 2, None: 2}, 10, 1, _SMOKE_ROWS),
     },
     "laptop": {
         "addition": Size((1, 4), {7: 4, 10: 4, None: 4}, 100, 2, {"length": 2, **_LAPTOP}),
         "memorization": Size(
             (1, 4, 7), {7: 7, 10: 7, None: 7}, None, 3, {"length": 10, "samples": 40_000}
         ),
-        "wikipedia": Size((1, 2, 4), {6: 4}, 64, 1, _LAPTOP_TEXT),
-        "mnist": Size((1, 3), {3: 3, 5: 3}, 50, 1, _LAPTOP_ROWS),
-        "pmnist": Size((1, 3), {3: 3, 5: 3}, 50, 1, _LAPTOP_ROWS),
+        "wikipedia": Size((1, 2, 4), {6: 4, None: 4}, 64, 1, _LAPTOP_TEXT),
+        "mnist": Size((1, 3), {3: 3, 5: 3, None: 3}, 50, 1, _LAPTOP_ROWS),
+        "pmnist": Size((1, 3), {3: 3, 5: 3, None: 3}, 50, 1, _LAPTOP_ROWS),
     },
     "paper": {task: _as_printed(task) for panels in FIGURES.values() for task in panels.tasks},
 }
@@ -116,12 +128,14 @@ class Request:
         seeds: How many; ``None`` leaves it to the scale or the study.
         first_seed: The first of them.
         data: By task, the user's own data; for the other tasks it is downloaded or generated.
+        variants: Those of the figures' panels.
     """
 
     scale: str
     seeds: int | None = None
     first_seed: int = 0
     data: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    variants: tuple[str, ...] = PAPER_VARIANTS
 
     def seeds_or(self, usual: int) -> range:
         """The seeds asked for, ``usual`` of them where no number was."""
@@ -135,6 +149,7 @@ class Request:
         depth: int,
         seed: int,
         changes: Mapping[str, Any] = MappingProxyType({}),
+        hidden_size: int | None = None,
     ) -> PlannedRun:
         """A run of one of the paper's figures or tables at this scale.
 
@@ -145,21 +160,25 @@ class Request:
             depth: L at this scale.
             seed: Its seed.
             changes: Settings in place of the others.
+            hidden_size: M; ``None`` for the scale's or the paper's, and for another's network so
+                many as make it about as large as ours.
         """
-        size = SIZES[self.scale][task]
-        config = (
-            TASKS[task]
-            .paper()
-            .replace(
-                variant=variant,
-                depth=depth,
-                hidden_size=size.hidden_size or experiment(source, task).hidden_sizes[variant],
-                seed=seed,
-                data=self.data.get(task),
-                **{**size.settings, **changes},
-            )
-        )
-        return PlannedRun.of(config)
+        settings = {**SIZES[self.scale][task].settings, **changes}
+        config = TASKS[task].paper().replace(**settings).for_variant(variant)
+        config = config.replace(depth=VARIANTS[variant].settings.get("depth", depth))
+        width = hidden_size or self._width(source, config, depth)
+        return PlannedRun.of(config.replace(hidden_size=width, seed=seed, data=self.data.get(task)))
+
+    def _width(self, source: str, config: TrainingConfig, depth: int) -> int:
+        """M: the scale's or the paper's; of another's network, for as many parameters as ours."""
+        task, variant = config.task, config.variant
+        sizes = experiment(source, task).hidden_sizes
+        scaled = SIZES[self.scale][task].hidden_size
+        if variant not in RIVALS:
+            return scaled or sizes[variant]
+        symbols = symbols_of(task, config.length)
+        ours = parameter_count(BEST_VARIANT, symbols, scaled or sizes[BEST_VARIANT], depth)
+        return equal_width(variant, symbols, config.depth, ours)
 
 
 def departures(target: str, request: Request) -> list[str]:
@@ -212,13 +231,15 @@ def table_runs(target: str, request: Request) -> dict[tuple[str, str], list[Plan
     table = TABLES[target]
     found: dict[tuple[str, str], list[PlannedRun]] = {}
     for row, task, _ in table.cells():
-        depth = SIZES[request.scale][task].of_table.get(row.depth)
+        depth, width = SIZES[request.scale][task].of_table.get(row.depth), None
+        if request.scale == "paper" and task in row.sizes:
+            width, depth = row.sizes[task]
         if row.variant is None or depth is None:
             continue
         entry = any(table.source == e.source and task in e.tasks for e in EXPERIMENTS)
         source = table.source if entry else figure_of(task).source
         found[task, row.model] = [
-            request.run(source, task, row.variant, depth, seed)
+            request.run(source, task, row.variant, depth, seed, hidden_size=width)
             for seed in request.seeds_or(SIZES[request.scale][task].seeds)
         ]
     return found
@@ -236,7 +257,7 @@ def figure_runs(target: str, request: Request) -> list[PlannedRun]:
     return [
         request.run(source, tasks[number], variant, depth, seed, changes)
         for seed, depth, number in points
-        for variant in PAPER_VARIANTS
+        for variant in request.variants
     ]
 
 
@@ -248,7 +269,9 @@ def study_runs(target: str, request: Request) -> dict[str, list[list[PlannedRun]
     return {
         panel: [
             [
-                PlannedRun.of(size.replace(**_at_scale(way, request.scale), seed=seed), target, way)
+                PlannedRun.of(
+                    size.replace(**_at_scale(way, size, request.scale), seed=seed), target, way
+                )
                 for seed in request.seeds_or(1 if request.scale == "smoke" else study.seeds)
             ]
             for way in ways
@@ -271,9 +294,12 @@ def task_runs(request: Request) -> list[PlannedRun]:
     return runs
 
 
-def _at_scale(way: Mapping[str, Any], scale: str) -> dict[str, Any]:
-    """A way's settings; at the smoke scale the budget is the study's."""
-    return {k: v for k, v in way.items() if scale != "smoke" or k not in ("samples", "depth")}
+def _at_scale(way: Mapping[str, Any], size: TrainingConfig, scale: str) -> dict[str, Any]:
+    """A way's settings; at the smoke scale sizes and budget are the study's."""
+    if scale != "smoke":
+        return dict(way)
+    found = {k: v for k, v in way.items() if k not in ("samples", "hidden_size")}
+    return found | ({"depth": min(way["depth"], size.depth)} if "depth" in way else {})
 
 
 def planned_runs(target: str, request: Request) -> list[PlannedRun]:

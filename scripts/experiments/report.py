@@ -15,7 +15,7 @@ from benchmarking.tables import Table, csv_text
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from experiments.paper import PAPER_VARIANTS, PRINTED_POINTS, TABLES
+from experiments.paper import PRINTED_POINTS, TABLES
 from experiments.planned import PlannedRun
 from experiments.plans import (
     EACH_TASK,
@@ -71,7 +71,12 @@ def printed_table(target: str, request: Request, results: Results) -> Table:
     others = [f"paper, {quantity}" for quantity in printed.quantities[1:]]
     rows = []
     for row, task, cells in printed.cells():
-        start = {"model": row.model, "task": task, **dict(zip(others, cells[1:], strict=True))}
+        start = {
+            "model": row.model,
+            "trained": row.kind,
+            "task": task,
+            **dict(zip(others, cells[1:], strict=True)),
+        }
         for run in runs.get((task, row.model), [None]):
             size = result = None
             if run is not None:
@@ -89,7 +94,7 @@ def figure_table(target: str, request: Request, results: Results) -> Table:
 
     def place(run: PlannedRun) -> tuple[int, ...]:
         config = run.config
-        variant = PAPER_VARIANTS.index(config.variant)
+        variant = request.variants.index(config.variant)
         return (tasks.index(config.task), variant, config.depth, config.seed)
 
     for run in sorted(figure_runs(target, request), key=place):
@@ -195,7 +200,7 @@ def depth_tables(target: str, request: Request, results: Results) -> list[Table]
         runs = [run for run in figure_runs(target, request) if run.config.task == task]
         points: dict[tuple[str, int], list[RunResult]] = {
             (variant, depth): []
-            for variant in PAPER_VARIANTS
+            for variant in request.variants
             for depth in sorted({run.config.depth for run in runs})
         }
         for result in settled(runs, results):

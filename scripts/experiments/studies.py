@@ -6,6 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.paper import BEST_VARIANT, symbols_of
+from experiments.widths import equal_width, parameter_count
+from mlx_tlstm import VARIANTS
+from mlx_tlstm.rivals import RIVALS
+
 #: Settings in which a run departs from the study's size.
 Way = Mapping[str, Any]
 
@@ -48,6 +53,35 @@ _PLAIN = {"variant": "3d-tlstm"}
 _FIVE_SYMBOLS = {"length": 5, "depth": 4}
 _TEN_SYMBOLS = {"depth": 5, "length": 10, "samples": 30_000}
 
+#: What is compared at equal parameters: two of ours, the paper's stacked LSTM, and the rivals.
+_ALIKE = (BEST_VARIANT, "2d-tlstm+cn", "slstm", *RIVALS)
+
+
+def _alike(task: str, length: int, depth: int, hidden_size: int, lag: bool) -> tuple[Way, ...]:
+    """Networks of no more parameters than the paper's best variant at this size.
+
+    Those with layers have ``depth`` of them. With ``lag`` all forget gates start by the lag, which
+    is the same knowledge of the task for all; else as the task or the network's own paper says.
+    """
+    symbols = symbols_of(task, length)
+    parameters = parameter_count(BEST_VARIANT, symbols, hidden_size, depth)
+    ways = []
+    for name in _ALIKE:
+        variant = VARIANTS[name]
+        way = {"variant": name, "depth": depth, **variant.settings}
+        if variant.has_forget_gate:
+            way |= _LAG if lag else {}
+        width = equal_width(name, symbols, way["depth"], parameters)
+        ways.append({**way, "hidden_size": width})
+    return tuple(ways)
+
+
+def _rivals_study(task: str, settings: Way, ways: tuple[Way, ...], **smoke: Any) -> Study:
+    parts = {"our networks and others', at equal parameters": ways}
+    sizes = {"smoke": {**_TINY, **smoke}, "laptop": settings, "paper": {}}
+    return Study(f"Others' networks beside ours, {task}", task, sizes, parts)
+
+
 STUDIES = {
     "starts": Study(
         "Starting points, on memorization",
@@ -84,5 +118,22 @@ STUDIES = {
         "memorization",
         {"smoke": _TINY, "laptop": {}, "paper": {}},
         {"L = 7": (_L7, {**_L7, **_LAG}), "L = 10": ({**_L10, **_LAG},)},
+    ),
+    "rivals-memorization": _rivals_study(
+        "memorization",
+        {"length": 10, "samples": 30_000},
+        _alike("memorization", 10, 5, 100, lag=True),
+    ),
+    "rivals-addition": _rivals_study(
+        "addition",
+        {"length": 3, "samples": 60_000},
+        _alike("addition", 3, 4, 100, lag=True),
+    ),
+    "rivals-mnist": _rivals_study(
+        "mnist",
+        {"length": 28, "epochs": 1, "eval_every": 10_000},
+        _alike("mnist", 28, 3, 50, lag=False),
+        length=14,
+        epochs=None,
     ),
 }
