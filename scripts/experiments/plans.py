@@ -17,7 +17,7 @@ from experiments.paper import (
     symbols_of,
 )
 from experiments.planned import PlannedRun
-from experiments.studies import STUDIES
+from experiments.studies import STUDIES, Way
 from experiments.widths import equal_width, parameter_count
 from mlx_tlstm import VARIANTS
 from mlx_tlstm.config import TrainingConfig
@@ -266,18 +266,13 @@ def study_runs(target: str, request: Request) -> dict[str, list[list[PlannedRun]
     study = STUDIES[target]
     size = TASKS[study.task].paper().replace(**study.sizes[request.scale])
     size = size.replace(data=request.data.get(study.task))
-    return {
-        panel: [
-            [
-                PlannedRun.of(
-                    size.replace(**_at_scale(way, size, request.scale), seed=seed), target, way
-                )
-                for seed in request.seeds_or(1 if request.scale == "smoke" else study.seeds)
-            ]
-            for way in ways
-        ]
-        for panel, ways in study.panels.items()
-    }
+    seeds = request.seeds_or(1 if request.scale == "smoke" else study.seeds)
+
+    def of_way(way: Way) -> list[PlannedRun]:
+        config = size.replace(**_at_scale(way, size, request.scale))
+        return [PlannedRun.of(config.replace(seed=seed), target, way) for seed in seeds]
+
+    return {panel: [of_way(way) for way in ways] for panel, ways in study.panels.items()}
 
 
 def task_runs(request: Request) -> list[PlannedRun]:

@@ -71,12 +71,8 @@ def printed_table(target: str, request: Request, results: Results) -> Table:
     others = [f"paper, {quantity}" for quantity in printed.quantities[1:]]
     rows = []
     for row, task, cells in printed.cells():
-        start = {
-            "model": row.model,
-            "trained": row.kind,
-            "task": task,
-            **dict(zip(others, cells[1:], strict=True)),
-        }
+        start = {"model": row.model, "trained": row.kind, "task": task}
+        start |= zip(others, cells[1:], strict=True)
         for run in runs.get((task, row.model), [None]):
             size = result = None
             if run is not None:
