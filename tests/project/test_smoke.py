@@ -23,7 +23,8 @@ from mlx_tlstm.training.runs import RunFolder
 pytestmark = pytest.mark.smoke
 
 TABLES = ("table-1", "table-2", "table-3")
-PICTURES = ("tasks", "figure-3", "figure-4", "figure-4-lag", "figure-5", "starts", "symbols-20")
+STUDIES = ("starts", "symbols-20", "rivals-memorization", "rivals-addition", "rivals-mnist")
+PICTURES = ("tasks", "figure-3", "figure-4", "figure-4-lag", "figure-5", *STUDIES)
 #: Rows of each target's table.
 ROWS = {"table-1": 8, "table-2": 8, "table-3": 20}
 ROWS |= {
@@ -34,6 +35,7 @@ ROWS |= {
     "figure-5": 28,
     "starts": 14,  # a row a run, which panels and smoke sizes share
     "symbols-20": 2,
+    **dict.fromkeys(STUDIES[2:], 10),
 }
 
 

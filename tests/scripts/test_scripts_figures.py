@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 from tiny_tasks import write_images
 
 from mlx_tlstm import SequenceModel, make_layer
+from mlx_tlstm.rivals import RIVALS
 from mlx_tlstm.tasks import TASKS, make_task
 from mlx_tlstm.training import build_model, encode, load_run
 from mlx_tlstm.training.runs import RunFolder
@@ -165,8 +166,10 @@ def test_counts_are_as_printed():
     printed = [count for count in parameters.counts() if count["printed"]]
     assert {count["source"] for count in printed} == {"Fig. 3", "Table 1"}
     for count in printed:
-        millions = float(count["printed"].removesuffix("M"))
-        assert count["in_2^20"] == pytest.approx(millions, rel=0.05)
+        millions = float(count["printed"].strip("≈M"))
+        unit = "in_10^6" if count["variant"] in RIVALS else "in_2^20"  # ours in the paper's unit
+        assert count[unit] == pytest.approx(millions, rel=0.05)
+    assert {count["variant"] for count in printed} > {"mlstm", "rhn"}
 
 
 def test_formats():
@@ -177,7 +180,9 @@ def test_formats():
         assert result.exit_code == 0, result.output
         return result.output
 
-    (large,) = (r for r in json.loads(output("--format", "json")) if r["source"] == "Table 1")
+    of_table = [r for r in json.loads(output("--format", "json")) if r["source"] == "Table 1"]
+    large, mlstm, rhn = of_table
+    assert (mlstm["parameters"], rhn["parameters"]) == (20_394_805, 45_952_705)
     assert large["parameters"] == 52_521_814
     assert large["in_2^20"] == pytest.approx(50.09, abs=0.005)
     assert large["in_10^6"] == pytest.approx(52.52, abs=0.005)

@@ -12,15 +12,17 @@ import reproduce
 from click.testing import CliRunner
 from experiments import plans, report
 from experiments.pages import Block
-from experiments.paper import PAPER_VARIANTS
+from experiments.paper import PAPER_VARIANTS, symbols_of
 from experiments.planned import check_runs
 from experiments.plans import Request, planned_runs
 from experiments.report import footnotes, shown_command
 from experiments.results import read_result, record_origin
 from experiments.studies import STUDIES, Study
+from experiments.widths import parameter_count
 from tiny_tasks import write_images, write_text
 
-from mlx_tlstm import training
+from mlx_tlstm import VARIANTS, training
+from mlx_tlstm.rivals import RIVALS
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import memory_prediction
 from mlx_tlstm.training.runs import RunFolder
@@ -93,12 +95,19 @@ def test_the_papers_scale():
     }
     both = ("mnist", "pmnist")
     assert grid("figure-5") == {(task, d, 100) for task, d in itertools.product(both, (1, 3, 5))}
-    assert grid("table-1") == {("wikipedia", 6, 1200)}
-    assert grid("table-2") == {("addition", 7, 400), ("addition", 10, 400)} | {
+    mlstm, rhn = ("wikipedia", 1, 1900), ("wikipedia", 10, 1500)
+    assert grid("table-1") == {("wikipedia", 6, 1200), mlstm, rhn}
+    assert grid("table-2") == {
+        ("addition", 7, 400),
+        ("addition", 10, 400),
+        ("addition", 18, 400),
+    } | {
         ("memorization", 7, 100),
         ("memorization", 10, 100),
+        ("memorization", 43, 100),
     }
-    assert grid("table-3") == {(task, d, 100) for task, d in itertools.product(both, (3, 5))}
+    of_table_3 = ((3, 100), (5, 100), (1, 100), (1, 128), (9, 50))
+    assert grid("table-3") == {(task, *size) for task, size in itertools.product(both, of_table_3)}
     figures = ("figure-3", "figure-4", "figure-5")
     for figure in figures:
         assert {r.config.variant for r in planned_runs(figure, request)} == set(PAPER_VARIANTS)
@@ -133,7 +142,7 @@ def test_order_of_a_sweep():
 
 def test_a_table_from_training_to_files(data, tmp_path):
     output = run(reproduce, "table-1", "--scale", "smoke", "--out", tmp_path, *data)
-    assert "1 of 1  wikipedia-3d-tlstm+cn-L2-s0" in output
+    assert "wikipedia-3d-tlstm+cn-L2-s0" in output
     text = (tmp_path / "table-1.md").read_text()
     rows = rows_of(tmp_path / "table-1.csv")
     assert list(rows[0])[-5:] == ["paper", "ours, smoke scale", "samples", "time", "run folder"]
@@ -149,7 +158,12 @@ def test_a_table_from_training_to_files(data, tmp_path):
     ]
     assert rows[3]["model"] == "HM-LSTM+LN [11]"
     assert rows[3]["paper, # Param."] == "≈35M"
-    assert all(not any(list(row.values())[5:]) for row in rows[:-1])
+    trained = {"ours": [7], "another's, retrained": [1, 4], "printed only": [0, 2, 3, 5, 6]}
+    for kind, places in trained.items():
+        assert [n for n, row in enumerate(rows) if row["trained"] == kind] == places
+    assert all(not any(list(rows[n].values())[6:]) for n in trained["printed only"])
+    assert rows[1]["our size"].startswith("mlstm, chunks of 10 bytes, M=6")
+    assert all(rows[n]["run folder"] for n in trained["another's, retrained"])
     ours = rows[-1]
     assert ours["our size"] == "3d-tlstm+cn, chunks of 10 bytes, M=10, L=2, seed 0, N = 100 streams"
     assert ours["run folder"] == "wikipedia-3d-tlstm+cn-L2-s0"
@@ -160,14 +174,14 @@ def test_a_table_from_training_to_files(data, tmp_path):
         assert any(all(cell in line for cell in row.values()) for line in text.splitlines())
     values = json.loads((tmp_path / "table-1.json").read_text())
     assert values["rows"] == rows
-    assert [r["config"]["data"] for r in values["runs"]] == ["text"]
+    assert [r["config"]["data"] for r in values["runs"]] == ["text"] * 3
     assert str(tmp_path) not in text + json.dumps(values)
     assert "- Trained on " in text
     assert "Written by `python scripts/reproduce.py" in text
 
     again = run(reproduce, "table-1", "--scale", "smoke", "--out", tmp_path, *data)
-    assert "1 run, 1 of which ended before" in again
-    assert "1 of 1" not in again
+    assert "3 runs, 3 of which ended before" in again
+    assert "1 of 3" not in again
     assert rows_of(tmp_path / "table-1.csv") == rows
 
 
@@ -218,6 +232,7 @@ def test_table_2_at_the_papers_scale(tmp_path):
     table = report.printed_table("table-2", request, results)
     assert table.header == (
         "model",
+        "trained",
         "task",
         "paper, # Samp.",
         "our size",
@@ -229,7 +244,9 @@ def test_table_2_at_the_papers_scale(tmp_path):
         "time",
         "run folder",
     )
-    rows = [tuple(row.values()) for row in table.rows]
+    rows = [(row.pop("model"), row.pop("trained"), *row.values()) for row in table.rows]
+    assert {row[1] for row in rows if "tLSTM" in row[0]} == {"ours"}
+    rows = [(row[0], *row[2:]) for row in rows]
     cells = {(row[0], row[1], row[3][-6:]): row for row in rows}
     row = cells["3D tLSTM+CN (L=10)", "memorization", "seed 1"]
     assert row[2:] == (
@@ -246,7 +263,7 @@ def test_table_2_at_the_papers_scale(tmp_path):
     row = cells["3D tLSTM+CN (L=7)", "addition", "seed 0"]
     assert row[4:8] == ("", "", ">99%", "25.00 % (test), unfinished")
     assert cells["3D tLSTM+CN (L=7)", "addition", "seed 1"][7:] == ("", "", "", "")
-    assert len(table.rows) == 2 * (2 + 2 * 2)
+    assert len(table.rows) == 2 * (1 + 2 + 2 * 2)  # of two seeds, but for the stacked LSTM
 
 
 def test_figure_5_at_the_papers_scale(tmp_path):
@@ -323,17 +340,63 @@ def test_departures_are_named(tmp_path):
     assert "parameter count" not in mnist
 
 
-def test_a_baseline_of_ours_beside_anothers(tmp_path):
-    """The paper's Table 2 has others' stacked LSTM; where we train one it stands in that row."""
+def test_anothers_network_in_its_row():
+    """Trained with its own paper's clipping and, below the paper's scale, as large as ours."""
     request = Request("laptop")
     runs = plans.table_runs("table-2", request)
-    assert [r.name for r in runs["addition", "Stacked LSTM [21]"]] == [
-        "addition-slstm-L4-s0",
-        "addition-slstm-L4-s1",
+    stacked = runs["addition", "Stacked LSTM [21]"]
+    assert [r.name for r in stacked] == [
+        "addition-stacked-lstm-L4-s0",
+        "addition-stacked-lstm-L4-s1",
     ]
+    # Its paper's sizes are not known.
     assert ("addition", "Stacked LSTM [21]") not in plans.table_runs("table-2", Request("paper"))
-    figure = {run.name for run in planned_runs("figure-4", request)}
-    assert {run.name for run in planned_runs("table-2", request)} <= figure
+    ours = {run.name for run in planned_runs("figure-4", request)}
+    assert ours >= {r.name for rows in runs.values() for r in rows if "tlstm" in r.name}
+    for table in ("table-1", "table-2", "table-3"):
+        runs = plans.table_runs(table, request)
+        for (task, _), [run, *_] in runs.items():
+            own = VARIANTS[run.config.variant].settings
+            assert {name: getattr(run.config, name) for name in own} == dict(own)
+            counts = [count_of(one) for (of, _), [one, *_] in runs.items() if of == task]
+            assert max(counts) < 1.06 * min(counts)
+
+
+def count_of(run):
+    config = run.config
+    symbols = symbols_of(config.task, config.length)
+    return parameter_count(config.variant, symbols, config.hidden_size, config.depth)
+
+
+def test_others_networks_beside_ours():
+    for name, task in (
+        ("memorization", "memorization"),
+        ("addition", "addition"),
+        ("mnist", "mnist"),
+    ):
+        runs = planned_runs(f"rivals-{name}", Request("laptop"))
+        assert {run.config.variant for run in runs} == {
+            *RIVALS,
+            *("3d-tlstm+cn", "2d-tlstm+cn", "slstm"),
+        }
+        assert {run.config.seed for run in runs} == {0, 1, 2}
+        assert len({(run.config.task, run.config.length, run.config.samples) for run in runs}) == 1
+        assert runs[0].config.task == task
+        counts = {count_of(run) for run in runs}
+        assert max(counts) < 1.06 * min(counts)
+        for run in runs:
+            if name != "mnist" and VARIANTS[run.config.variant].has_forget_gate:
+                assert run.config.forget_bias == "lag"
+
+
+def test_other_variants_in_a_figure(tmp_path):
+    options = ["figure-4", "--scale", "smoke", "--out", tmp_path, "--only", "memorization-*-L1-*"]
+    run(reproduce, *options, "--variant", "grid-lstm", "--variant", "2d-tlstm+cn")
+    rows = rows_of(tmp_path / "figure-4.csv")
+    assert {row["variant"] for row in rows} == {"grid-lstm", "2d-tlstm+cn"}
+    assert sum(bool(row["run folder"]) for row in rows) == 2
+    assert "grid-lstm" in (tmp_path / "figure-4.md").read_text()
+    assert "Invalid value for '--variant'" in run(reproduce, *options, "--variant", "gru", code=2)
 
 
 def test_starts(tmp_path):
