@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
+
+#: What rounding to a type changes a number by at most, relative to it.
+ROUNDING = {mx.float32: 2.0**-24, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
 
 
 def as_float64(array: mx.array | np.ndarray) -> np.ndarray:
@@ -21,20 +25,44 @@ def relative_error(got: mx.array | np.ndarray, expected: mx.array | np.ndarray) 
     """Norm of the difference over the norm of what was expected."""
     got, expected = as_float64(got), as_float64(expected)
     assert got.shape == expected.shape
-    return float(np.linalg.norm(got - expected) / (np.linalg.norm(expected) + 1e-300))
+    with np.errstate(all="ignore"):  # of what is not finite
+        return float(np.linalg.norm(got - expected) / (np.linalg.norm(expected) + 1e-300))
 
 
-def assert_close(found: Any, expected: Any, tolerance: float = 0.0) -> None:
-    """Two trees have the same names, and arrays of the same shapes and (MLX's) types.
+def wrong(
+    found: Any, expected: Any, tolerance: float = 0.0, rounded: bool = False
+) -> dict[str, float]:
+    """Relative errors of arrays beyond the tolerance, by name; of another shape or type infinite.
 
-    The relative error of each array is at most ``tolerance``; without one they are equal.
+    Args:
+        found: A tree of arrays.
+        expected: One with the same names. Types count where its arrays are MLX's.
+        tolerance: The largest relative error of an array; without one they have to be equal.
+        rounded: What was found may differ by one rounding to its own type besides.
     """
     found, expected = (dict(tree_flatten(tree)) for tree in (found, expected))
     assert found.keys() == expected.keys()
+    errors = {}
     for name, array in expected.items():
-        if isinstance(array, mx.array):
-            assert found[name].dtype == array.dtype, name
-        assert relative_error(found[name], array) <= tolerance, name
+        got = found[name]
+        alike = got.shape == array.shape and (
+            not isinstance(array, mx.array) or got.dtype == array.dtype
+        )
+        error = relative_error(got, array) if alike else math.inf
+        if not error <= tolerance + rounded * ROUNDING.get(got.dtype, 0.0):  # NaN is wrong too
+            errors[name] = error
+    return errors
+
+
+def assert_close(found: Any, expected: Any, tolerance: float = 0.0, rounded: bool = False) -> None:
+    """Nothing is :func:`wrong`."""
+    errors = wrong(found, expected, tolerance, rounded)
+    assert errors == {}, errors
+
+
+def weights_in_sum(number: int, shape: tuple[int, ...]) -> mx.array:
+    """What :func:`values_and_gradients` multiplies the elements of array ``number`` by."""
+    return mx.random.normal(shape, key=mx.random.key(number))
 
 
 def values_and_gradients(
@@ -51,13 +79,30 @@ def values_and_gradients(
         values = run(*arguments)
         total = mx.array(0.0)
         for number, (_, array) in enumerate(tree_flatten(values)):
-            weights = mx.random.normal(array.shape, key=mx.random.key(number))
-            total = total + (array.astype(mx.float32) * weights).sum()
+            total = total + (array.astype(mx.float32) * weights_in_sum(number, array.shape)).sum()
         return total, values
 
     before = module.parameters()
     differentiated = mx.value_and_grad(loss, argnums=tuple(range(1 + len(arguments))))
     (_, values), gradients = differentiated(module.trainable_parameters(), *arguments)
     module.update(before)
-    mx.eval(values, gradients)
     return values, gradients
+
+
+def slope(function: Callable[[Any], Any], at: Any, direction: Any, step: float = 1e-5) -> Any:
+    """The central difference of ``function`` along a direction."""
+    return (function(at + step * direction) - function(at - step * direction)) / (2 * step)
+
+
+def central_differences(
+    function: Callable[[np.ndarray], float], at: np.ndarray, step: float = 1e-5
+) -> np.ndarray:
+    """The :func:`slope` along every axis: a gradient that knows nothing of derivatives."""
+    return np.reshape([slope(function, at, one, step) for one in _axes(at.shape)], at.shape)
+
+
+def _axes(shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    for place in np.ndindex(shape):
+        direction = np.zeros(shape)
+        direction[place] = 1
+        yield direction

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx import nn
+from mlx.utils import tree_map
 from reference import LAYER, Specification, random_parameters
 
 from mlx_tlstm import TLSTM, TRNN, VARIANTS, StackedLSTM
@@ -78,11 +80,25 @@ def random_arrays(rng: np.random.Generator, **shapes: tuple[int, ...]) -> dict[s
     return {name: single(rng.normal(size=shape)) for name, shape in shapes.items()}
 
 
-def peak_bytes(run: Callable[[], object]) -> int:
-    """Memory that ``run`` needs at its peak, beside what is in use already."""
+def plain_loop(step: Callable, state: Any, xs: Any) -> tuple[Any, Any]:
+    """What ``scan(step, state, xs)`` gives, by a loop in Python."""
+    ys = []
+    for x in xs:
+        state, y = step(state, x)
+        ys.append(y)
+    return state, tree_map(lambda *arrays: mx.stack(arrays), *ys)
+
+
+def cost(run: Callable[[], object]) -> tuple[float, int]:
+    """Processor seconds (of all threads), and bytes at the peak beside what is in use already."""
     gc.collect()
     mx.synchronize()  # what earlier tests still hold would come and go meanwhile
     before = mx.get_active_memory()
     mx.reset_peak_memory()
+    start = time.process_time()
     run()
-    return mx.get_peak_memory() - before
+    return time.process_time() - start, mx.get_peak_memory() - before
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    return cost(run)[1]

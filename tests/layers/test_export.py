@@ -48,14 +48,10 @@ def test_exported_model(variant, dtype, x, tmp_path):
         logits, state = model(x, kind(*state))
         return logits, *state
 
-    found = exported(tmp_path / "first.mlxfn", first, x)
-    for a, b in zip(found, (expected, *state), strict=True):
-        assert a.dtype == b.dtype
-        assert mx.allclose(a, b, rtol=1e-6, atol=1e-6)
+    assert_close(exported(tmp_path / "first.mlxfn", first, x), [expected, *state], 1e-6)
     expected, after = model(x, state)
     found = exported(tmp_path / "next.mlxfn", next_call, x, *state)
-    for a, b in zip(found, (expected, *after), strict=True):
-        assert mx.allclose(a, b, rtol=1e-6, atol=1e-6)
+    assert_close(found, [expected, *after], 1e-6)
 
 
 @pytest.mark.parametrize("variant", ["slstm", "3d-tlstm+cn", "2d-trnn"])
@@ -80,13 +76,12 @@ def test_exported_parts(variant, x, tmp_path):
         expected = function(*arguments)
         expected = expected if isinstance(expected, tuple) else (expected,)
         found = exported(tmp_path / f"{name}.mlxfn", function, *arguments)
-        for a, b in zip(found, expected, strict=True):
-            assert mx.allclose(a, b, rtol=1e-6, atol=1e-6), name
+        assert_close({name: found}, {name: expected}, 1e-6)
     names, arrays = zip(*tree_flatten(weights), strict=True)
     layer_of = lambda x, *arrays: with_weights(nn.utils.tree_unflatten(list(zip(names, arrays))), x)  # noqa: E731, B905
     (found,) = exported(tmp_path / "weights.mlxfn", layer_of, x, *arrays)
     layer.update(weights)
-    assert mx.allclose(found, layer(x)[0], rtol=1e-6, atol=1e-6)
+    assert_close(found, layer(x)[0], 1e-6)
 
 
 def test_training_mode_is_refused(x, tmp_path):

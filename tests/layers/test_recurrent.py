@@ -7,9 +7,10 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 import pytest
-from layer_helpers import GRU
+from comparison import assert_close, values_and_gradients
+from layer_helpers import GRU, plain_loop
 from mlx import nn, optimizers
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
 from mlx_tlstm import Recurrent, SequenceModel, StreamingSession, TLSTMCell
 from mlx_tlstm.models.generation import generate
@@ -59,17 +60,10 @@ def layer_and_inputs(cell=Cell, **options):
     return Recurrent(cell(), **options), mx.random.normal((B, T, R))
 
 
-def plain_loop(layer, x, state=None):
-    state, ys = layer.cell.initial_state(x.shape[0]) if state is None else state, []
-    for t in range(x.shape[1]):
-        y, state = layer.cell(x[:, t], state)
-        ys.append(y)
-    return mx.stack(ys, axis=1), state
-
-
-def close(found, expected):
-    pairs = zip(tree_flatten(found), tree_flatten(expected), strict=True)
-    return all(mx.allclose(a, b, rtol=1e-5, atol=1e-6) for (_, a), (_, b) in pairs)
+def by_steps(layer, x, state=None):
+    state = layer.cell.initial_state(x.shape[0]) if state is None else state
+    state, ys = plain_loop(lambda h, x: layer.cell(x, h)[::-1], state, x.swapaxes(0, 1))
+    return ys.swapaxes(0, 1), state
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -78,28 +72,28 @@ def close(found, expected):
 def test_call_stream_trace_and_chunks(cell, checkpoint, training):
     layer, x = layer_and_inputs(cell, checkpoint=checkpoint)
     layer.train(training)
-    expected, last = plain_loop(layer, x)
+    expected, last = by_steps(layer, x)
     y, state = layer(x)
     assert layer.delay == 0
-    assert close((y, state), (expected, last))
-    assert close(layer.stream(x), (expected, last))
+    assert_close((y, state), (expected, last), 1e-5)
+    assert_close(layer.stream(x), (expected, last), 1e-5)
     first, state = layer(x[:, :2])
     rest, state = layer(x[:, 2:], state)
-    assert close((mx.concatenate([first, rest], axis=1), state), (expected, last))
+    assert_close((mx.concatenate([first, rest], axis=1), state), (expected, last), 1e-5)
     one, state = layer(x[0])
-    assert close(one, expected[0])
+    assert_close(one, expected[0], 1e-5)
     assert tree_map(lambda a: a.shape[:1], state) == tree_map(
         lambda a: a.shape[:1], layer.initial_state(1)
     )
     trace = layer.trace(x)
-    assert close(trace.outputs, expected)
+    assert_close(trace.outputs, expected, 1e-5)
     assert trace.residuals is None
-    assert close(tree_map(lambda a: a[:, -1] if a.ndim > 1 else a[-1], trace.states), last)
+    assert_close(tree_map(lambda a: a[:, -1] if a.ndim > 1 else a[-1], trace.states), last, 1e-5)
     state = layer.initial_state(B)
     for t in range(T):
         _, state = layer.cell(x[:, t], state)
         at_t = tree_map(lambda a, t=t: a[:, t] if a.ndim > 1 else a[t], trace.states)
-        assert close(at_t, state)
+        assert_close(at_t, state, 1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -109,17 +103,8 @@ def test_gradients(checkpoint, training):
     layer.train(training)
     state = mx.random.normal((B, M))
 
-    def total(run, cell, x, state):
-        layer.cell = cell
-        y, state = run(x, state)
-        return (y**2).sum() + state.sum()
-
-    gradients = []
-    for run in (layer, partial(plain_loop, layer)):
-        function = nn.value_and_grad(layer.cell, partial(total, run))
-        inputs = mx.grad(partial(total, run, layer.cell), argnums=(0, 1))(x, state)
-        gradients.append((function(layer.cell, x, state), inputs))
-    assert close(*gradients)
+    expected = values_and_gradients(layer, partial(by_steps, layer), x, state)
+    assert_close(values_and_gradients(layer, layer, x, state), expected, 1e-5)
 
 
 def test_no_output_depends_on_a_later_input():
@@ -152,7 +137,7 @@ def test_a_model_a_session_and_a_recording(cell):
     assert recording.cell is None
     names = [""] if cell is Cell else ["short", "long[0]", "long[1]"]
     assert list(recording.states) == names
-    assert np.allclose(recording.outputs, plain_loop(layer, x)[0], atol=1e-6)
+    assert np.allclose(recording.outputs, by_steps(layer, x)[0], atol=1e-6)
 
 
 def test_training_compiled_and_evaluating_on_a_task_of_ours():
@@ -200,7 +185,7 @@ def test_export_in_evaluation_mode(tmp_path):
     expected = layer(x)
     file = str(tmp_path / "layer.mlxfn")
     mx.export_function(file, layer, x)
-    assert close(list(mx.import_function(file)(x)), list(expected))
+    assert_close(list(mx.import_function(file)(x)), list(expected), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
