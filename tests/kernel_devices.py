@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import metal_on_cpu
 import mlx.core as mx
 import pytest
 from metal_on_cpu import standin
-from metal_on_cpu.planting import found, planted
 
 from mlx_tlstm.kernels import dispatch, library
+from mlx_tlstm.kernels.library import Kernel
 
 #: For tests that compile kernels for the CPU.
 needs_compiler = pytest.mark.skipif(
@@ -38,30 +37,6 @@ def on_cpu(**options: Any) -> Iterator[list[standin.Call]]:
         library.forget_built_kernels()
 
 
-def noticed(check: Callable[[], str], file: str = "", right: str = "", wrong: str = "") -> str:
-    """What ``check`` finds wrong with a fault in the kernels' sources, or the sanitizer before it.
-
-    The fault is ``wrong`` in the one place that reads ``right``: of ``file``, or of the headers if
-    that is no kernel's. Without a fault nothing should be found.
-    """
-    read, places = library.source, 0
-
-    def source(name: str) -> str:
-        nonlocal places
-        text = read(name)
-        in_header = not file.endswith(".metal") and name.endswith(".h") and right in text
-        if not file or (name != file and not in_header):
-            return text
-        places += 1
-        return planted(text, right, wrong)
-
-    with mock.patch.object(library, "source", source), on_cpu(check=False):
-        message = found(check)
-    assert places or not file, f"nothing read {file}"
-    assert "error:" not in message, message  # of a source that does not compile
-    return message
-
-
 @contextlib.contextmanager
 def on_gpu(backend: str) -> Iterator[None]:
     """The default device is the GPU; skipped, with the reason, where it has no such kernels."""
@@ -84,3 +59,29 @@ def counted(calls: list[standin.Call]) -> list[standin.Call]:
     if mx.default_device() == mx.gpu:
         pytest.skip("launches are counted on the CPU only")
     return calls
+
+
+def computes_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: str,
+    output: int,
+    factor: float,
+    when: Callable[..., bool] = lambda inputs, **_: True,
+) -> None:
+    """The device multiplies an output of a kernel's launches by a factor.
+
+    Sources are as they are: what finds a device's faults has to find them in every output, which
+    no text names, and of a launch of its own, such as MLX's product, as well.
+
+    Args:
+        when: Of which launches, by what they are called with.
+    """
+    launch = Kernel.__call__
+
+    def launched(self: Kernel, inputs: list[mx.array], **rest: Any) -> list[mx.array]:
+        results = list(launch(self, inputs, **rest))
+        if self.name == kernel and when(dict(zip(self.inputs, inputs, strict=True)), **rest):
+            results[output] = results[output] * factor
+        return results
+
+    monkeypatch.setattr(Kernel, "__call__", launched)

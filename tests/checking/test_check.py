@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from kernel_devices import needs_compiler
+from kernel_devices import computes_wrong, needs_compiler
 
 from mlx_tlstm import TLSTM, TRNN
 from mlx_tlstm.checking import chains, equations, survey
@@ -165,15 +165,7 @@ class TestWithKernels:
         assert {"kernel ms", "plain ms", "bare product ms"} < forward.keys()
 
     def test_a_wrong_kernel_is_named(self, small, tmp_path, monkeypatch):
-        launch = Kernel.__call__
-
-        def wrong(self, inputs, **rest):
-            results = launch(self, inputs, **rest)
-            if self.name == "memory_gather":
-                results[0] = results[0] * 2
-            return results
-
-        monkeypatch.setattr(Kernel, "__call__", wrong)
+        computes_wrong(monkeypatch, "memory_gather", 0, 2.0)
         code, lines, record = check(tmp_path)
         assert code == 1
         named = [entry["name"] for entry in record["kernels"] if not entry["right"]]

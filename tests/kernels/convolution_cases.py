@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import mlx.core as mx
 import numpy as np
 import reference
+from comparison import ROUNDING, as_float64
 
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import KernelBackend, tuning
@@ -17,7 +18,6 @@ from mlx_tlstm.recurrence.contract import Prepared
 
 #: Arrays of each time step, and the parameters: float64 holding numbers of the case's type.
 Arrays = dict[str, np.ndarray]
-Compared = dict[str, tuple[mx.array, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +87,7 @@ def arguments(case: Case, seed: int = 0) -> Arrays:
     }
     arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     arrays["weight"] /= math.sqrt(case.geometry.taps * M)
-    return {
-        name: np.array(mx.array(array).astype(case.dtype).astype(mx.float32)).astype(np.float64)
-        for name, array in arrays.items()
-    }
+    return {name: as_float64(mx.array(array).astype(case.dtype)) for name, array in arrays.items()}
 
 
 def _typed(case: Case, array: np.ndarray) -> mx.array:
@@ -159,33 +156,11 @@ def expected(case: Case, given: Arrays) -> Arrays:
     }
 
 
-#: Of the largest element. Products of the inputs and their sums are rounded to float32 (6e-8),
-#: and the rounding of a sum grows with the root of its terms, up to 1500 here: below 3e-6.
-TOLERANCE = 3e-6
-#: Half a unit in the last place: the activations are rounded once, from float32.
-ROUNDING = {mx.float32: 0.0, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
+def tolerance(case: Case) -> float:
+    """Beside the rounding of a result to its type.
 
-
-def wrong(pairs: Compared, product: mx.Dtype = mx.float32) -> dict[str, float]:
-    """Largest errors relative to the largest element, where beyond the tolerance, by name.
-
-    Args:
-        product: The type that products were rounded to before they were added up.
+    Products of the inputs and their sums are rounded to float32 (6e-8), and the rounding of a sum
+    grows with the root of its terms, up to 1500 here: below 3e-6. MLX's own product rounds what it
+    multiplied to the case's type before it is added up.
     """
-    found = {}
-    for name, (got, value) in pairs.items():
-        tolerance = TOLERANCE + 2 * ROUNDING[product] + ROUNDING[got.dtype]
-        got = np.array(got.astype(mx.float32)).astype(np.float64)
-        if got.shape != value.shape:
-            found[name] = math.inf
-            continue
-        error = np.abs(got - value).max() / np.abs(value).max()
-        if not error <= tolerance:  # NaN is wrong too
-            found[name] = error
-    return found
-
-
-def compare(case: Case, given: Arrays) -> Compared:
-    """What the kernels computed beside what was expected, by name."""
-    computed, values = compute(case, given), expected(case, given)
-    return {name: (array, values[name]) for name, array in computed.items()}
+    return 3e-6 + (2 * ROUNDING[case.dtype] if case.product else 0)

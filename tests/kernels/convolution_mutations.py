@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Mutation(NamedTuple):
-    """In ``file``, the one place that reads ``text`` reads ``planted`` instead."""
-
-    file: str
-    text: str
-    planted: str
-
-    def __str__(self) -> str:
-        kernel = self.file.removeprefix("convolution_").removesuffix(".metal")
-        return f"{kernel}: {self.text} -> {self.planted}".replace("\n", " ")
-
+from kernel_mutations import HEADER, Mutation
 
 FORWARD = "convolution_forward.metal"
 INPUT_GRADIENT = "convolution_input_gradient.metal"
 WEIGHT_GRADIENT = "convolution_weight_gradient.metal"
 UNFOLD = "convolution_unfold.metal"
 FOLD = "convolution_fold.metal"
-HEADER = "header"  # whichever has the text
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 WEAK_BARRIER = "simdgroup_barrier(mem_flags::mem_threadgroup);"
 
@@ -44,7 +30,11 @@ BARRIERS = [
 ]
 
 MUTATIONS = [
-    *(mutation for mutation in BARRIERS if mutation.file == FORWARD or WEAK_BARRIER in mutation[2]),
+    *(
+        mutation
+        for mutation in BARRIERS
+        if mutation.file == FORWARD or WEAK_BARRIER in mutation.wrong
+    ),
     # The forward kernel.
     Mutation(FORWARD, "threadgroup_position_in_grid.x * BM", "threadgroup_position_in_grid.x * BN"),
     Mutation(FORWARD, "threadgroup_position_in_grid.y", "threadgroup_position_in_grid.x"),

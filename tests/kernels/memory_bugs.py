@@ -6,7 +6,9 @@ to occur exactly once in the file.
 
 from __future__ import annotations
 
+from kernel_mutations import HEADER
 from memory_cases import Case
+from metal_on_cpu.planting import WRONG_NUMBERS as NUMBERS
 from reference import Specification
 
 # Rows and channels that fill no threadgroup and no simdgroup; 15 rows for 12 simdgroups of LAYER.
@@ -17,13 +19,11 @@ AXES = Case(Specification((2, 3, 4), (2, 3, 4)), steps=STEPS)
 PLAIN = Case(Specification((3, 2), (3, 3), False, None), 40, steps=STEPS)
 MANY_TAPS = Case(Specification((4, 2), (6, 6)), steps=STEPS)
 
-NUMBERS = "wrong numbers"
 RACE = "data race"
 BOUNDS = "out of bounds"
 UNINITIALISED = "uninitialised"
 UNWRITTEN = "never written"
 
-HEADER = "header"  # whichever has the text
 FORWARD = "memory_forward.metal"
 BACKWARD = "memory_backward.metal"
 GATHER = "memory_gather.metal"

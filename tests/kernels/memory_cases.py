@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, NamedTuple
 from unittest import mock
 
+import comparison
 import mlx.core as mx
 import numpy as np
 import reference
@@ -91,7 +92,7 @@ def arguments(case: Case, seed: int = 0) -> Arguments:
         d_output[t] *= output
         d_cell[t] *= cell
     return Arguments(
-        np.array(A.astype(mx.float32)).astype(np.float64),
+        comparison.as_float64(A),
         single(rng.normal(size=shape)),
         norm,
         single(rng.normal(size=(T, *shape))),
@@ -178,11 +179,15 @@ def _statistics(case: Case, step: reference.Step) -> np.ndarray:
     return np.stack([step.C.mean(axis=axes), 1 / step.sigma.squeeze(axes)], axis=-1)
 
 
+#: By name, what a kernel computed and what was expected.
 Compared = dict[str, tuple[mx.array, np.ndarray]]
+#: Norm-wise, relative, beside the rounding of a result to its type. Float32 rounds at 6e-8; some
+#: tens of dependent operations a step stay below, which includes the division by a deviation.
+TOLERANCE = 3e-6
 
 
 def compare_forward(case: Case, given: Arguments) -> Compared:
-    """What the forward kernel computed beside what was expected, by name."""
+    """Of the forward kernel."""
     pairs: Compared = {}
     steps = zip(forward(case, given), reference_steps(case, given), strict=True)
     for t, (step, expected) in enumerate(steps):
@@ -195,7 +200,7 @@ def compare_forward(case: Case, given: Arguments) -> Compared:
 
 
 def compare_backward(case: Case, given: Arguments) -> Compared:
-    """Likewise of the backward and the gathering kernel."""
+    """Of the backward and the gathering kernel."""
     d_A, d_C, handed = backward(case, given, forward(case, given))
     steps = reference_steps(case, given)
     expected_d_A, expected_d_C, totals = reference_gradients(case, given, steps)
@@ -216,21 +221,7 @@ def compare_backward(case: Case, given: Arguments) -> Compared:
     return pairs
 
 
-#: Norm-wise, relative. Float32 rounds at 6e-8; some tens of dependent operations a step stay below
-#: 3e-6, which includes the division by a standard deviation.
-TOLERANCE = 3e-6
-#: Half a unit in the last place: results of these types are rounded once, from float32.
-ROUNDING = {mx.float32: 0.0, mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8}
-
-
 def wrong(pairs: Compared) -> dict[str, float]:
     """Relative errors beyond the tolerance, by name."""
-    found = {}
-    for name, (got, expected) in pairs.items():
-        tolerance = TOLERANCE + ROUNDING[got.dtype]
-        got = np.array(got.astype(mx.float32)).astype(np.float64)
-        with np.errstate(all="ignore"):  # of what is not finite
-            error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
-        if got.shape != expected.shape or not error <= tolerance:  # NaN is wrong too
-            found[name] = error
-    return found
+    found, expected = ({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
+    return comparison.wrong(found, expected, TOLERANCE, rounded=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import comparison
 import convolution_cases
 import mlx.core as mx
 import pytest
@@ -20,16 +21,14 @@ from convolution_mutations import (
     BARRIERS,
     FOLD,
     FORWARD,
-    HEADER,
     INPUT_GRADIENT,
     MUTATIONS,
     PRODUCT_MUTATIONS,
     STACK_MUTATIONS,
     UNFOLD,
     WEIGHT_GRADIENT,
-    Mutation,
 )
-from kernel_devices import noticed
+from kernel_mutations import HEADER, Mutation, noticed
 
 from mlx_tlstm.kernels.stacking import stack
 from mlx_tlstm.kernels.tiles import Tile
@@ -61,16 +60,18 @@ def prepared(case: Case) -> tuple[convolution_cases.Arrays, convolution_cases.Ar
     return given, convolution_cases.expected(case, given)
 
 
-def wrong_numbers(file: str, product: bool = False) -> str:
+def wrong_numbers(file: str, product: bool = False) -> dict[str, float]:
     """What the first run of the file's kernels with wrong results makes."""
     for case in CASES:
         case = dataclasses.replace(case, tile=None if product else case.tile, product=product)
         given, expected = prepared(case)
         for run in KERNELS[file]:
-            pairs = {name: (array, expected[name]) for name, array in run(case, given).items()}
-            if wrong := convolution_cases.wrong(pairs):
-                return str(wrong)
-    return ""
+            found = run(case, given)
+            right = {name: expected[name] for name in found}
+            tolerance = convolution_cases.tolerance(case)
+            if wrong := comparison.wrong(found, right, tolerance, rounded=True):
+                return wrong
+    return {}
 
 
 @pytest.mark.parametrize(
@@ -82,22 +83,22 @@ def wrong_numbers(file: str, product: bool = False) -> str:
     ids=str,
 )
 def test_mutation_is_caught(mutation: Mutation) -> None:
-    assert noticed(lambda: wrong_numbers(mutation.file), *mutation)
+    assert noticed(lambda: wrong_numbers(mutation.file), mutation)
 
 
 @pytest.mark.parametrize("mutation", PRODUCT_MUTATIONS, ids=str)
 def test_mutation_around_products_is_caught(mutation: Mutation) -> None:
-    assert noticed(lambda: wrong_numbers(mutation.file, product=True), *mutation)
+    assert noticed(lambda: wrong_numbers(mutation.file, product=True), mutation)
 
 
 @pytest.mark.parametrize("mutation", STACK_MUTATIONS, ids=str)
 def test_mutation_of_stack_is_caught(mutation: Mutation) -> None:
     arrays = [mx.arange(1100) + 10000 * i for i in range(19)]
 
-    def check() -> str:
-        return "" if mx.array_equal(stack(arrays), mx.stack(arrays)) else "wrong numbers"
+    def check() -> bool:
+        return not mx.array_equal(stack(arrays), mx.stack(arrays))
 
-    assert noticed(check, *mutation)
+    assert noticed(check, mutation)
 
 
 def test_nothing_is_caught_without_a_mutation() -> None:

@@ -12,7 +12,8 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 import pytest
-from kernel_devices import needs_compiler, on_cpu, on_gpu
+from kernel_devices import computes_wrong, needs_compiler, on_cpu, on_gpu
+from kernel_mutations import Mutation, in_sources
 from metal_on_cpu import graph
 from mlx import nn, optimizers
 from mlx.utils import tree_flatten
@@ -154,16 +155,6 @@ class TestRight:
         assert 1e-4 < found.rounding < 1e-3
 
 
-def faulty(kernel, output, factor):
-    def wrong(self, inputs, **rest):
-        results = launch(self, inputs, **rest)
-        if self.name == kernel:
-            results[output] = results[output] * factor
-        return results
-
-    return wrong
-
-
 OUTPUTS = [(name, output) for name in sorted(KERNELS) for output in KERNELS[name].outputs]
 
 
@@ -171,8 +162,7 @@ OUTPUTS = [(name, output) for name in sorted(KERNELS) for output in KERNELS[name
 class TestFaults:
     @pytest.mark.parametrize(("kernel", "output"), OUTPUTS)
     def test_wrong_numbers_in_each_output(self, device, monkeypatch, kernel, output):
-        wrong = faulty(kernel, KERNELS[kernel].outputs.index(output), 1.001)
-        monkeypatch.setattr(Kernel, "__call__", wrong)
+        computes_wrong(monkeypatch, kernel, KERNELS[kernel].outputs.index(output), 1.001)
         layer = TRNN(2, 4, (3,)) if kernel == "tanh_backward" else tlstm()
         around_products = kernel in ("convolution_unfold", "convolution_fold")
         with tuning.forced(None) if around_products else contextlib.nullcontext():
@@ -182,7 +172,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_numbers_that_are_not_finite(self, device, monkeypatch, value):
-        monkeypatch.setattr(Kernel, "__call__", faulty("memory_forward", 1, value))
+        computes_wrong(monkeypatch, "memory_forward", 1, value)
         with pytest.raises(proof.KernelError, match="wrong numbers"):
             proof.prove(configuration())
 
@@ -198,22 +188,18 @@ class TestFaults:
         ]:
             flags = {"d_output": output, "d_cell": cell, "later_carried": later}
 
-            def wrong(self, inputs, flags=flags, **rest):
-                results = launch(self, inputs, **rest)
-                found = {n: a.ndim > 1 for n, a in zip(self.inputs, inputs, strict=True)}
-                if flags.items() <= found.items():
-                    results[0] = results[0] * 1.001
-                return results
+            def follows(inputs, flags=flags, **_):
+                return all((inputs[name].ndim > 1) == flag for name, flag in flags.items())
 
-            monkeypatch.setattr(Kernel, "__call__", wrong)
-            with pytest.raises(proof.KernelError, match="wrong numbers"):
-                proof.prove(configuration())
+            with monkeypatch.context() as patch:
+                computes_wrong(patch, "memory_backward", 0, 1.001, follows)
+                with pytest.raises(proof.KernelError, match="wrong numbers"):
+                    proof.prove(configuration())
 
-    def test_a_kernel_that_does_not_compile(self, device, monkeypatch):
-        read = library.source
-        broken = {"memory_backward.metal": "int planted = nonsense;\n"}
-        monkeypatch.setattr(library, "source", lambda name: broken.get(name, "") + read(name))
-        with pytest.warns(RuntimeWarning, match=r"do not run right on .*nonsense.*check") as caught:
+    def test_a_kernel_that_does_not_compile(self, device):
+        nonsense = Mutation("memory_backward.metal", "has_output && p", "nonsense && p")
+        warned = pytest.warns(RuntimeWarning, match=r"do not run right on .*nonsense.*check")
+        with in_sources(nonsense), warned as caught:
             assert not runs(tlstm())
         assert len(caught) == 1
 
@@ -224,7 +210,7 @@ class TestFaults:
         assert len(caught) == 1
 
     def test_one_warning_and_nothing_stored(self, device, monkeypatch, tmp_path):
-        monkeypatch.setattr(Kernel, "__call__", faulty("memory_gather", 0, 2.0))
+        computes_wrong(monkeypatch, "memory_gather", 0, 2.0)
         with pytest.warns(RuntimeWarning, match=r"wrong numbers.* gradient of cell by 1.0e\+00"):
             assert not runs(tlstm())
         with warnings.catch_warnings():
@@ -234,7 +220,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("by", ["argument", "environment"])
     def test_a_backend_that_was_named_raises_the_same_text(self, device, monkeypatch, by):
-        monkeypatch.setattr(Kernel, "__call__", faulty("memory_gather", 0, 2.0))
+        computes_wrong(monkeypatch, "memory_gather", 0, 2.0)
         layer = tlstm()
         with pytest.warns(RuntimeWarning) as caught:
             layer(x_of(layer))
@@ -408,7 +394,7 @@ class TestInsideATrace:
 
     @pytest.mark.parametrize("transform", [lambda f: f, mx.compile], ids=["plain", "compiled"])
     def test_a_fault_there_takes_plain_operations(self, device, monkeypatch, transform):
-        monkeypatch.setattr(Kernel, "__call__", faulty("convolution_forward", 0, 1.01))
+        computes_wrong(monkeypatch, "convolution_forward", 0, 1.01)
         layer = tlstm()
         parameters = layer.parameters()
 

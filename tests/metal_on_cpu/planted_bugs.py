@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from metal_on_cpu.errors import MslError
 from metal_on_cpu.kernel import Kernel
-from metal_on_cpu.planting import found, planted
+from metal_on_cpu.planting import WRONG_NUMBERS, found, planted
 from metal_on_cpu.samples import (
     SOURCES,
     Case,
@@ -25,7 +24,6 @@ ATOMIC_ADD = (
     "atomic_fetch_add_explicit(&out[c], part[0][tx] + part[1][tx] + part[2][tx] + part[3][tx], "
     "memory_order_relaxed);"
 )
-WRONG_NUMBERS = "wrong numbers"
 
 #: Kernel without a bug and the call it is tried with.
 CASES: dict[str, tuple[Kernel, Case]] = {
@@ -48,21 +46,22 @@ class Bug(NamedTuple):
 def run(kernel: Kernel, case: Case, mode: str, order: int = 0) -> str:
     """What a run finds wrong; nothing for the expected numbers."""
 
-    def numbers() -> str:
+    def wrong() -> float:
         (output,) = kernel(**case.call, mode=mode, order=order)
-        return "" if largest_error(output, case.expected) < 1e-4 else WRONG_NUMBERS
+        error = largest_error(output, case.expected)
+        return 0.0 if error < 1e-4 else error
 
-    return found(numbers)
+    return found(wrong)
 
 
 def check(kernel: Kernel) -> str:
     """What the type check finds wrong."""
     case = next(case for sample, case in CASES.values() if sample.name == kernel.name)
-    try:
+
+    def compiles() -> None:
         kernel.check(**case.check_arguments, small_inputs=False)
-    except MslError as error:
-        return str(error)
-    return ""
+
+    return found(compiles)
 
 
 def _in_convolution(

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from metal_on_cpu.errors import MslError
 
+WRONG_NUMBERS = "wrong numbers"
+
 
 def planted(text: str, right: str, wrong: str, occurrence: int | None = None) -> str:
     """``text`` with ``wrong`` where ``right`` is: in its one place, or that of several, from 1."""
@@ -17,9 +19,13 @@ def planted(text: str, right: str, wrong: str, occurrence: int | None = None) ->
     return right.join(parts[:occurrence]) + wrong + right.join(parts[occurrence:])
 
 
-def found(check: Callable[[], str]) -> str:
-    """What ``check`` says is wrong, or compiler or sanitizer before it; nothing if all is right."""
+def found(check: Callable[[], object]) -> str:
+    """In words, which numbers ``check`` gives as wrong, or what the compiler or sanitizer says.
+
+    Nothing if all is right.
+    """
     try:
-        return check()
+        wrong = check()
     except MslError as error:
         return str(error)
+    return f"{WRONG_NUMBERS}: {wrong}" if wrong else ""

@@ -8,6 +8,7 @@ import pytest
 from benchmarking.launches import of_a_pass
 from click.testing import CliRunner
 from kernel_devices import needs_compiler
+from metal_on_cpu.planting import planted
 
 from mlx_tlstm import TLSTM
 from mlx_tlstm.kernels import library, tuning
@@ -71,9 +72,10 @@ def test_what_is_left_is_seen():
     """A helper that is no longer forced to be inlined, and an array that is indexed at run time."""
     [launch, *_] = [one for one in kernels(TLSTM(4, 100, (4, 4)), 15) if "forward" in one.name]
     header, body = library.text("convolution_forward")
-    called = header.replace("METAL_FUNC void multiply", "__attribute__((noinline)) void multiply")
+    kept = ("METAL_FUNC void multiply", "__attribute__((noinline)) void multiply")
+    called = planted(header, *kept)
     assert code_report.compiled(code_report.cpp_text(called, body, launch)).calls
-    indexed = body.replace("const Tile tile", "int kept[64];\nkept[self] = rows;\nconst Tile tile")
+    indexed = planted(body, "const Tile tile", "int kept[64];\nkept[self] = rows;\nconst Tile tile")
     indexed += "activation[kept[first_row % 64]] = T(0);\n"
     assert code_report.compiled(code_report.cpp_text(header, indexed, launch)).allocas == 1
 

@@ -10,6 +10,7 @@ import pytest
 from benchmarking import nvrtc as compiling
 from benchmarking.launches import of_a_pass
 from click.testing import CliRunner
+from kernel_mutations import Mutation, in_sources
 
 from mlx_tlstm import TLSTM
 from mlx_tlstm.kernels import library
@@ -36,11 +37,9 @@ def test_every_kernel_compiles(nvrtc):
         assert spilt == "0"
 
 
-def test_an_error_is_shown(nvrtc, monkeypatch):
-    source = library.source
-    broken = lambda name: source(name).replace("O = 4 * M", "O = four * M")  # noqa: E731
-    monkeypatch.setattr(library, "source", broken)
-    result = CliRunner().invoke(compile_report.main, [*SIZE, "--dtype", "float32"])
+def test_an_error_is_shown(nvrtc):
+    with in_sources(Mutation("memory_forward.metal", "O = 4 * M", "O = four * M")):
+        result = CliRunner().invoke(compile_report.main, [*SIZE, "--dtype", "float32"])
     assert result.exit_code == 1
     assert "memory_forward does not compile" in result.output
     assert 'identifier "four" is undefined' in result.output

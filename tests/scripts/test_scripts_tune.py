@@ -10,6 +10,7 @@ import pytest
 import tune
 from benchmarking import tile_search
 from click.testing import CliRunner
+from kernel_devices import computes_wrong
 from mlx import nn
 
 from mlx_tlstm import TLSTM
@@ -122,15 +123,10 @@ def test_types_have_winners_of_their_own(kernel_calls, stored, winners, dtype):
 def test_wrong_numbers_are_neither_timed_nor_stored(
     kernel_calls, stored, monkeypatch, wrong_kernel, name
 ):
-    right = convolution.FORWARD.__class__.__call__
+    def of_one_tile(inputs, template, **_):
+        return template.get("BM") in (16, None)
 
-    def wrong(kernel, *arguments, **options):
-        [*results] = right(kernel, *arguments, **options)
-        if kernel.name == wrong_kernel and options["template"].get("BM") in (16, None):
-            results[1] = results[1] * 1.001
-        return results
-
-    monkeypatch.setattr(convolution.FORWARD.__class__, "__call__", wrong)
+    computes_wrong(monkeypatch, wrong_kernel, 1, 1.001, of_one_tile)
     monkeypatch.setattr(tile_search, "measure", lambda *_, **__: pytest.fail("timed wrong numbers"))
     result = run()
     assert result.exit_code == 1
