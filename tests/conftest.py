@@ -3,6 +3,7 @@
 import mlx_tlstm  # noqa: F401, I001
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -26,6 +27,17 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Training
     """Tiny settings of any task, ``settings(task, **changes)``, with data that nobody changes."""
     text = write_text(tmp_path_factory.mktemp("text") / "text")
     return tiny_settings(text, write_images(tmp_path_factory.mktemp("mnist")))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder beside the current one, which is empty."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    return home
 
 
 @pytest.fixture(

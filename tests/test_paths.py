@@ -16,70 +16,12 @@ from mlx_tlstm import training
 from mlx_tlstm.commands.main import main
 from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.files import absence, to_path
 from mlx_tlstm.tasks import make_task
 from mlx_tlstm.training.origin import task_of
 from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import save_figure
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A home folder beside the current one, which is empty."""
-    home, here = tmp_path / "home", tmp_path / "here"
-    home.mkdir()
-    here.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.chdir(here)
-    return home
-
-
-class TestToPath:
-    def test_home(self, home):
-        assert to_path("x", "y", "~") == to_path("x", "y", Path("~")) == home
-        assert to_path("x", "y", "~/a b") == home / "a b"
-        assert to_path("x", "y", "a/~/b") == Path("a/~/b")
-        assert to_path("x", "y", "a~") == Path("a~")
-
-    @pytest.mark.parametrize("text", ["./~", "./~/x", "./~nobody", ".//~x"])
-    def test_a_folder_here_that_is_named_so(self, text, home):
-        path = to_path("x", "y", text)
-        assert path == Path.cwd() / text
-        assert to_path("x", "y", path) == path
-
-    @pytest.mark.parametrize("value", ["", None, 3, b"bytes", "a\0b", ["a"]])
-    def test_no_path(self, value):
-        with pytest.raises(ValueError, match=r"^\[x\] 'y' must be a path but got"):
-            to_path("x", "y", value)
-
-    def test_unknown_home(self):
-        with pytest.raises(ValueError, match="from a home folder that is known, or one that"):
-            to_path("x", "y", "~nobody-of-this-name/x")
-
-
-class TestAbsence:
-    def test_near_names(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        for name in ("runs/addition-2d", "runs/memory", "ran"):
-            Path(name).mkdir(parents=True)
-        Path("runs/adition-2d.txt").write_text("")
-        assert absence(Path("runs/adition-2d")) == (
-            "there is no folder 'runs/adition-2d' (did you mean 'runs/addition-2d'?)"
-        )
-        assert absence(Path("rums/memory")).endswith("(did you mean 'runs/memory'?)")
-        assert absence(Path("run")).endswith("(did you mean 'runs' or 'ran'?)")
-        assert absence(Path("/nowhere/at/all")) == "there is no folder '/nowhere/at/all'"
-        assert absence(Path("runs/xyz")) == "there is no folder 'runs/xyz'"
-        assert absence(Path("runs/adition-2d.txt/x")).startswith("there is no folder")
-
-    def test_unreadable(self, tmp_path, monkeypatch):
-        def refuse(path):
-            raise PermissionError(13, "Permission denied", str(path))
-
-        monkeypatch.setattr(Path, "iterdir", refuse)
-        assert absence(tmp_path / "x") == f"there is no folder {str(tmp_path / 'x')!r}"
 
 
 @pytest.mark.parametrize("name", [*main.commands, *(script.stem for script in SCRIPTS)])

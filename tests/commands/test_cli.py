@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from processes import environment
 
 from mlx_tlstm import training
 from mlx_tlstm.commands.main import main
@@ -24,7 +25,6 @@ from mlx_tlstm.commands.settings import setting_options
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import TASKS
 
-ROOT = Path(__file__).parents[2]
 SIZES = ["--length", "2", "--depth", "2", "--hidden-size", "8", "--batch-size", "4"]
 TINY = [*SIZES, "--samples", "24", "--eval-every", "8"]
 
@@ -37,13 +37,12 @@ def invoke(tmp_path, monkeypatch):
 
 
 def module(name, *arguments, **settings):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", f"mlx_tlstm.{name}", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(PYTHONUNBUFFERED="1"),
         **settings,
     )
 
@@ -182,9 +181,8 @@ def test_default_folders_of_many_processes(tmp_path):
     TASKS["wikipedia"].quick().save(tmp_path / "config")
     command = [sys.executable, "-c", code, tmp_path / "config"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     processes = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) for _ in range(4)
+        subprocess.Popen(command, cwd=tmp_path, env=environment(), **pipes) for _ in range(4)
     ]
     for process in processes:
         assert process.stdout.readline() == "\n"
@@ -436,7 +434,7 @@ def test_closed_terminal(nohup, tmp_path):
         stdout=slave,
         stderr=slave,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         start_new_session=True,
     )
     os.close(slave)

@@ -24,17 +24,8 @@ from mlx_tlstm import (
 )
 
 
-def parameter_count(module):
-    return sum(array.size for _, array in tree_flatten(module.parameters()))
-
-
 def gradient(model, x):
     return nn.value_and_grad(model, lambda model, x: mx.sum(mx.square(model(x)[0])))(model, x)[1]
-
-
-def test_parameters_of_the_papers_largest_model():
-    model = SequenceModel(make_layer("3d-tlstm+cn", 205, 1200, 6), 205)
-    assert parameter_count(model) == 52_521_814
 
 
 @pytest.mark.parametrize(
@@ -228,7 +219,6 @@ X = mx.zeros((2, 7, 5))
         (lambda: make_layer("2d-tlstm", 5, 6, 2, kernel_size=1), "'kernel_size' must be .* got 1"),
         (lambda: SequenceModel(nn.Linear(2, 3), 4), "'layer' must be a TLSTM, TRNN, Stack"),
         (lambda: SequenceModel(TRNN(5, 6, 3), 0), "'output_size' must be .* but got 0"),
-        (lambda: TRNN(5, 6, 3)([1.0]), "'x' must be an mx.array but got"),
         (lambda: TRNN(5, 6, 3)(X.astype(mx.int32)), "'x' must be of a floating.* got .*int32"),
         (lambda: TRNN(5, 6, 3)(X[0, 0]), "'x' must be of shape \\[B, T, R\\] or .* got \\(5,\\)"),
         (lambda: TRNN(5, 6, 3)(X[..., :4]), "input size 5 .* but got \\(2, 7, 4\\)"),

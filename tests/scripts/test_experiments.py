@@ -12,12 +12,12 @@ import sys
 import pytest
 from experiments.paper import TABLES
 from experiments.planned import PlannedRun, check_runs
-from experiments.results import read_origin, read_result
+from experiments.results import read_origin, read_result, record_origin
 from experiments.sweep import CLAIMS, SweepInterrupted, sweep
 from filelock import FileLock
 from kill_and_resume import outcome
 from processes import ROOT
-from tiny_tasks import write_text
+from tiny_tasks import TINY, write_text
 
 from mlx_tlstm import training
 from mlx_tlstm.tasks import TASKS
@@ -323,6 +323,25 @@ def test_results_of_a_run(tmp_path):
     write_run(tmp_path / "d", config, [], [{"event": "stop"}, {"event": "rollback"}])
     assert read_result(tmp_path / "d").state == "unfinished"
     assert read_result(tmp_path / "nothing") is None
+
+
+def test_damaged_results(tmp_path):
+    kept = tmp_path / "run"
+    training.fit(TASKS["addition"].quick().replace(**TINY, length=2, variant="2d-tlstm"), kept)
+    record_origin(kept, {"cpu": "x"}, "")
+    assert read_result(kept).state == "ended"
+    for name, content in (("test.json", "{}"), ("test.json", "{"), ("origin.json", "[]")):
+        before = (kept / name).read_text()
+        (kept / name).write_text(content)
+        with pytest.raises(ValueError, match=name):
+            read_result(kept)
+        (kept / name).write_text(before)
+    (kept / "events.jsonl").write_text('{"event": "stop"}\n{"event": "ro')
+    (kept / "test.json").unlink()
+    assert read_result(kept).state == "diverged"
+    (kept / "events.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"events\.jsonl, line 1: event' must be a word"):
+        read_result(kept)
 
 
 def test_fewer_bits_are_better(tmp_path):

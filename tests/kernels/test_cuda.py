@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-
 from metal_on_cpu.cuda import CUDA_TYPES
 from metal_on_cpu.samples import (
     DTYPES,
@@ -15,6 +14,7 @@ from metal_on_cpu.samples import (
     gate,
     gate_case,
 )
+
 from mlx_tlstm.kernels import library
 from mlx_tlstm.kernels.cuda import ATTRIBUTES, cuda_body
 

@@ -162,39 +162,6 @@ def test_output_names_another_file(kernel_calls, stored, winners, tmp_path):
     assert str(PRODUCTS[FORWARD]) in json.loads(other.read_text())[tuning.device()]
 
 
-@pytest.mark.parametrize(
-    ("architecture", "cuda", "product"),
-    [
-        ("applegpu_g13g", False, False),
-        ("applegpu_g16s", False, False),
-        ("applegpu_g17p", False, True),
-        ("applegpu_g18s", False, True),
-        ("air64_v27", False, False),
-        ("", False, False),
-        ("sm_90", True, True),
-    ],
-)
-def test_what_runs_before_anything_is_tuned(stored, monkeypatch, architecture, cuda, product):
-    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    monkeypatch.setattr(mx, "device_info", lambda *_: {"architecture": architecture})
-    monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
-    for one in PRODUCTS.values():
-        assert (tuning.select(one) is None) == product
-        tuning.store({one: CANDIDATES[0]})
-        assert tuning.select(one) == CANDIDATES[0]
-    tuning._choice.cache_clear()
-
-
-def test_a_choice_is_looked_up_once(stored, monkeypatch):
-    one = PRODUCTS[FORWARD]
-    tuning.store({one: None})
-    assert tuning.select(one) is None
-    stored.unlink()
-    assert tuning.select(one) is None
-    monkeypatch.setenv(tuning.ENVIRONMENT_VARIABLE, str(stored.with_name("other.json")))
-    assert tuning.select(one) is not None
-
-
 def test_without_kernels_there_is_nothing_to_tune(stored):
     result = run()
     assert result.exit_code == 1

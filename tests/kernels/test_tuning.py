@@ -1,0 +1,66 @@
+"""Tiles that were measured to be the fastest: stored, looked up, and what runs without."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from mlx_tlstm.kernels import convolution, tuning
+from mlx_tlstm.kernels.tiles import CANDIDATES
+from mlx_tlstm.kernels.tuning import Product
+
+PRODUCTS = [
+    Product(convolution.FORWARD.name, mx.float32, 12, 41, 72),
+    Product(convolution.INPUT_GRADIENT.name, mx.float32, 14, 8, 369),
+    Product(convolution.WEIGHT_GRADIENT.name, mx.float32, 41, 73, 96),
+]
+
+
+@pytest.fixture
+def stored(monkeypatch, tmp_path):
+    """Where winners are stored and looked up."""
+    path = tmp_path / "winners" / "tuning.json"
+    monkeypatch.setenv(tuning.ENVIRONMENT_VARIABLE, str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("architecture", "cuda", "product"),
+    [
+        ("applegpu_g13g", False, False),
+        ("applegpu_g16s", False, False),
+        ("applegpu_g17p", False, True),
+        ("applegpu_g18s", False, True),
+        ("air64_v27", False, False),
+        ("", False, False),
+        ("sm_90", True, True),
+    ],
+)
+def test_what_runs_before_anything_is_tuned(stored, monkeypatch, architecture, cuda, product):
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(mx, "device_info", lambda *_: {"architecture": architecture})
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
+    for one in PRODUCTS:
+        assert (tuning.select(one) is None) == product
+        tuning.store({one: CANDIDATES[0]})
+        assert tuning.select(one) == CANDIDATES[0]
+    tuning._choice.cache_clear()
+
+
+def test_a_choice_is_looked_up_once(stored, monkeypatch):
+    one = PRODUCTS[0]
+    tuning.store({one: None})
+    assert tuning.select(one) is None
+    stored.unlink()
+    assert tuning.select(one) is None
+    monkeypatch.setenv(tuning.ENVIRONMENT_VARIABLE, str(stored.with_name("other.json")))
+    assert tuning.select(one) is not None
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"a": []}', b"{", b"\xff", b"[" * 200_000])
+def test_damaged_tuning(stored, content):
+    stored.parent.mkdir()
+    stored.write_bytes(content)
+    for read in (lambda: tuning.store({}), lambda: tuning.select(PRODUCTS[0])):
+        with pytest.raises(ValueError, match=r"tuning\.json' must be what scripts/tune\.py wrote"):
+            read()

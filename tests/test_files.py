@@ -1,0 +1,102 @@
+"""Paths, and JSON files that are torn or damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlx_tlstm.files import absence, read_json, read_json_lines, to_path
+
+DEEP = b"[" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("content", "records"),
+    [
+        (b"", []),
+        (b'{"a": 1}\n', [{"a": 1}]),
+        (b'{"a": 1}', [{"a": 1}]),
+        (b'{"a": 1}\n{"b": 2', [{"a": 1}]),
+        (b'{"a": 1}\n{', [{"a": 1}]),
+        (b'{"a": 1}\n{"b": "\xc3', [{"a": 1}]),
+        (b'{"a": 1}\n\0\0\0', [{"a": 1}]),
+        (b'{"a": "\\u2028\xe2\x80\xa8"}\n', [{"a": "\u2028\u2028"}]),
+    ],
+)
+def test_a_last_line_that_breaks_off_is_left_out(tmp_path, content, records):
+    (tmp_path / "log").write_bytes(content)
+    assert read_json_lines(tmp_path / "log", "test") == records
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1}\n{"b": 2\n{"a": 3}\n', r"log, line 2' must hold JSON but Expecting ',' delim"),
+        (b'{"a": 1}\n{"b": 2\n', "log, line 2' must hold JSON but"),
+        (b'{"a": 1}\n\n{"b": 2}', "log, line 2' must hold JSON but Expecting value"),
+        (b"\0\0\n", "log, line 1' must hold JSON but"),
+        (b"text", "log, line 1' must hold JSON but"),
+        (b'{"a": 1}\n[1]\n', r"log, line 2' must be a JSON object but got \[1\]"),
+        (b'{"a": 1}\n3', "log, line 2' must be a JSON object but got 3"),
+        (DEEP + b"\n", "log, line 1' must hold JSON but maximum recursion"),
+        (b'{"\xff": 1}\n', "log, line 1' must hold JSON but"),
+    ],
+)
+def test_damage_elsewhere_names_the_line(tmp_path, content, message):
+    (tmp_path / "log").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"\[test\] '.*{message}"):
+        read_json_lines(tmp_path / "log", "test")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", DEEP, b"1" * 5000])
+def test_damaged_json(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ValueError, match=r"\[test\] '.*file' must hold JSON but"):
+        read_json(tmp_path / "file", "test")
+
+
+class TestToPath:
+    def test_home(self, home):
+        assert to_path("x", "y", "~") == to_path("x", "y", Path("~")) == home
+        assert to_path("x", "y", "~/a b") == home / "a b"
+        assert to_path("x", "y", "a/~/b") == Path("a/~/b")
+        assert to_path("x", "y", "a~") == Path("a~")
+
+    @pytest.mark.parametrize("text", ["./~", "./~/x", "./~nobody", ".//~x"])
+    def test_a_folder_here_that_is_named_so(self, text, home):
+        path = to_path("x", "y", text)
+        assert path == Path.cwd() / text
+        assert to_path("x", "y", path) == path
+
+    @pytest.mark.parametrize("value", ["", None, 3, b"bytes", "a\0b", ["a"]])
+    def test_no_path(self, value):
+        with pytest.raises(ValueError, match=r"^\[x\] 'y' must be a path but got"):
+            to_path("x", "y", value)
+
+    def test_unknown_home(self):
+        with pytest.raises(ValueError, match="from a home folder that is known, or one that"):
+            to_path("x", "y", "~nobody-of-this-name/x")
+
+
+class TestAbsence:
+    def test_near_names(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for name in ("runs/addition-2d", "runs/memory", "ran"):
+            Path(name).mkdir(parents=True)
+        Path("runs/adition-2d.txt").write_text("")
+        assert absence(Path("runs/adition-2d")) == (
+            "there is no folder 'runs/adition-2d' (did you mean 'runs/addition-2d'?)"
+        )
+        assert absence(Path("rums/memory")).endswith("(did you mean 'runs/memory'?)")
+        assert absence(Path("run")).endswith("(did you mean 'runs' or 'ran'?)")
+        assert absence(Path("/nowhere/at/all")) == "there is no folder '/nowhere/at/all'"
+        assert absence(Path("runs/xyz")) == "there is no folder 'runs/xyz'"
+        assert absence(Path("runs/adition-2d.txt/x")).startswith("there is no folder")
+
+    def test_unreadable(self, tmp_path, monkeypatch):
+        def refuse(path):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "iterdir", refuse)
+        assert absence(tmp_path / "x") == f"there is no folder {str(tmp_path / 'x')!r}"
