@@ -29,6 +29,15 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Training
     return tiny_settings(text, write_images(tmp_path_factory.mktemp("mnist")))
 
 
+@pytest.fixture(scope="session")
+def data_options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options of the scripts that name tiny stand-ins."""
+    text = write_text(tmp_path_factory.mktemp("text") / "text")
+    text.write_bytes(text.read_bytes() * 10)
+    images = write_images(tmp_path_factory.mktemp("images"))
+    return ["--wikipedia-data", str(text), "--mnist-data", str(images)]
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home folder beside the current one, which is empty."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from mlx_tlstm import training
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.reports import StepReport
+from mlx_tlstm.training.runs import RunFolder
 
 TINY = {"depth": 2, "hidden_size": 8, "batch_size": 4, "eval_every": 8, "samples": 24}
 
@@ -44,6 +45,29 @@ def tiny_settings(text: Path, images: Path) -> Callable[..., TrainingConfig]:
         "pmnist": {"length": 14, "data": str(images)},
     }
     return lambda task, **changes: TASKS[task].quick().replace(**{**TINY, **own[task], **changes})
+
+
+def write_run(
+    path: Path,
+    config: TrainingConfig,
+    values: Iterable[float],
+    test: dict[str, float] | None = None,
+    **record: Any,
+) -> RunFolder:
+    """A run's folder as training leaves it, without models.
+
+    Args:
+        values: What its task is judged by, at each 1,000 samples and minute.
+        test: Figures of the end; without them the run has not ended.
+        record: What each evaluation has besides.
+    """
+    run = RunFolder.create(path, config)
+    for number, value in enumerate(values, start=1):
+        base = {"samples": 1000 * number, "seconds": 60.0 * number}
+        run.append_metrics(base | {TASKS[config.task].metric: value} | record)
+    if test is not None:
+        run.save_test_metrics(test)
+    return run
 
 
 class Stop(Exception):  # noqa: N818 (no error: the test's way out of training)

@@ -158,9 +158,9 @@ def test_commit_of_a_checkout(tmp_path):
 
 
 def test_operations_of_a_step_grow_with_a_stacked_lstm_only():
-    tensor = [passes.operations_per_step(TLSTM(4, 7, (P,), norm="channel")) for P in (2, 6)]
+    tensor = [passes.operations_per_step(TLSTM(4, 7, (P,), norm="channel")) for P in (2, 3)]
     # Additions over steps that mx.compile joins, so many at a time.
     assert tensor[0] == pytest.approx(tensor[1], abs=0.5)
-    stacked = [passes.operations_per_step(build("stacked", L)[0]) for L in (2, 4, 6)]
+    stacked = [passes.operations_per_step(build("stacked", L)[0]) for L in (2, 3, 4)]
     assert stacked[2] - stacked[1] == pytest.approx(stacked[1] - stacked[0], abs=0.5)
-    assert min(tensor[0], stacked[1] - stacked[0]) > 10
+    assert min(tensor[0], stacked[1] - stacked[0]) > 5

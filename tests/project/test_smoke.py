@@ -15,7 +15,6 @@ import sys
 
 import pytest
 from processes import ROOT, environment
-from tiny_tasks import write_images, write_text
 
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.runs import RunFolder
@@ -37,15 +36,6 @@ ROWS |= {
     "symbols-20": 2,
     **dict.fromkeys(STUDIES[2:], 10),
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Options that name tiny stand-ins."""
-    text = write_text(tmp_path_factory.mktemp("text") / "text")
-    text.write_bytes(text.read_bytes() * 10)
-    images = write_images(tmp_path_factory.mktemp("images"))
-    return ["--wikipedia-data", str(text), "--mnist-data", str(images)]
 
 
 def start(script, *arguments):
@@ -104,8 +94,8 @@ def trained_files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.glob("*/*") if path.is_file()}
 
 
-def test_every_target(data, tmp_path):
-    command = ["reproduce", "all", "--scale", "smoke", "--out", tmp_path / "out", *data]
+def test_every_target(data_options, tmp_path):
+    command = ["reproduce", "all", "--scale", "smoke", "--out", tmp_path / "out", *data_options]
     process = start(*command)
     errors = stop(process, "3 of 28", signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM, errors

@@ -17,7 +17,7 @@ from experiments.sweep import CLAIMS, SweepInterrupted, sweep
 from filelock import FileLock
 from kill_and_resume import outcome
 from processes import ROOT
-from tiny_tasks import TINY, write_text
+from tiny_tasks import TINY, write_run, write_text
 
 from mlx_tlstm import training
 from mlx_tlstm.tasks import TASKS
@@ -288,39 +288,26 @@ def test_other_runs_under_the_names(settings, tmp_path, trained):
     assert len(trained) == 2
 
 
-def write_run(path, config, records, events=(), test=None):
-    run = RunFolder.create(path, config)
-    for record in records:
-        run.append_metrics({"split": "test", "seconds": 0.5 * record["samples"], **record})
-    for event in events:
-        run.append_event(event)
-    if test is not None:
-        run.save_test_metrics(test)
-
-
 def test_results_of_a_run(tmp_path):
     values = (0.5, 0.99, 0.995, 0.98, 1.0, 0.97)
-    records = [{"samples": 10 * n, "accuracy": v} for n, v in enumerate(values, start=1)]
     config = TASKS["memorization"].quick()
-    write_run(tmp_path / "a", config, records, test={"accuracy": 0.75, "loss": 1.0})
+    write_run(tmp_path / "a", config, values, {"accuracy": 0.75, "loss": 1.0}, split="test")
     result = read_result(tmp_path / "a")
-    assert (result.to_99, result.to_100) == (30, 50)
+    assert (result.to_99, result.to_100) == (3000, 5000)
     assert (result.best, result.test, result.split) == (1.0, 0.75, "test")
-    assert (result.samples, result.seconds, result.state) == (60, 30.0, "ended")
+    assert (result.samples, result.seconds, result.state) == (6000, 360.0, "ended")
     assert (result.machines, result.note) == ((), "")
-    write_run(tmp_path / "b", config, records[:2])
+    write_run(tmp_path / "b", config, values[:2], split="test")
     result = read_result(tmp_path / "b")
     assert (result.to_99, result.to_100, result.best, result.test) == (None, None, 0.99, None)
     assert (result.state, result.settled) == ("unfinished", False)
-    write_run(tmp_path / "c", config, [], [{"event": "rollback"}, {"event": "stop"}])
+    for name, kinds in (("c", ("rollback", "stop")), ("d", ("stop", "rollback"))):
+        run = write_run(tmp_path / name, config, [])
+        for kind in kinds:
+            run.append_event({"event": kind})
     result = read_result(tmp_path / "c")
-    assert (result.state, result.settled, result.best, result.samples) == (
-        "diverged",
-        True,
-        None,
-        0,
-    )
-    write_run(tmp_path / "d", config, [], [{"event": "stop"}, {"event": "rollback"}])
+    assert (result.state, result.settled) == ("diverged", True)
+    assert (result.best, result.samples) == (None, 0)
     assert read_result(tmp_path / "d").state == "unfinished"
     assert read_result(tmp_path / "nothing") is None
 
@@ -345,9 +332,8 @@ def test_damaged_results(tmp_path):
 
 
 def test_fewer_bits_are_better(tmp_path):
-    records = [{"samples": n, "bpc": bpc} for n, bpc in ((1, 3.0), (2, 2.0), (3, 2.5))]
     config = TASKS["wikipedia"].quick().replace(data="/some/where/text")
-    write_run(tmp_path / "a", config, records, test={"bpc": 2.25})
+    write_run(tmp_path / "a", config, (3.0, 2.0, 2.5), {"bpc": 2.25}, split="test")
     result = read_result(tmp_path / "a")
     assert (result.best, result.test, result.to_99, result.to_100) == (2.0, 2.25, None, None)
     assert result.as_json()["config"]["data"] == "text"

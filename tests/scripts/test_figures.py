@@ -10,10 +10,10 @@ import pytest
 from benchmarking.task_passes import Point
 from click.testing import CliRunner
 from experiments.alike import find_runs
+from tiny_tasks import write_run
 
 from mlx_tlstm.models.trained import WEIGHTS
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import variant_style
 
 
@@ -30,11 +30,8 @@ def make_run(folder, task, variant, depth, values, seed=0, name=None, **changes)
     if task == "wikipedia":
         changes |= {"data": "text.xml"}
     name = name or f"{task}-{variant}-L{depth}-s{seed}"
-    run = RunFolder.create(folder / name, TASKS[task].quick().replace(**changes))
-    for number, value in enumerate(values, start=1):
-        record = {"samples": 1000 * number, "split": TASKS[task].monitor, "seconds": 1.0}
-        run.append_metrics(record | {TASKS[task].metric: value})
-    return run
+    config = TASKS[task].quick().replace(**changes)
+    return write_run(folder / name, config, values, split=TASKS[task].monitor)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from experiments.report import footnotes, shown_command
 from experiments.results import read_result, record_origin
 from experiments.studies import STUDIES, Study
 from experiments.widths import parameter_count
-from tiny_tasks import write_images, write_text
+from tiny_tasks import write_run
 
 from mlx_tlstm import VARIANTS, training
 from mlx_tlstm.rivals import RIVALS
@@ -28,35 +28,15 @@ from mlx_tlstm.training import memory_prediction
 from mlx_tlstm.training.runs import RunFolder
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Options that name tiny stand-ins."""
-    text = tmp_path_factory.mktemp("text") / "text"
-    write_text(text)
-    text.write_bytes(text.read_bytes() * 10)
-    images = write_images(tmp_path_factory.mktemp("images"))
-    return ["--wikipedia-data", str(text), "--mnist-data", str(images)]
-
-
 def run(script, *arguments, code=0):
     result = CliRunner().invoke(script.main, [str(argument) for argument in arguments])
     assert result.exit_code == code, (result.output, result.exception)
     return result.output
 
 
-def pretend(folder, planned, values, split="test", ended=True, **record):
-    """A run's folder as training leaves it, after an evaluation at every 1,000 samples."""
-    metric = TASKS[planned.config.task].metric
-    files = RunFolder.create(folder / planned.name, planned.config)
-    for number, value in enumerate(values, start=1):
-        samples = 1000 * number
-        files.append_metrics(
-            {"samples": samples, "split": split, "seconds": 60.0 * number}
-            | {metric: value}
-            | record
-        )
-    if ended:
-        files.save_test_metrics({metric: values[-1]})
+def pretend(folder, planned, values, split="test", ended=True):
+    test = {TASKS[planned.config.task].metric: values[-1]} if ended else None
+    write_run(folder / planned.name, planned.config, values, test, split=split)
 
 
 def rows_of(path):
@@ -140,8 +120,8 @@ def test_order_of_a_sweep():
     assert [c.variant for c in runs[:7]] == list(PAPER_VARIANTS)
 
 
-def test_a_table_from_training_to_files(data, tmp_path):
-    output = run(reproduce, "table-1", "--scale", "smoke", "--out", tmp_path, *data)
+def test_a_table_from_training_to_files(data_options, tmp_path):
+    output = run(reproduce, "table-1", "--scale", "smoke", "--out", tmp_path, *data_options)
     assert "wikipedia-3d-tlstm+cn-L2-s0" in output
     text = (tmp_path / "table-1.md").read_text()
     rows = rows_of(tmp_path / "table-1.csv")
@@ -179,13 +159,13 @@ def test_a_table_from_training_to_files(data, tmp_path):
     assert "- Trained on " in text
     assert "Written by `python scripts/reproduce.py" in text
 
-    again = run(reproduce, "table-1", "--scale", "smoke", "--out", tmp_path, *data)
+    again = run(reproduce, "table-1", "--scale", "smoke", "--out", tmp_path, *data_options)
     assert "3 runs, 3 of which ended before" in again
     assert "1 of 3" not in again
     assert rows_of(tmp_path / "table-1.csv") == rows
 
 
-def test_a_part_of_a_figure(data, tmp_path):
+def test_a_part_of_a_figure(data_options, tmp_path):
     options = ["figure-4", "--scale", "smoke", "--out", tmp_path]
     picked = ["--only", "memorization-2d-*-L1-*", "--only", "*-slstm-L2-s0"]
     assert "5 runs" in run(reproduce, *options, *picked)
@@ -551,10 +531,10 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_tasks(data, tmp_path):
+def test_tasks(data_options, tmp_path):
     options = ["tasks", "--scale", "smoke", "--out", tmp_path, "--seeds", 1, "--first-seed", 3]
     picked = ["--only", "mnist-*", "--only", "memorization-*", "--device", "cpu"]
-    output = run(reproduce, *options, *picked, "--mnist-data", data[3])
+    output = run(reproduce, *options, *picked, "--mnist-data", data_options[3])
     assert "2 runs" in output
     rows = rows_of(tmp_path / "tasks.csv")
     assert [row["task"] for row in rows] == list(TASKS)
@@ -567,7 +547,7 @@ def test_tasks(data, tmp_path):
     assert mnist["test"].endswith(" %")
     assert (tmp_path / "tasks.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "tasks.json").read_text())["rows"] == rows
-    again = run(reproduce, *options, *picked, "--mnist-data", data[3])
+    again = run(reproduce, *options, *picked, "--mnist-data", data_options[3])
     assert "2 of which ended before" in again
 
 

@@ -10,11 +10,11 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from tiny_tasks import write_run
 
 from mlx_tlstm import VARIANTS
 from mlx_tlstm.checking.timing import Timing
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import (
     draw_by_depth,
     draw_learning_curves,
@@ -26,16 +26,11 @@ from mlx_tlstm.visualize import (
 
 @pytest.fixture
 def make_run(tmp_path):
-    """A run with an evaluation every 1,000 samples."""
     names = map(str, itertools.count())
 
     def make(values, task="memorization", records=None, **changes):
-        run = RunFolder.create(tmp_path / next(names), TASKS[task].quick().replace(**changes))
-        for number, value in enumerate(values, start=1):
-            run.append_metrics(
-                {"samples": 1000 * number, TASKS[task].metric: value, **(records or {})}
-            )
-        return run
+        config = TASKS[task].quick().replace(**changes)
+        return write_run(tmp_path / next(names), config, values, **records or {})
 
     return make
 
