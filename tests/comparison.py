@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -95,14 +95,12 @@ def slope(function: Callable[[Any], Any], at: Any, direction: Any, step: float =
 
 
 def central_differences(
-    function: Callable[[np.ndarray], float], at: np.ndarray, step: float = 1e-5
-) -> np.ndarray:
-    """The :func:`slope` along every axis: a gradient that knows nothing of derivatives."""
-    return np.reshape([slope(function, at, one, step) for one in _axes(at.shape)], at.shape)
-
-
-def _axes(shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    for place in np.ndindex(shape):
-        direction = np.zeros(shape)
-        direction[place] = 1
-        yield direction
+    function: Callable[[dict[str, np.ndarray]], float], arrays: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The :func:`slope` along every element: gradients that know nothing of derivatives."""
+    found = {}
+    for name, array in arrays.items():
+        axes = np.eye(array.size).reshape(-1, *array.shape)
+        slopes = [slope(lambda at: function(arrays | {name: at}), array, axis) for axis in axes]  # noqa: B023
+        found[name] = np.reshape(slopes, array.shape)
+    return found

@@ -117,11 +117,7 @@ def name(case: Case) -> str:
 def test_every_gradient_equals_central_differences(case):
     values, d = case.values()
     gradients = case.backward(values, case.forward(values), d)
-    differences = {
-        key: central_differences(lambda at, key=key: case.loss(values | {key: at}, d), value)
-        for key, value in values.items()
-    }
-    assert_close(gradients, differences, 1e-7)
+    assert_close(gradients, central_differences(lambda values: case.loss(values, d), values), 1e-7)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,17 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from cases import BATCH, CASES, INPUT, STEPS
-from comparison import as_float64, assert_close, relative_error
+from comparison import (
+    as_float64,
+    assert_close,
+    central_differences,
+    relative_error,
+    values_and_gradients,
+    weights_in_sum,
+)
 from layer_helpers import single, to_mlx
 from mlx import nn, optimizers
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_tlstm import Recurrent, SequenceModel, rivals
 from mlx_tlstm.recurrence.trees import arrays_of, with_arrays
@@ -57,49 +64,29 @@ def state_of(layer, arrays):
     return with_arrays(layer.initial_state(BATCH), arrays)
 
 
-def slopes(function, arrays, step=1e-5):
-    """Central differences of a number with respect to every element of some arrays."""
-    found = {}
-    for name, array in arrays.items():
-        found[name] = np.zeros(array.shape)
-        for index in np.ndindex(array.shape):
-            kept, values = array[index], []
-            for side in (step, -step):
-                array[index] = kept + side
-                values.append(function())
-            array[index] = kept
-            found[name][index] = (values[0] - values[1]) / (2 * step)
-    return found
-
-
 @every_rival
 def test_values_and_gradients_against_the_reference(name):
     layer, parameters, x, state = make(name)
-    reference = CASES[name].reference
-    expected = reference(parameters, x, *state)
-    rng = np.random.default_rng(1)
-    weights = [single(rng.normal(size=array.shape)) for array in expected]
-
-    y, after = layer(mx.array(x, mx.float32), state_of(layer, state))
-    assert_close([y, *arrays_of(after, after)], list(expected), VALUE_TOLERANCE)
-
     inputs = {"x": x, **{f"state.{number}": array for number, array in enumerate(state)}}
 
-    def number():
-        values = reference(parameters, x, *state)
-        return sum(float((w * v).sum()) for w, v in zip(weights, values, strict=True))
+    def run(x, *state):
+        y, after = layer(x, with_arrays(layer.initial_state(BATCH), state))
+        return [y, *arrays_of(after, after)]
 
-    differences = slopes(number, {**parameters, **inputs})
+    def reference(arrays):
+        own = {key: arrays[key] for key in parameters}
+        return CASES[name].reference(own, *(arrays[key] for key in inputs))
 
-    def loss(variables, inputs):
-        layer.cell.update(tree_unflatten(list(variables.items())))
-        arrays = [inputs[f"state.{number}"] for number in range(len(state))]
-        y, after = layer(inputs["x"], with_arrays(layer.initial_state(BATCH), arrays))
-        values = zip(weights, [y, *arrays_of(after, after)], strict=True)
-        return sum((mx.array(w, mx.float32) * v).sum() for w, v in values)
+    def number(arrays):
+        pairs = zip(weights, reference(arrays), strict=True)
+        return sum(float((weight * value).sum()) for weight, value in pairs)
 
-    found = mx.grad(loss, argnums=(0, 1))(to_mlx(parameters), to_mlx(inputs))
-    assert_close({**found[0], **found[1]}, differences, GRADIENT_TOLERANCE)
+    values, (of_cell, *of_inputs) = values_and_gradients(layer.cell, run, *to_mlx(inputs).values())
+    weights = [as_float64(weights_in_sum(n, array.shape)) for n, array in enumerate(values)]
+    assert_close(values, list(reference(parameters | inputs)), VALUE_TOLERANCE)
+    gradients = dict(tree_flatten(of_cell)) | dict(zip(inputs, of_inputs, strict=True))
+    differences = central_differences(number, parameters | inputs)
+    assert_close(gradients, differences, GRADIENT_TOLERANCE)
 
 
 @every_rival
