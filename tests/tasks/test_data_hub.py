@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import json
 import subprocess
 import sys
-import threading
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
 from data_sources import image_dataset
 from processes import environment
+from servers import Handler, Server
 
 REPOSITORY = "ylecun/mnist"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -28,63 +27,49 @@ configs:
 """
 
 
-class HubHandler(http.server.BaseHTTPRequestHandler):
+class HubHandler(Handler):
     """The parts of the hub's interface that ``load_dataset`` uses, for one data set."""
-
-    def do_HEAD(self):
-        self.do_GET()
 
     def do_GET(self):
         path = urlsplit(self.path).path
         api = f"/api/datasets/{REPOSITORY}"
         if path == api or path.startswith(f"{api}/revision/"):
             siblings = [{"rfilename": name} for name in self.server.files]
-            self._json({"id": REPOSITORY, "sha": COMMIT, "private": False, "siblings": siblings})
+            self.send_json(
+                {"id": REPOSITORY, "sha": COMMIT, "private": False, "siblings": siblings}
+            )
         elif path.startswith(f"{api}/tree/{COMMIT}"):
             folder = path.removeprefix(f"{api}/tree/{COMMIT}").strip("/")
             names = [name for name in self.server.files if name.startswith(folder)]
             folders = [] if folder else ["mnist"]
             entries = [{"type": "directory", "path": name, "oid": "0" * 40} for name in folders]
-            self._json(entries + [self._entry(name) for name in names if folder or "/" not in name])
+            self.send_json(
+                entries + [self._entry(name) for name in names if folder or "/" not in name]
+            )
         else:
             name = path.removeprefix(f"/datasets/{REPOSITORY}/resolve/").partition("/")[2]
-            self._file(name)
+            self.send_file(name)
 
     def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        body = self.body().decode()
         is_json = self.headers["Content-Type"].startswith("application/json")
         paths = (json.loads(body) if is_json else parse_qs(body))["paths"]
         found = [self._entry(name) for name in paths if name in self.server.files]
         if "mnist" in paths:
             found.append({"type": "directory", "path": "mnist", "oid": "0" * 40})
-        self._json(found)
+        self.send_json(found)
 
     def _entry(self, name):
         content = self.server.files[name]
         digest = hashlib.sha1(content).hexdigest()
         return {"type": "file", "path": name, "size": len(content), "oid": digest}
 
-    def _json(self, value):
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _file(self, name):
-        if name not in self.server.files:
-            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-            return
-        digest = self._entry(name)["oid"]
-        self._send(200, self.server.files[name], {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT})
-
-    def _send(self, status, content, headers):
-        self.server.asked.append((self.command, self.path))
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, *arguments):
-        """Keep the test's output quiet."""
+    def send_file(self, name):
+        if name in self.server.files:
+            digest = self._entry(name)["oid"]
+            self.send(200, self.server.files[name], ETag=f'"{digest}"', X_Repo_Commit=COMMIT)
+        else:
+            self.send(404, X_Error_Code="EntryNotFound")
 
 
 @pytest.fixture
@@ -98,12 +83,9 @@ def hub(tmp_path):
         made = tmp_path / "made.parquet"
         image_dataset(images, labels).to_parquet(made)
         files[f"mnist/{split}-00000-of-00001.parquet"] = made.read_bytes()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
-    server.files, server.asked, server.arrays = files, [], arrays
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = Server(HubHandler, files=files, arrays=arrays)
     yield server
-    server.shutdown()
-    server.server_close()
+    server.close()
 
 
 SCRIPT = """
@@ -139,11 +121,10 @@ def _check(hub, tmp_path, done):
 
 
 def test_load_from_hub_then_from_its_cache(hub, tmp_path):
-    endpoint = f"http://127.0.0.1:{hub.server_address[1]}"
-    _check(hub, tmp_path, _run(tmp_path, endpoint))
+    _check(hub, tmp_path, _run(tmp_path, hub.endpoint))
     assert any(path.endswith("train-00000-of-00001.parquet") for _, path in hub.asked)
     hub.asked.clear()
-    _check(hub, tmp_path, _run(tmp_path, endpoint, HF_HUB_OFFLINE="1"))
+    _check(hub, tmp_path, _run(tmp_path, hub.endpoint, HF_HUB_OFFLINE="1"))
     assert not hub.asked
 
 

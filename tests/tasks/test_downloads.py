@@ -6,7 +6,6 @@ Servers are stand-ins on loopback; each process has a Hugging Face cache of the 
 from __future__ import annotations
 
 import hashlib
-import http.server
 import io
 import json
 import os
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 import test_data_hub
 from processes import environment
+from servers import Handler, Server
 
 from mlx_tlstm.tasks import DataUnavailableError, Wikipedia, downloads, make_task
 
@@ -36,7 +36,7 @@ def _archive(text=TEXT, member="enwik8"):
     return buffer.getvalue()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class HalvingHandler(Handler):
     """Serves ``server.content``, cut or held up half-way where the server says so."""
 
     def do_HEAD(self):
@@ -60,25 +60,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(self.server.content)))
         self.end_headers()
 
-    def log_message(self, *arguments):
-        """Keep the test's output quiet."""
-
 
 @pytest.fixture
 def site():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.content, server.downloads, server.cut = _archive(), 0, False
+    server = Server(HalvingHandler, content=_archive(), downloads=0, cut=False)
     server.reached_half, server.may_go_on = threading.Event(), threading.Event()
     server.may_go_on.set()
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.may_go_on.set()
-    server.shutdown()
-    server.server_close()
+    server.close()
 
 
 def _url(server):
-    return f"http://127.0.0.1:{server.server_address[1]}/enwik8.zip"
+    return f"{server.endpoint}/enwik8.zip"
 
 
 @pytest.fixture
@@ -264,8 +258,7 @@ def _half_files(home):
 
 
 def test_two_processes_prepare_mnist_from_the_hub(hub, tmp_path):
-    endpoint = f"http://127.0.0.1:{hub.server_address[1]}"
-    found = _prepare_mnist_twice(tmp_path, HF_ENDPOINT=endpoint, HF_HUB_DISABLE_XET="1")
+    found = _prepare_mnist_twice(tmp_path, HF_ENDPOINT=hub.endpoint, HF_HUB_DISABLE_XET="1")
     _check_mnist(found, hub.arrays)
     assert not _half_files(tmp_path / "home")
 
@@ -284,10 +277,10 @@ def test_two_processes_prepare_mnist_from_parquet(hub, tmp_path):
 class CuttingHandler(test_data_hub.HubHandler):
     """Sends half of each parquet file and hangs up, until ``server.whole`` is set."""
 
-    def _file(self, name):
+    def send_file(self, name):
         content = self.server.files.get(name, b"")
         if self.server.whole or not name.endswith(".parquet") or self.command == "HEAD":
-            super()._file(name)
+            super().send_file(name)
             return
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
@@ -298,8 +291,7 @@ class CuttingHandler(test_data_hub.HubHandler):
 
 def test_cut_download_from_the_hub(hub, tmp_path):
     hub.RequestHandlerClass, hub.whole = CuttingHandler, False
-    endpoint = f"http://127.0.0.1:{hub.server_address[1]}"
-    hubs = {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
+    hubs = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
     process = _start(tmp_path, test_data_hub.SCRIPT, str(tmp_path / "found.npz"), **hubs)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
