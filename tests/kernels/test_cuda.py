@@ -5,15 +5,7 @@ import re
 import numpy as np
 import pytest
 from metal_on_cpu.cuda import CUDA_TYPES
-from metal_on_cpu.samples import (
-    DTYPES,
-    colsum,
-    colsum_case,
-    conv2d,
-    conv2d_case,
-    gate,
-    gate_case,
-)
+from metal_on_cpu.samples import DTYPES, conv2d, conv2d_case, samples
 
 from mlx_tlstm.kernels import library
 from mlx_tlstm.kernels.cuda import ATTRIBUTES, cuda_body
@@ -65,7 +57,7 @@ def test_source_as_mlx_builds_it(dtype):
 
 
 def test_samples_translate():
-    for kernel, case in ((gate(), gate_case(37, 9, 100)), (colsum(), colsum_case(200, 40))):
+    for kernel, case in samples().values():
         text, name = kernel.cuda_source(**case.check_arguments)
         assert text.count("__global__") == 1
         assert name in text

@@ -12,10 +12,9 @@ from metal_on_cpu.samples import (
     colsum,
     colsum_case,
     conv2d,
-    conv2d_case,
     gate,
-    gate_case,
     largest_error,
+    samples,
 )
 
 CONVOLUTION, GATE, COLUMN_SUM = SOURCES["conv2d"], SOURCES["gate"], SOURCES["colsum"]
@@ -26,11 +25,7 @@ ATOMIC_ADD = (
 )
 
 #: Kernel without a bug and the call it is tried with.
-CASES: dict[str, tuple[Kernel, Case]] = {
-    "convolution": (conv2d(), conv2d_case(3, 7, 5, 20, 37, (3, 3))),
-    "gate": (gate(), gate_case(37, 9, 100)),
-    "column sum": (colsum(), colsum_case(200, 40)),
-}
+CASES = samples()
 
 
 class Bug(NamedTuple):

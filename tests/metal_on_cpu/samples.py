@@ -119,6 +119,17 @@ def colsum_case(rows: int, columns: int, init_value: float | None = 0.0) -> Case
     return Case(call, x.astype(np.float64).sum(0))
 
 
+def samples(dtype: Any = np.float32) -> dict[str, tuple[Kernel, Case]]:
+    """Each sample that takes the type, and a call of sizes that fill no threadgroup."""
+    found = {
+        "convolution": (conv2d(), conv2d_case(3, 7, 5, 20, 37, (3, 3), dtype)),
+        "gate": (gate(), gate_case(37, 9, 100, dtype)),
+    }
+    if dtype == np.float32:
+        found["column sum"] = (colsum(), colsum_case(200, 40))
+    return found
+
+
 def largest_error(output: np.ndarray, expected: np.ndarray) -> float:
     """The largest absolute difference, taken in float64; infinite if anything is not a number."""
     error = np.abs(np.asarray(output).astype(np.float64) - expected).max()

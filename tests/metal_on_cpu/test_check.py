@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 
 from metal_on_cpu import Kernel, MslError, Spec
-from metal_on_cpu.samples import (
-    DTYPES,
-    colsum,
-    colsum_case,
-    conv2d,
-    conv2d_case,
-    gate,
-    gate_case,
-)
+from metal_on_cpu.samples import DTYPES, samples
 
 pytestmark = pytest.mark.usefixtures("compiler")
 
@@ -26,11 +18,7 @@ def check(body: str, header: str = "", dtype=np.float32, **options) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 def test_samples_compile_whatever_the_inputs_sizes(dtype):
-    for kernel, case in (
-        (conv2d(), conv2d_case(2, 4, 5, 20, 37, (3, 3), dtype)),
-        (gate(), gate_case(37, 9, 100, dtype)),
-        (colsum(), colsum_case(200, 40)),
-    ):
+    for kernel, case in samples(dtype).values():
         warnings, small_input_errors = kernel.check(**case.check_arguments)
         assert warnings == ""
         assert small_input_errors == []
