@@ -1,4 +1,4 @@
-"""The convolution kernels against the float64 reference and their twins in plain operations.
+"""The convolution kernels against the float64 reference.
 
 They run in the sanitizing mode: out-of-bounds accesses, data races, uninitialised reads and outputs
 never written are errors too. Tolerances: see ``convolution_cases``.

@@ -1,4 +1,4 @@
-"""The memory kernels against the float64 reference and against their twins in plain operations.
+"""The memory kernels against the float64 reference.
 
 They run in the sanitizing mode: out-of-bounds accesses, data races, uninitialised reads and outputs
 never written are errors too. Tolerances: see ``memory_cases``.
