@@ -39,6 +39,7 @@ def test_depth_follows_equation_9(tensor_size, kernel_size, depth):
 
 @pytest.mark.parametrize("variant", OUR_VARIANTS)
 def test_every_variant_has_its_depth_and_trains(variant):
+    mx.random.seed(1)
     layer = make_layer(variant, 5, 6, depth=3)
     assert layer.depth == 3
     model = SequenceModel(layer, 4)
@@ -257,21 +258,21 @@ def training_cost(steps):
 
 def test_cost_is_linear_in_time():
     training_cost(784)  # later runs find its buffers in MLX's cache
-    # Quadratic cost would be a ratio near 4. What the work needs is the least time of several
+    # Quadratic cost would be a ratio near 16. What the work needs is the least time of several
     # runs, since other processes only add. Peak memory takes one of two values, by whether the
     # weight gradient overlaps what is freed then, so that like is compared with like.
     short, long = [], []
     for _ in range(12):
-        short.append(training_cost(392))
+        short.append(training_cost(196))
         long.append(training_cost(784))
         seconds, peaks = zip(*long, strict=True)
-        half_seconds, half_peaks = zip(*short, strict=True)
-        time_ratio = min(seconds) / min(half_seconds)
-        memory_ratio = min(f(peaks) / f(half_peaks) for f in (min, max))
-        if len(long) >= 2 and max(time_ratio, memory_ratio) <= 2.2:
+        short_seconds, short_peaks = zip(*short, strict=True)
+        time_ratio = min(seconds) / min(short_seconds)
+        memory_ratio = min(f(peaks) / f(short_peaks) for f in (min, max))
+        if len(long) >= 2 and max(time_ratio, memory_ratio) <= 4.8:
             break
-    assert time_ratio <= 2.2
-    assert memory_ratio <= 2.2
+    assert time_ratio <= 4.8
+    assert memory_ratio <= 4.8
 
 
 def test_evaluation_mode_keeps_nothing():

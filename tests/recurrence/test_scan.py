@@ -97,8 +97,8 @@ def test_trees(time_axis, checkpoint):
 
     def step(state, x):
         (fast, slow), count = state[0], state[1]["count"]
-        assert slow is None
-        assert x["rest"][0] is None
+        if (slow, x["rest"][0]) != (None, None):  # not by assert, whose globals scan would search
+            raise TypeError
         fast = 0.5 * fast + x["a"] * x["rest"][1][0][:, None]
         y = Memory(fast, [fast.sum(axis=1), count * mx.ones((B,))])
         return (Memory(fast, None), {"count": count + 1}), y
