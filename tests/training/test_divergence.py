@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from kill_and_resume import outcome
+from tiny_tasks import Stop, StopAt
 
 from mlx_tlstm import training
 from mlx_tlstm.training.disk import MAX_ROLLBACKS, ROLLBACK_FACTOR
@@ -31,25 +32,22 @@ def unstable(monkeypatch):
     monkeypatch.setattr(training.Trainer, "require_finite", act)
 
 
-class Spy(training.Callback):
+class Spy(StopAt):
+    """Spoils a weight after a number of steps, and stops after another."""
+
     def __init__(self, spoil_at=None, stop_at=None):
-        self._spoil_at, self._stop_at = spoil_at, stop_at
-        self.notes, self.steps, self.trainer = [], [], None
+        super().__init__(steps=stop_at)
+        self._spoil_at = spoil_at
 
     def on_start(self, trainer):
         self.trainer = trainer
 
     def on_step(self, trainer, report):
-        self.steps.append(trainer.step)
+        super().on_step(trainer, report)
         if len(self.steps) == self._spoil_at:
             bias = mx.full(trainer.weights["readout"]["bias"].shape, mx.nan)
             trainer.weights["readout"]["bias"] = bias
             trainer.model.readout.bias = bias
-        if len(self.steps) == self._stop_at:
-            raise KeyError("stopped by the test")
-
-    def on_note(self, text):
-        self.notes.append(text)
 
 
 def test_stop_is_recorded(settings, tmp_path):
@@ -176,7 +174,7 @@ def test_resume_of_a_run_with_rollbacks(unstable, settings, tmp_path):
     assert len(expected["events.jsonl"]) == 3
     for stop_at in (3, 5, 10, 18):
         run = tmp_path / f"run{stop_at}"
-        with pytest.raises(KeyError):
+        with pytest.raises(Stop):
             training.fit(config, run, [Spy(stop_at=stop_at)])
         training.resume(run)
         assert outcome(run) == expected
