@@ -54,6 +54,14 @@ def on_gpu(backend: str) -> Iterator[None]:
         mx.set_default_device(mx.cpu)
 
 
+def claims_gpu(monkeypatch: pytest.MonkeyPatch, architecture: str, cuda: bool = False) -> None:
+    """MLX says that the default device is a GPU, Apple's or NVIDIA's, of an architecture."""
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(mx, "device_info", lambda *_: {"architecture": architecture})
+    monkeypatch.setattr(mx.metal, "is_available", lambda: not cuda)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
+
+
 def counted(calls: list[standin.Call]) -> list[standin.Call]:
     """``calls``; a test that looks at them is skipped on a GPU."""
     if mx.default_device() == mx.gpu:

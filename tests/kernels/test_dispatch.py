@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 import pytest
+from kernel_devices import claims_gpu
 
 from mlx_tlstm import TLSTM, make_layer
 from mlx_tlstm.kernels import dispatch
@@ -77,9 +78,6 @@ def test_unknown_names():
     ],
 )
 def test_apple_gpus_known_to_be_old_run_plain_operations(monkeypatch, architecture, runs):
-    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture})
-    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
-    monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
+    claims_gpu(monkeypatch, architecture)
     expected = "metal" if runs else "ops"
     assert dispatch.select_backend("TLSTM", None, 2) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 import pytest
+from kernel_devices import claims_gpu
 
 from mlx_tlstm.kernels import convolution, tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES
@@ -37,9 +38,7 @@ def stored(monkeypatch, tmp_path):
     ],
 )
 def test_what_runs_before_anything_is_tuned(stored, monkeypatch, architecture, cuda, product):
-    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    monkeypatch.setattr(mx, "device_info", lambda *_: {"architecture": architecture})
-    monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
+    claims_gpu(monkeypatch, architecture, cuda)
     for one in PRODUCTS:
         assert (tuning.select(one) is None) == product
         tuning.store({one: CANDIDATES[0]})

@@ -11,6 +11,7 @@ import pytest
 from benchmarking import layers
 from benchmarking import sizes as sizing
 from click.testing import CliRunner
+from kernel_devices import claims_gpu
 from layer_helpers import build
 
 from mlx_tlstm import TLSTM
@@ -124,9 +125,7 @@ def test_types_go_with_layers_and_kernels():
     ],
 )
 def test_tf32(monkeypatch, setting, architecture, cuda, expected):
-    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture})
-    monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
+    claims_gpu(monkeypatch, architecture, cuda)
     monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
     if setting is not None:
         monkeypatch.setenv("MLX_ENABLE_TF32", setting)
