@@ -444,27 +444,28 @@ def test_commands_are_published_without_folders():
 
 
 def test_into_a_file(tmp_path):
-    runs = planned_runs("starts", Request("laptop", 2))
+    runs = planned_runs("symbols-20", Request("laptop", 2))
     for run_ in runs:
         pretend(tmp_path / "out", run_, [0.5, 0.9])
     page = tmp_path / "docs" / "results.md"
     page.parent.mkdir()
     before, after = (
-        "# Results\n\n<!-- begin starts laptop -->",
-        "<!-- end starts laptop -->\n\nEnd.\n",
+        "# Results\n\n<!-- begin symbols-20 laptop -->",
+        "<!-- end symbols-20 laptop -->\n\nEnd.\n",
     )
     page.write_text(f"{before}\nformer\n{after}")
     for _ in range(2):
-        run(reproduce, "starts", "--report", "--out", tmp_path / "out", "--into", page)
+        run(reproduce, "symbols-20", "--report", "--out", tmp_path / "out", "--into", page)
         text = page.read_text()
         assert text.startswith(before + "\n\n![")
         assert text.endswith("\n\n" + after)
         assert "former" not in text
-        assert text.count("### Starting points, on memorization, laptop scale") == 1
-        assert "](starts-laptop.png)" in text
+        title = "### 20 symbols to memorize, the paper's size, laptop scale"
+        assert text.count(title) == 1
+        assert "](symbols-20-laptop.png)" in text
         assert str(tmp_path) not in text
-    picture = page.with_name("starts-laptop.png").read_bytes()
-    assert picture == (tmp_path / "out" / "starts.png").read_bytes()
+    picture = page.with_name("symbols-20-laptop.png").read_bytes()
+    assert picture == (tmp_path / "out" / "symbols-20.png").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -605,7 +606,8 @@ def test_another_study(monkeypatch, tmp_path):
 
 def test_where_layers_compute(tmp_path):
     """A stacked LSTM has plain operations only, whatever the others shall run."""
-    options = ["figure-4", "--scale", "smoke", "--out", tmp_path / "out", "--only", "add*-L1-*"]
+    options = ["figure-4", "--scale", "smoke", "--out", tmp_path / "out"]
+    options += ["--only", "addition-slstm-L1-*", "--only", "addition-2d-tlstm-L1-*"]
     output = run(reproduce, *options, "--backend", "metal", code=2)
     assert "Invalid value for '--backend'" in output
     assert not (tmp_path / "out").exists()
@@ -619,4 +621,4 @@ def test_where_layers_compute(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.trainer, "build_model", built)
         run(reproduce, *options, "--device", "cpu", "--backend", "reference")
-    assert dict(asked) == dict.fromkeys(PAPER_VARIANTS, "reference") | {"slstm": None}
+    assert dict(asked) == {"2d-tlstm": "reference", "slstm": None}

@@ -48,7 +48,8 @@ def run(*arguments: str):
 
 @pytest.fixture
 def winners(monkeypatch) -> dict[str, Tile | None]:
-    """Which candidate of each kernel shall be the fastest."""
+    """Which candidate of each kernel shall be the fastest, of the two smallest tiles."""
+    monkeypatch.setattr(tile_search, "CANDIDATES", CANDIDATES[-2:])
     chosen: dict[str, Tile | None] = {}
     order = iter(PRODUCTS)
 
