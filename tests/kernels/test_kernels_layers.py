@@ -13,16 +13,17 @@ import pytest
 from benchmarking import launches
 from comparison import ROUNDING, assert_close, relative_error, values_and_gradients
 from kernel_devices import counted, on_gpu
+from layer_helpers import OUR_VARIANTS
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_tlstm import TLSTM, TRNN, VARIANTS, SequenceModel, make_layer
+from mlx_tlstm import TLSTM, TRNN, SequenceModel, make_layer
 from mlx_tlstm.kernels import tiles, tuning
 from mlx_tlstm.kernels.library import Kernel
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 
 VALUES, GRADIENTS = 1e-5, 4e-5
-TENSOR_VARIANTS = [name for name in VARIANTS if name != "slstm"]
+TENSOR_VARIANTS = [name for name in OUR_VARIANTS if name != "slstm"]
 
 
 def randomized(layer):
