@@ -14,8 +14,9 @@ import mlx.core as mx
 
 #: What is not looked into.
 _CLOSED = (types.ModuleType, types.FrameType, types.CodeType, str, bytes, int, float)
-#: Python's own modules and MLX's, whose classes and globals hold nobody's weights.
-_LIBRARIES = sys.stdlib_module_names | {"mlx"}
+#: Python's own modules, MLX's, and pytest's, which are in reach of every function whose ``assert``
+#: it rewrites: their classes and globals hold nobody's weights.
+_LIBRARIES = sys.stdlib_module_names | {"mlx", "_pytest"}
 
 
 def handle(array: mx.array) -> mx.array:
