@@ -29,9 +29,10 @@ from benchmarking.task_times import (
     task_table,
     without_rounds,
 )
-from experiments.paper import PAPER_TASKS
+from experiments.paper import PAPER_TASKS, PAPER_VARIANTS
 from experiments.pictures import draw_times
 
+from mlx_tlstm import VARIANTS
 from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
@@ -50,6 +51,15 @@ QUICK_NOTE = (
 
 @click.command(cls=Command, keeps_results=True, help=__doc__)
 @click.argument("tasks", nargs=-1, type=click.Choice(PAPER_TASKS), metavar="[TASK]...")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    type=click.Choice(list(VARIANTS)),
+    metavar="NAME",
+    help="Time these in place of the paper's seven; repeatable. One of others' networks gets about "
+    "as many parameters as ours.",
+)
 @click.option("--quick", is_flag=True, help="Smaller M, B and T: minutes on two CPU cores.")
 @click.option(
     "--rounds",
@@ -67,6 +77,7 @@ QUICK_NOTE = (
 )
 def main(
     tasks: tuple[str, ...],
+    variants: tuple[str, ...],
     quick: bool,
     rounds: int | None,
     markdown: bool,
@@ -75,7 +86,8 @@ def main(
     mx.random.seed(0)
     rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
     names = [name for name in PAPER_TASKS if name in tasks or not tasks]
-    groups = [points for name in names for points in points_of(name, quick)]
+    of = variants or PAPER_VARIANTS
+    groups = [points for name in names for points in points_of(name, quick, of)]
     require_memory(point for points in groups for point in points)
     settings = dataclasses.asdict(machine()) | {"quick": quick, "rounds": rounds, "warmup": WARMUP}
     with clean_errors(bad_input=True):

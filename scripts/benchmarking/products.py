@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlx_tlstm.layers import StackedLSTM
-from mlx_tlstm.layers.base import RecurrentLayer
+from mlx_tlstm.layers import Recurrent, StackedLSTM
+from mlx_tlstm.layers.layer import Layer
+from mlx_tlstm.training.step_graph import Node, gradient_nodes
 
 #: Products that are queued before their results are let go, and the largest operand of a weight
 #: gradient in elements (64 MiB).
@@ -35,14 +36,23 @@ class Product(NamedTuple):
         return 2 * self.m * self.k * self.n * self.times
 
 
-def layer_products(layer: RecurrentLayer, batch_size: int, length: int) -> list[Product]:
+def layer_products(
+    layer: Layer, batch_size: int, length: int, input_size: int | None = None
+) -> list[Product]:
     """Those of the steps of a layer over ``[B, T, R]``, without the input projection's.
 
     A tLSTM or tRNN with N = B·<P> rows takes ``[N, <K>·M]`` by ``[<K>·M, O]`` in each of its
     T + L - 1 steps, and ``[N, O]`` by ``[O, <K>·M]`` backward. A stacked LSTM takes, in each of T
     steps, one such product for the pasts of all layers, and one a layer for what is below it. The
     weight gradient is taken in pieces of many steps.
+
+    Those of another cell are read from its step's graph, and taken in each of T steps; its inputs,
+    ``input_size`` wide, are projected in the step, and that is among them.
     """
+    if isinstance(layer, Recurrent):
+        nodes = gradient_nodes(layer, batch_size, input_size or layer.input_size)
+        found = [node for node in nodes if node.get("name") in ("AddMM", "Matmul")]
+        return [_of_node(node, length) for node in found]
     cell = layer.cell
     if isinstance(layer, StackedLSTM):
         M, L = cell.hidden_size, cell.depth
@@ -62,6 +72,12 @@ def layer_products(layer: RecurrentLayer, batch_size: int, length: int) -> list[
     if rest:
         products.append(Product(outputs, rest * rows, inputs, 1, "tn"))
     return products
+
+
+def _of_node(node: Node, times: int) -> Product:
+    """A product in a graph; MLX makes a transposed factor a view before."""
+    (_, left, _), (_, right, _), *_ = node["inputs"]
+    return Product(math.prod(left[:-1]), left[-1], right[-1], times, "nn")
 
 
 def linear_products(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
-from experiments.paper import figure_of
+from experiments.paper import BEST_VARIANT, PAPER_VARIANTS, figure_of
+from experiments.widths import equal_width, parameter_count
 from mlx import nn
 from mlx.utils import tree_flatten
 
 from benchmarking.products import Product, layer_products, linear_products
-from mlx_tlstm import SequenceModel, make_layer
+from mlx_tlstm import VARIANTS, Recurrent, SequenceModel, make_layer
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import memory_prediction
@@ -58,12 +60,18 @@ class Point:
         return len(range(*self.loss_positions.indices(self.length)))
 
 
-def points_of(task: str, quick: bool) -> list[list[Point]]:
-    """The points of a task's panel, a list of depths for each variant, in the paper's order.
+def points_of(
+    task: str, quick: bool, variants: Sequence[str] = PAPER_VARIANTS
+) -> list[list[Point]]:
+    """The points of a task's panel, a list of depths for each variant, in this order.
+
+    One of others' networks has at each depth about as many parameters as the paper's best variant
+    there; where it has no depth, as at the panel's least.
 
     Args:
         task: Name of the task.
         quick: Take smaller sizes than the paper's.
+        variants: Their names.
     """
     experiment, paper = figure_of(task), TASKS[task].paper()
     hidden_sizes = experiment.hidden_sizes
@@ -75,13 +83,17 @@ def points_of(task: str, quick: bool) -> list[list[Point]]:
             for variant, hidden_size in hidden_sizes.items()
         }
     symbols = (experiment.input_size, experiment.output_size)
-    return [
-        [
-            Point(task, variant, depth, hidden_size, batch_size, length, *symbols)
-            for depth in experiment.depths
-        ]
-        for variant, hidden_size in hidden_sizes.items()
-    ]
+
+    def point(variant: str, depth: int) -> Point:
+        M = hidden_sizes.get(variant)
+        if M is None:
+            parameters = parameter_count(BEST_VARIANT, symbols, hidden_sizes[BEST_VARIANT], depth)
+            depth = VARIANTS[variant].settings.get("depth", depth)
+            M = equal_width(variant, symbols, depth, parameters)
+        return Point(task, variant, depth, M, batch_size, length, *symbols)
+
+    of_all = ([point(variant, depth) for depth in experiment.depths] for variant in variants)
+    return [list({one.depth: one for one in reversed(points)}.values())[::-1] for points in of_all]
 
 
 class TaskPass:
@@ -118,9 +130,10 @@ class TaskPass:
 def products_of(point: Point) -> list[Product]:
     """The matrix products of the same pass."""
     layer, (B, T) = _model(point).layer, (point.batch_size, point.length)
+    projection = linear_products(B * T, point.input_size, point.hidden_size, input_gradient=False)
     return [
         *layer_products(layer, B, T),
-        *linear_products(B * T, point.input_size, point.hidden_size, input_gradient=False),
+        *([] if isinstance(layer, Recurrent) else projection),
         *linear_products(B * point.loss_steps, point.hidden_size, point.output_size),
     ]
 

@@ -206,7 +206,10 @@ def cost_of_depth(task: str, rows: Iterable[Row]) -> str:
     by_variant = itertools.groupby(rows, key=lambda row: row["variant"])
     costs = []
     for variant, depths in by_variant:
-        first, *_, last = sorted(depths, key=lambda row: row["depth"])
+        first, *more = sorted(depths, key=lambda row: row["depth"])
+        if not more:
+            continue
+        last = more[-1]
         cost = f"{last['to_first']:.1f}"
         named = f"L={last['depth']} costs {cost} times L={first['depth']}"
         costs.append(f"{variant} {cost}" if costs else f"{variant}: {named}")

@@ -16,6 +16,7 @@ import time_tasks
 from benchmarking import products, task_passes, task_times
 from click.testing import CliRunner
 from experiments import pictures
+from experiments.widths import parameter_count
 from mlx.utils import tree_flatten
 
 from mlx_tlstm import VARIANTS, make_layer
@@ -27,6 +28,37 @@ B, T, R, M, S = 2, 5, 3, 4, 7
 
 def as_tuples(found):
     return sorted((p.m, p.k, p.n, p.times, p.layout) for p in found)
+
+
+def test_products_of_another_cell():
+    """Of an LSTM: forward, to the rows before, and to the weight, in each of T steps."""
+    found = as_tuples(products.layer_products(make_layer("lstm", R, M, 1), B, T))
+    gates, rows = 4 * M, R + M
+    expected = [(B, rows, gates, T), (B, gates, rows, T), (gates, B, rows, T)]
+    turned = [(n, k, m, times) for m, k, n, times in expected]
+    assert len(found) == 3
+    for one, other in zip(expected, turned, strict=True):
+        assert {(*one, "nn"), (*other, "nn")} & set(found)
+    layer = make_layer("irnn", R, M, 1)
+    counts = sum(one.operations for one in products.layer_products(layer, B, T))
+    # The gradient of an input is not asked for.
+    assert counts == 2 * B * T * (2 * M * R + 3 * M * M)
+
+
+def test_points_of_others_networks():
+    """As many parameters as ours at each depth; a network without a depth has one point."""
+    variants = ("grid-lstm", "lstm", "3d-tlstm+cn")
+    grid, lstm, ours = task_passes.points_of("mnist", True, variants)
+    assert [point.depth for point in grid] == [point.depth for point in ours] == [1, 3, 5]
+    assert [point.depth for point in lstm] == [1]
+    for points in (grid, lstm):
+        for point, other in zip(points, ours, strict=False):
+            counts = [
+                parameter_count(one.variant, (1, 10), one.hidden_size, one.depth)
+                for one in (point, other)
+            ]
+            assert 0.95 * counts[1] < counts[0] <= counts[1]
+    assert "lstm" not in task_times.cost_of_depth("mnist", [{"variant": "lstm", "depth": 1}])
 
 
 # The bare products ------------------------------------------------------------------------------
@@ -214,7 +246,7 @@ def run(monkeypatch):
         measured.append((points[0].task, points[0].variant))
         return measure_depths(points, rounds, warmup)
 
-    def tiny(task, quick):
+    def tiny(task, quick, variants):
         return [points_at(task, variant) for variant in ("slstm", "3d-tlstm")]
 
     monkeypatch.setattr(task_times, "measure_depths", counted)
