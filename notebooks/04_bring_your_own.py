@@ -359,12 +359,13 @@ settings = (
 with tempfile.TemporaryDirectory() as folder:
     metrics = fit(settings, folder).test
     own = load(folder)  # the best weights
-    _ = draw_learning_curves(folder)
+    curve = draw_learning_curves(folder)
 task = Memorization(settings)
 print({name: metrics[name] for name in ("samples", "accuracy", "sequence_accuracy")})
 assert metrics["loss"] < np.log(task.output_size) / 2
 if not SMALL:
     assert metrics["accuracy"] > 0.99
+curve
 
 # %% [markdown]
 # What takes a layer takes this one: a session, `visualize.record`, `generate`; and `save`, though
