@@ -22,15 +22,15 @@ from pathlib import Path
 
 import click
 from benchmarking.tables import say_tables
+from experiments.options import data_by_task, data_options, variants_option
 from experiments.pages import Block, write_target
 from experiments.paper import PAPER_VARIANTS
 from experiments.planned import check_runs, check_trainable, selected, unsettled
 from experiments.plans import SCALES, TARGETS, Request, planned_runs
 from experiments.report import command_lines
 from experiments.sweep import sweep
-from experiments.user_data import data_by_task, data_options
 
-from mlx_tlstm import VARIANTS, blas
+from mlx_tlstm import blas
 from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.checks import require
 from mlx_tlstm.commands.base import Command
@@ -64,15 +64,7 @@ from mlx_tlstm.commands.paths import UserPath
     metavar="PATTERN",
     help="Train the runs of such a name, as in 'addition-*-L4-*'; repeatable.",
 )
-@click.option(
-    "--variant",
-    "variants",
-    multiple=True,
-    type=click.Choice(list(VARIANTS)),
-    metavar="NAME",
-    help="Compare these in the figures' panels, in place of the paper's seven; repeatable. One of "
-    "others' networks gets about as many parameters as ours.",
-)
+@variants_option
 @click.option("--report", "report_only", is_flag=True, help="Train nothing; write what is there.")
 @click.option(
     "--into",

@@ -29,10 +29,10 @@ from benchmarking.task_times import (
     task_table,
     without_rounds,
 )
+from experiments.options import variants_option
 from experiments.paper import PAPER_TASKS, PAPER_VARIANTS
 from experiments.pictures import draw_times
 
-from mlx_tlstm import VARIANTS
 from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
@@ -51,15 +51,7 @@ QUICK_NOTE = (
 
 @click.command(cls=Command, keeps_results=True, help=__doc__)
 @click.argument("tasks", nargs=-1, type=click.Choice(PAPER_TASKS), metavar="[TASK]...")
-@click.option(
-    "--variant",
-    "variants",
-    multiple=True,
-    type=click.Choice(list(VARIANTS)),
-    metavar="NAME",
-    help="Time these in place of the paper's seven; repeatable. One of others' networks gets about "
-    "as many parameters as ours.",
-)
+@variants_option
 @click.option("--quick", is_flag=True, help="Smaller M, B and T: minutes on two CPU cores.")
 @click.option(
     "--rounds",

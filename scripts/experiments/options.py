@@ -1,4 +1,4 @@
-"""The user's own data on the command line."""
+"""Options that scripts share: the user's own data, and the variants to compare."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from mlx_tlstm import VARIANTS
 from mlx_tlstm.commands.paths import UserPath
 
 #: By option, the tasks that read it and its help.
@@ -17,6 +18,18 @@ OPTIONS = {
         "A folder of IDX or parquet files; else MNIST is downloaded.",
     ),
 }
+
+
+#: Of a click command, which gets ``variants``, a tuple.
+variants_option = click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    type=click.Choice(list(VARIANTS)),
+    metavar="NAME",
+    help="Compare these in the figures' panels, in place of the paper's seven; repeatable. One of "
+    "others' networks gets about as many parameters as ours.",
+)
 
 
 def data_options(command: Callable[..., None]) -> Callable[..., None]:
