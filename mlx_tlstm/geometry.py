@@ -80,6 +80,16 @@ class Geometry:
         tap = tuple(centre + offset for centre in self.centre)
         return int(np.ravel_multi_index(tap, self.kernel_size))
 
+    def corner(self, steps: int) -> Geometry:
+        """The part of the tensor that the output after ``steps`` more steps depends on.
+
+        That is the last locations of each axis, since a step reads floor(K/2) locations back. On
+        these alone the first of the next step come out wrong, for want of those before; but they
+        are none of the corner of ``steps`` - 1.
+        """
+        sizes = zip(self.tensor_size, self.kernel_size, strict=True)
+        return Geometry(tuple(min(P, 1 + steps * (K // 2)) for P, K in sizes), self.kernel_size)
+
     @functools.cached_property
     def clamped_taps(self) -> tuple[np.ndarray, ...]:
         """For each axis the 0/1 array ``[P, K, P]`` that picks each tap's location.

@@ -317,7 +317,7 @@ class RecurrentLayer(Layer):
         outputs, _ = forward(
             cell.transition,
             skip,
-            1,
+            projected.shape[0],  # whole states to the end
             "residuals",
             steps := [],
             projected,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import mlx.core as mx
 
@@ -12,6 +13,8 @@ from mlx_tlstm.ops.memory_update import Memory
 
 class PlainBackend(Convolution, Memory):
     """Plain operations; on every device, of any number of tensor axes."""
+
+    shrinks: ClassVar[bool] = True
 
     def tanh_gradient(self, d_H: mx.array, d_output: mx.array | None, H: mx.array) -> mx.array:
         d_H = self.with_output(d_H, d_output)

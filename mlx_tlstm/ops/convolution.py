@@ -20,9 +20,11 @@ from mlx_tlstm.recurrence.ordering import after
 _WEIGHT_GRADIENT_ELEMENTS = 1 << 24
 #: Rows of it from which on more make the product no quicker, and leave the caches.
 _WEIGHT_GRADIENT_ROWS = 1 << 12
+#: Sizes whose index arrays are kept: a deep layer flushes its outputs by steps of many sizes.
+_CONSTANTS = 128
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=_CONSTANTS)
 def _window_rows(geometry: Geometry, count: int) -> mx.array:
     """Which row of :func:`_windows` each tap of each location reads, for ``count`` examples."""
     location, inside, at_input = np.array([[0]]), np.array([[True]]), np.array([[True]])
@@ -66,7 +68,7 @@ def _windows(
 _FOLDED_LOCATIONS = 32
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=_CONSTANTS)
 def _fold_matrices(geometry: Geometry) -> tuple[tuple[int, mx.array], ...]:
     """What :func:`_fold` multiplies by: axes together where they are small, the last axes first.
 
@@ -93,7 +95,7 @@ def _fold_matrices(geometry: Geometry) -> tuple[tuple[int, mx.array], ...]:
     return tuple(matrices)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=_CONSTANTS)
 def _input_windows(geometry: Geometry, count: int) -> mx.array:
     """Which rows of M of :func:`_windows` are the projected inputs of ``count`` examples."""
     rows = np.asarray(_window_rows(geometry, count))

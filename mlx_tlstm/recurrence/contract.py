@@ -54,13 +54,21 @@ class MemoryUpdate:
     convolve: bool
     norm: str | None
 
+    @property
+    def is_local(self) -> bool:
+        """Whether a step takes from one location to another no more than its kernels reach.
+
+        Layer normalisation's statistics run over the whole tensor.
+        """
+        return self.norm != "layer"
+
     def is_causal(self, depth: int) -> bool:
         """Whether no output depends on a later input.
 
-        Layer normalisation's statistics run over the whole tensor, where later inputs are on their
-        way already, unless there is one location.
+        Where a step is not local, later inputs are on their way already, unless there is one
+        location.
         """
-        return depth == 1 or self.norm != "layer"
+        return depth == 1 or self.is_local
 
 
 class Prepared(NamedTuple):
@@ -87,6 +95,10 @@ class Backend(abc.ABC):
 
     #: Whether MLX can differentiate and export a step, being made of MLX's own operations.
     plain: ClassVar[bool] = True
+
+    #: Whether steps that only flush outputs run on a corner that shrinks (:meth:`Geometry.corner`),
+    #: where the update is local. Each is a step of another tensor size.
+    shrinks: ClassVar[bool] = False
 
     def prepare(self, parameters: Sequence[mx.array]) -> Prepared:
         """From weight, bias and, with a norm, its gain and bias."""

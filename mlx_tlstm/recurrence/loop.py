@@ -6,13 +6,16 @@ an array as large as all of ``x``, so that the cost grows with T². Here the who
 gradients need. Its backward pass goes through them from the last to the first, and forms the weight
 gradient of many steps in one matrix product.
 
+The steps that follow the returned state only flush the last outputs out: they run on the locations
+that these still depend on, a corner that becomes smaller.
+
 In evaluation mode nothing is kept. Plain operations then run as an ordinary loop, which MLX can
 export, and whose gradient, if one is asked for, is MLX's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -85,13 +88,17 @@ def forward(
         widen: Convert half-precision parameters to float32 once and round them back in every step.
             The values are the same, but MLX's own gradient then sums over the steps in float32.
     """
-    prepared = transition.prepare(parameters)
+    given = prepared = transition.prepare(parameters)
     if widen:
-        wide = _map_arrays(lambda array: array.astype(mx.float32), prepared)
+        prepared = _map_arrays(lambda array: array.astype(mx.float32), given)
     outputs, final = [], state
-    for t, x in enumerate(_time_steps(projected)):
+    xs = _time_steps(projected)
+    steps = _steps(transition, prepared, len(xs), final_step)
+    for t, (x, (current, prepared)) in enumerate(zip(xs, steps, strict=True)):
+        if current is not transition:
+            transition, state = current, current.crop(state)
         if widen:
-            prepared = _map_arrays(lambda a, like: a.astype(like.dtype), wide, prepared)
+            prepared = _map_arrays(lambda a, like: a.astype(like.dtype), prepared, given)
         after, residuals, output = transition.forward(prepared, x, state)
         if keep == "states":
             residuals = transition.reduce(residuals)
@@ -103,6 +110,16 @@ def forward(
             final = after
         state = after
     return transition.stack(outputs), final
+
+
+def _steps(
+    transition: Transition, prepared: Any, count: int, final_step: int
+) -> Iterator[tuple[Transition, Any]]:
+    """The transition of each of ``count`` steps and what it uses."""
+    for t in range(count):
+        if t >= final_step:
+            transition, prepared = transition.corner(prepared, count - t)
+        yield transition, prepared
 
 
 def _gradient(
@@ -128,17 +145,18 @@ def _gradient(
     d_outputs, d_final = cotangents
     if keep == "nothing":
         forward(transition, 0, final_step, "residuals", kept := [], *primals)
-    prepared = transition.prepare(parameters)
+    steps = list(_steps(transition, transition.prepare(parameters), len(kept), final_step))
     first_output = len(kept) - d_outputs.shape[0]
     d_output_steps = _time_steps(mx.contiguous(d_outputs.astype(mx.float32)))
     d_final = tuple(d.astype(mx.float32) for d in d_final)
     handed: Any | None = None
     d_projected: list[mx.array] = []
     d_weights: Sequence[mx.array] | None = None
-    chunk = transition.weight_gradient_steps(projected.shape[1])
     pending: list[tuple[Step, mx.array]] = []
     for t in range(len(kept) - 1, -1, -1):
-        step = kept[t]
+        step, (transition, prepared) = kept[t], steps[t]
+        if handed is not None and transition is not steps[t + 1][0]:
+            handed = transition.widen(handed)
         if keep == "states":
             step = _restored(transition, prepared, step, handed)
         d_output = d_output_steps[t - first_output] if t >= first_output else None
@@ -146,7 +164,8 @@ def _gradient(
         d_x, handed, d_activation = transition.backward(prepared, step, handed, d_output, d_after)
         d_projected.append(d_x)
         pending.append((step._replace(residuals=None), d_activation))
-        if len(pending) == chunk or t == 0:
+        chunk = transition.weight_gradient_steps(projected.shape[1])
+        if len(pending) == chunk or t == 0 or transition is not steps[t - 1][0]:
             d_weights = transition.weight_gradients(*zip(*pending, strict=True), d_weights)
             pending = []
             # Makes MLX compute it now: later, all that it reads would have to be kept until then.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from mlx_tlstm.recurrence.contract import Backend, Prepared, State, Step
 
@@ -90,6 +91,19 @@ class Transition(Protocol):
     def stack(self, arrays: Sequence[mx.array]) -> mx.array:
         """``mx.stack`` of arrays of all steps."""
 
+    def corner(self, prepared: Any, steps: int) -> tuple[Transition, Any]:
+        """The same step on what the output after ``steps`` more steps depends on, and its arrays.
+
+        The transition itself where that is all. This method and the next two are asked of cells
+        whose outputs come later than their inputs.
+        """
+
+    def crop(self, state: State) -> State:
+        """What this transition takes of a larger one's state."""
+
+    def widen(self, handed: Any) -> Any:
+        """What a smaller transition's :meth:`backward` handed on, for this one's."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorTransition(abc.ABC):
@@ -131,6 +145,37 @@ class TensorTransition(abc.ABC):
 
     def stack(self, arrays: Sequence[mx.array]) -> mx.array:
         return self.backend.stack(arrays)
+
+    def corner(self, prepared: Prepared, steps: int) -> tuple[TensorTransition, Prepared]:
+        backend = self.backend
+        geometry = backend.geometry.corner(steps)
+        shrinks = backend.shrinks and (backend.update is None or backend.update.is_local)
+        if not shrinks or geometry == backend.geometry:
+            return self, prepared
+        gain, bias = (
+            None if array is None else _last_locations(array, geometry.tensor_size)
+            for array in (prepared.norm_gain, prepared.norm_bias)
+        )
+        smaller = self.on(dataclasses.replace(backend, geometry=geometry))
+        return smaller, prepared._replace(norm_gain=gain, norm_bias=bias)
+
+    def crop(self, state: State) -> State:
+        return tuple(_last_locations(array, self.backend.geometry.tensor_size) for array in state)
+
+    def widen(self, handed: Any) -> Any:
+        # Nothing depends on the locations before the corner: their gradient is zero.
+        P = self.backend.geometry.tensor_size
+
+        def widened(array: mx.array) -> mx.array:
+            missing = (n - m for n, m in zip(P, array.shape[1:-1], strict=True))
+            return mx.pad(array, [(0, 0), *((n, 0) for n in missing), (0, 0)])
+
+        return tree_map(widened, handed)
+
+
+def _last_locations(array: mx.array, tensor_size: Sequence[int]) -> mx.array:
+    """The last locations of each axis of an array ``[…, *P, M]``."""
+    return array[(..., *(slice(-n, None) for n in tensor_size), slice(None))]
 
 
 class TLSTMTransition(TensorTransition):
