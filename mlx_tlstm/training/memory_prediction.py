@@ -119,8 +119,10 @@ def predict(sizes: StepSizes) -> int:
 
 def _tensor_steps(sizes: StepSizes) -> tuple[int, int, int]:
     """Bytes of a state, of what is kept of all steps, and of the steps that are computed."""
-    cell, rows, steps = sizes.layer.cell, sizes.rows, sizes.steps + sizes.layer.delay
+    cell, rows = sizes.layer.cell, sizes.rows
     transition = cell.active_transition(rows)
+    flush = _flush_steps(cell, transition)
+    steps = sizes.steps + flush.count(1.0)
     # Matrices of a product's rows in a step: those and their gradient. MLX's own gradient of the
     # reference's equations needs more; 6 is what was enough for every case of the tests.
     matrices = 6 if cell.selected_backend() == "reference" else 2
@@ -141,7 +143,20 @@ def _tensor_steps(sizes: StepSizes) -> tuple[int, int, int]:
         gathered = 2 * gathered + min(at_once, steps_at_once(elements)) * matrix
     kept = state + (reduced if sizes.recompute else residuals)
     all_steps = max(steps * kept, (steps - at_once) * kept + gathered)
-    return state, all_steps, _STEPS_COMPUTED * (state + residuals + matrices * matrix)
+    computed = _STEPS_COMPUTED * (state + residuals + matrices * matrix)
+    # Smaller steps come last: little is computed beside them, and before whole ones they are gone.
+    all_steps = max(all_steps, math.ceil((sizes.steps + sum(flush)) * kept) - computed)
+    return state, all_steps, computed
+
+
+def _flush_steps(cell: RecurrentCell, transition: Transition) -> list[float]:
+    """The steps that flush the last outputs: for each the share of the tensor that it runs on."""
+    if cell.delay == 0:
+        return []
+    prepared = transition.prepare(cell.transition_parameters())
+    corners = [transition.corner(prepared, steps)[0] for steps in range(1, cell.delay + 1)]
+    locations = transition.backend.geometry.locations
+    return [corner.backend.geometry.locations / locations for corner in corners]
 
 
 def _step_bytes(cell: RecurrentCell, transition: Transition) -> list[int]:
