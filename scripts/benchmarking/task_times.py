@@ -20,6 +20,8 @@ from mlx_tlstm.checks import require
 from mlx_tlstm.files import read_json, read_json_lines, replace_file
 from mlx_tlstm.training import memory_prediction
 
+#: Values of M that a title lists.
+_NAMED_SIZES = 4
 #: A row: a point's sizes, and what :func:`measure_depths` found.
 Row = dict[str, Any]
 _SIZES = tuple(field.name for field in dataclasses.fields(Point))
@@ -174,9 +176,14 @@ def by_task(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def size_text(rows: Sequence[Row]) -> str:
-    """The sizes that a task's rows share, and M of each variant where it differs."""
-    hidden_sizes = dict.fromkeys(row["hidden_size"] for row in rows)
-    M = "/".join(map(str, sorted(hidden_sizes, reverse=True)))
+    """The sizes that a task's rows share, and M of each variant where it differs.
+
+    Of more than a few M the least and the largest are named.
+    """
+    hidden_sizes = sorted({row["hidden_size"] for row in rows}, reverse=True)
+    M = "/".join(map(str, hidden_sizes))
+    if len(hidden_sizes) > _NAMED_SIZES:
+        M = f"{hidden_sizes[-1]} to {hidden_sizes[0]}"
     return f"M={M}, B={rows[0]['batch_size']}, T={rows[0]['length']}"
 
 

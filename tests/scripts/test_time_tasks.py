@@ -45,6 +45,12 @@ def test_products_of_another_cell():
     assert counts == 2 * B * T * (2 * M * R + 3 * M * M)
 
 
+def test_a_title_lists_few_sizes():
+    rows = [{"hidden_size": M, "batch_size": 4, "length": 42} for M in (36, 50, 258, 144, 122)]
+    assert task_times.size_text(rows) == "M=36 to 258, B=4, T=42"
+    assert task_times.size_text(rows[:3]) == "M=258/50/36, B=4, T=42"
+
+
 def test_points_of_others_networks():
     """As many parameters as ours at each depth; a network without a depth has one point."""
     variants = ("grid-lstm", "lstm", "3d-tlstm+cn")
