@@ -6,8 +6,11 @@ import json
 
 from mlx.utils import tree_flatten
 
+from mlx_tlstm.layers import Recurrent
+from mlx_tlstm.layers.layer import Layer
 from mlx_tlstm.models.folder import ModelConfig
 from mlx_tlstm.models.sequence import SequenceModel, class_count
+from mlx_tlstm.rivals import BUILT_IN
 
 _PAPER = (
     "He et al., *Wider and Deeper, Cheaper and Faster: Tensorized LSTMs for Sequence Learning* "
@@ -31,7 +34,7 @@ def model_card(model: SequenceModel, repo_id: str, license: str | None = None) -
     facts = {
         "task": metadata.task,
         "variant": metadata.variant,
-        "layer": f"`{model.layer.__class__.__name__}`, depth L = {model.layer.depth}",
+        "layer": _layer(model.layer),
         "parameters": f"{parameters:,} ({config.dtype})",
         **{name.replace("_", " "): _cell(value) for name, value in metadata.metrics.items()},
         "command": f"`{metadata.command}`" if metadata.command else None,
@@ -40,7 +43,7 @@ def model_card(model: SequenceModel, repo_id: str, license: str | None = None) -
     parts = [
         _front_matter(model, license),
         f"# {repo_id.rpartition('/')[2]}",
-        f"A tensorized LSTM for [MLX](https://github.com/ml-explore/mlx), after {_PAPER}.",
+        f"{_kind(model.layer)} for [MLX](https://github.com/ml-explore/mlx), {_source(model.layer)}.",
         "\n".join(["| | |", "|---|---|", *rows]),
         _use(model, repo_id),
     ]
@@ -52,9 +55,30 @@ def model_card(model: SequenceModel, repo_id: str, license: str | None = None) -
     return "\n\n".join(parts) + "\n"
 
 
+def _layer(layer: Layer) -> str:
+    """The layer's class, the cell's where that is another's, and the depth."""
+    if isinstance(layer, Recurrent):
+        cell = type(layer.cell).__name__
+        return f"`{cell}` in a `Recurrent`, depth L = {layer.made_by.depth}"
+    return f"`{type(layer).__name__}`, depth L = {layer.depth}"
+
+
+def _kind(layer: Layer) -> str:
+    return "A recurrent network" if isinstance(layer, Recurrent) else "A tensorized LSTM"
+
+
+def _source(layer: Layer) -> str:
+    if not isinstance(layer, Recurrent):
+        return f"after {_PAPER}"
+    if layer.made_by.variant in BUILT_IN:
+        return "by `mlx_tlstm.rivals`, which names its paper"
+    return "around a cell that is not part of `mlx_tlstm`"
+
+
 def _front_matter(model: SequenceModel, license: str | None) -> str:
     metadata = model.metadata
-    tags = ["mlx", "tensorized-lstm", *filter(None, (metadata.task, metadata.variant))]
+    tensorized = None if isinstance(model.layer, Recurrent) else "tensorized-lstm"
+    tags = ["mlx", *filter(None, (tensorized, metadata.task, metadata.variant))]
     lines = ["---", "library_name: mlx-tlstm", "tags:"]
     # A JSON string is a YAML string, whatever it holds.
     lines += [f"- {json.dumps(tag)}" for tag in tags]
@@ -69,6 +93,7 @@ def _use(model: SequenceModel, repo_id: str) -> str:
     lines = [
         "```python",
         "import mlx_tlstm",
+        *_own_cell(model.layer),
         "",
         f'model = mlx_tlstm.load("{repo_id}")',
         f"logits, state = model(x)  # x [batch, time, {model.layer.input_size}], "
@@ -79,6 +104,14 @@ def _use(model: SequenceModel, repo_id: str) -> str:
         prompt = " --prompt Once" if set(b"Once") <= set(model.metadata.symbols) else ""
         lines += ["", "```sh", f"python -m mlx_tlstm.generate {repo_id}{prompt}", "```"]
     return "\n".join(lines)
+
+
+def _own_cell(layer: Layer) -> list[str]:
+    """The line without which a model of a user's own cell cannot be loaded."""
+    if not isinstance(layer, Recurrent) or layer.made_by.variant in BUILT_IN:
+        return []
+    name, cell = layer.made_by.variant, type(layer.cell).__name__
+    return ["", f"mlx_tlstm.VARIANTS[{name!r}] = mlx_tlstm.CellVariant({cell})  # the cell's class"]
 
 
 def _cell(value: float | str) -> str:

@@ -127,7 +127,7 @@ def push(
         with _hub_errors(f"[hub] cannot push to {repo_id!r}"):
             hub = HfApi()
             hub.create_repo(repo_id, private=private, exist_ok=True)
-            commit = hub.create_commit(repo_id, files, commit_message="Upload a tensorized LSTM")
+            commit = hub.create_commit(repo_id, files, commit_message="Upload a model of mlx_tlstm")
     return commit.commit_url
 
 

@@ -13,8 +13,9 @@ from hub_standin import TOKEN, Hub, Repository
 from processes import environment
 
 import mlx_tlstm
-from mlx_tlstm import ModelMetadata, SequenceModel, make_layer, training
+from mlx_tlstm import VARIANTS, CellVariant, ModelMetadata, SequenceModel, make_layer, training
 from mlx_tlstm.models.card import model_card
+from mlx_tlstm.rivals import RecurrentHighwayCell
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import load_run
 
@@ -69,7 +70,7 @@ def test_push_a_run_and_load_it(hub, run, python, tmp_path):
     assert done.returncode == 0, done.stderr
     repository = hub.repositories["somebody/tiny"]
     assert repository.private
-    assert repository.commits == ["Upload a tensorized LSTM"]
+    assert repository.commits == ["Upload a model of mlx_tlstm"]
     assert done.stdout == f"{hub.endpoint}/somebody/tiny/commit/{repository.sha}\n"
     assert set(repository.files) == FILES
     for content in repository.files.values():
@@ -360,3 +361,17 @@ def test_model_card():
     assert "| command | not known |" in card
     assert "license" not in card
     assert "pipeline_tag" not in card
+
+
+def test_the_card_of_anothers_cell(monkeypatch):
+    card = model_card(SequenceModel(make_layer("rhn", 3, 4, 2), 3), "some/model")
+    assert "A recurrent network for [MLX]" in card
+    assert "by `mlx_tlstm.rivals`, which names its paper" in card
+    assert "| layer | `RecurrentHighwayCell` in a `Recurrent`, depth L = 2 |" in card
+    assert "VARIANTS" not in card
+    assert "tensorized" not in card.lower().replace("mlx_tlstm", "")
+    monkeypatch.setitem(VARIANTS, "own", CellVariant(RecurrentHighwayCell))
+    card = model_card(SequenceModel(make_layer("own", 3, 4, 2), 3), "some/model")
+    line = "mlx_tlstm.VARIANTS['own'] = mlx_tlstm.CellVariant(RecurrentHighwayCell)"
+    assert line in card
+    assert "that is not part of `mlx_tlstm`" in card
