@@ -16,6 +16,7 @@ _PAPER = (
     "He et al., *Wider and Deeper, Cheaper and Faster: Tensorized LSTMs for Sequence Learning* "
     "(NIPS 2017)"
 )
+_MLX = "https://github.com/ml-explore/mlx"
 #: The hub's name for what a task asks of a model; of the others it has none.
 _PIPELINES = {"wikipedia": "text-generation", "mnist": "image-classification"}
 
@@ -43,7 +44,7 @@ def model_card(model: SequenceModel, repo_id: str, license: str | None = None) -
     parts = [
         _front_matter(model, license),
         f"# {repo_id.rpartition('/')[2]}",
-        f"{_kind(model.layer)} for [MLX](https://github.com/ml-explore/mlx), {_source(model.layer)}.",
+        f"{_kind(model.layer)} for [MLX]({_MLX}), {_source(model.layer)}.",
         "\n".join(["| | |", "|---|---|", *rows]),
         _use(model, repo_id),
     ]
