@@ -79,6 +79,7 @@ def main(
     markdown: bool,
 ) -> None:
     say_facts("long_sequences", markdown)
+    depth = VARIANTS[variant].settings.get("depth", depth)
     names = {"call": "one call", "gradient": "gradient", "chunks": f"chunks of {chunk}"}
     rows = []
     # Not forked: MLX has run in this process, as the facts needed it.

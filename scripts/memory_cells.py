@@ -33,7 +33,7 @@ from mlx_tlstm.visualize import draw_diagonal, draw_memory_maps, record, save_fi
 def draw(model: SequenceModel, task: Task, number: int, location: str) -> tuple[Figure, list[str]]:
     """The figure of a test example, and its inputs (none for images), targets and predictions."""
     inputs, targets = example_of(task, number)
-    x = encode(inputs[None], task.input_size, model.layer.cell.weight.dtype)
+    x = encode(inputs[None], task.input_size, model.layer.dtype)
     recording = record(model.layer, x)
     logits = model.readout(mx.array(recording.outputs, x.dtype))
     answers = np.array(mx.argmax(logits[0], axis=-1))

@@ -8,6 +8,13 @@ import long_sequences
 from click.testing import CliRunner
 
 
+def test_a_network_of_one_layer():
+    arguments = ["--steps", "30", "--chunk", "20", "--way", "gradient", "--variant", "irnn"]
+    result = CliRunner().invoke(long_sequences.main, [*arguments, "--hidden-size", "5"])
+    assert result.exit_code == 0, result.output
+    assert "irnn, L=1, M=5" in result.output
+
+
 def test_table():
     arguments = ["--steps", "30", "--steps", "45", "--chunk", "20", "--way", "call"]
     arguments += ["--way", "chunks", "--hidden-size", "5", "--markdown"]

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from experiments import examples
 from tiny_tasks import write_images
 
+from mlx_tlstm import training
 from mlx_tlstm.tasks import TASKS, make_task
 from mlx_tlstm.training import build_model, encode, load_run
 from mlx_tlstm.training.runs import RunFolder
@@ -124,6 +125,16 @@ def test_refusals(make_run, changes, arguments, message):
     assert result.exit_code == 2
     assert message in result.output
     assert not list(run.glob("memory-cells*"))
+
+
+@pytest.mark.parametrize("variant", ["rhn", "lstm"])
+def test_a_network_without_a_memory_tensor(variant, tmp_path):
+    config = TASKS["memorization"].quick().for_variant(variant)
+    sizes = {"hidden_size": 5, "samples": 30, "eval_every": 30, "length": 2}
+    training.fit(config.replace(**sizes), tmp_path / "run")
+    result = CliRunner().invoke(memory_cells.main, [str(tmp_path / "run")])
+    assert result.exit_code == 2
+    assert "must be of a layer with a memory cell" in " ".join(result.output.split())
 
 
 def test_no_run(tmp_path):
