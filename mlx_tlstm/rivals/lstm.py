@@ -9,7 +9,7 @@ from mlx import nn
 
 from mlx_tlstm.checks import require_integer
 from mlx_tlstm.layers.base import require_forget_bias
-from mlx_tlstm.rivals.base import LSTMState, remember, zero_state
+from mlx_tlstm.rivals.gates import LSTMState, remember, zero_state
 
 
 class LSTMCell(nn.Module):

@@ -7,7 +7,7 @@ from mlx import nn
 
 from mlx_tlstm.checks import require_integer
 from mlx_tlstm.layers.base import normal, require_forget_bias
-from mlx_tlstm.rivals.base import LSTMState, zero_state
+from mlx_tlstm.rivals.gates import LSTMState, zero_state
 
 
 class MultiplicativeLSTMCell(nn.Module):

@@ -8,7 +8,7 @@ from comparison import assert_close
 
 from mlx_tlstm import Recurrent
 from mlx_tlstm.rivals import GridLSTMCell
-from mlx_tlstm.rivals.base import LSTMState
+from mlx_tlstm.rivals.gates import LSTMState
 
 B, T, R, M, L = 3, 6, 5, 4, 2
 #: Behind a sigmoid it is 0 or 1 in float32.

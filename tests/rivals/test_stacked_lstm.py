@@ -8,7 +8,7 @@ from comparison import assert_close, values_and_gradients
 
 from mlx_tlstm import Recurrent, StackedLSTM, StackedLSTMState
 from mlx_tlstm.rivals import UntiedLSTMCell
-from mlx_tlstm.rivals.base import LSTMState
+from mlx_tlstm.rivals.gates import LSTMState
 
 B, T, R, M = 3, 6, 5, 4
 
