@@ -172,10 +172,19 @@ class TrainingConfig:
     def for_variant(self, name: str) -> TrainingConfig:
         """A copy for another variant, with the settings that its own paper names.
 
+        A cell without a depth gets a depth of 1. What an earlier call has set stays, so that it is
+        a task's configuration to start from.
+
         Raises:
-            ValueError: There is no such variant in :data:`mlx_tlstm.VARIANTS`.
+            ValueError: There is no such variant in :data:`mlx_tlstm.VARIANTS`, or its settings are
+                none of these fields.
         """
-        return self.replace(variant=name, **variant_named(_OWNER, name).settings)
+        settings = variant_named(_OWNER, name).settings
+        known = {each.name for each in dataclasses.fields(self)} - {"variant"}
+        expected = "fields of TrainingConfig but 'variant'"
+        unknown = sorted(map(str, set(settings) - known))
+        require(not unknown, _OWNER, f"settings (of {name})", expected, unknown)
+        return self.replace(variant=name, **settings)
 
     def save(self, path: str | Path) -> None:
         """Write the record as JSON."""

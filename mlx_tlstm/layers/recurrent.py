@@ -63,7 +63,8 @@ class Recurrent(Layer):
 
     @property
     def input_size(self) -> int | None:
-        return getattr(self.cell, "input_size", None)
+        made = None if self.made_by is None else self.made_by.input_size
+        return getattr(self.cell, "input_size", made)
 
     @property
     def hidden_size(self) -> int:

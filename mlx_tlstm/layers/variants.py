@@ -11,9 +11,9 @@ from typing import Any
 
 from mlx import nn
 
-from mlx_tlstm.checks import require, require_choice, require_integer
+from mlx_tlstm.checks import require, require_choice, require_flag, require_integer
 from mlx_tlstm.layers import TLSTM, TRNN, Recurrent, StackedLSTM
-from mlx_tlstm.layers.base import RecurrentLayer
+from mlx_tlstm.layers.base import RecurrentLayer, require_forget_bias
 from mlx_tlstm.layers.layer import Layer
 from mlx_tlstm.recurrence.contract import MemoryUpdate
 
@@ -169,12 +169,18 @@ class CellVariant(Variant):
         owner = type(self).__name__
         expected = "a class or function with arguments input_size and hidden_size"
         require(callable(self.cell), owner, "cell", expected, self.cell)
-        parameters = inspect.signature(self.cell).parameters
-        missing = [name for name in _CELL_ARGUMENTS[:2] if name not in parameters]
+        try:
+            parameters = inspect.signature(self.cell).parameters
+        except ValueError:  # of a class of Python's own
+            parameters = {}
+        by_name = [n for n, p in parameters.items() if p.kind is not p.POSITIONAL_ONLY]
+        missing = [name for name in _CELL_ARGUMENTS[:2] if name not in by_name]
         needed = [n for n, p in parameters.items() if n not in _CELL_ARGUMENTS and _is_needed(p)]
         expected = f"of no other arguments without defaults than {', '.join(_CELL_ARGUMENTS)}"
         require(not needed, owner, "cell", expected, f"one that needs {', '.join(needed)}")
         require(not missing, owner, "cell", "one with input_size and hidden_size", self.cell)
+        valid = isinstance(self.settings, Mapping)
+        require(valid, owner, "settings", "a mapping of TrainingConfig's fields", self.settings)
         known = {} if "depth" in parameters else {"depth": 1}
         object.__setattr__(self, "settings", MappingProxyType(known | dict(self.settings)))
 
@@ -224,6 +230,9 @@ VARIANTS: dict[str, Variant] = {
 def variant_named(owner: str, name: object) -> Variant:
     """One of :data:`VARIANTS`; ``ValueError`` where there is none of that name."""
     known = isinstance(name, str) and name in VARIANTS
+    if known and not isinstance(VARIANTS[name], Variant):
+        expected = "a variant, as CellVariant makes one of a cell,"
+        require(False, "VARIANTS", name, expected, VARIANTS[name])
     expected = f"one of {', '.join(map(repr, VARIANTS))}, or of a cell that you put into VARIANTS,"
     require(known, owner, "variant", expected, name)
     return VARIANTS[name]
@@ -258,8 +267,13 @@ def make_layer(
         ValueError: An argument is out of range or does not fit the variant.
     """
     named = variant_named(_OWNER, variant)
-    depth = require_integer(_OWNER, "depth", depth)
-    sizes = (input_size, hidden_size, depth)
+    sizes = (
+        require_integer(_OWNER, "input_size", input_size),
+        require_integer(_OWNER, "hidden_size", hidden_size),
+        require_integer(_OWNER, "depth", depth),
+    )
+    recompute = require_flag(_OWNER, "recompute", recompute)
+    forget_bias = require_forget_bias(_OWNER, forget_bias)
     request = LayerRequest(
         variant, *sizes, forget_bias, kernel_size, memory_init, recompute, backend
     )

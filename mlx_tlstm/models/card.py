@@ -8,9 +8,9 @@ from mlx.utils import tree_flatten
 
 from mlx_tlstm.layers import Recurrent
 from mlx_tlstm.layers.layer import Layer
+from mlx_tlstm.layers.variants import VARIANTS, CellVariant
 from mlx_tlstm.models.folder import ModelConfig
 from mlx_tlstm.models.sequence import SequenceModel, class_count
-from mlx_tlstm.rivals import BUILT_IN
 
 _PAPER = (
     "He et al., *Wider and Deeper, Cheaper and Faster: Tensorized LSTMs for Sequence Learning* "
@@ -71,7 +71,7 @@ def _kind(layer: Layer) -> str:
 def _source(layer: Layer) -> str:
     if not isinstance(layer, Recurrent):
         return f"after {_PAPER}"
-    if layer.made_by.variant in BUILT_IN:
+    if _is_rival(layer):
         return "by `mlx_tlstm.rivals`, which names its paper"
     return "around a cell that is not part of `mlx_tlstm`"
 
@@ -109,10 +109,19 @@ def _use(model: SequenceModel, repo_id: str) -> str:
 
 def _own_cell(layer: Layer) -> list[str]:
     """The line without which a model of a user's own cell cannot be loaded."""
-    if not isinstance(layer, Recurrent) or layer.made_by.variant in BUILT_IN:
+    if not isinstance(layer, Recurrent) or _is_rival(layer):
         return []
-    name, cell = layer.made_by.variant, type(layer.cell).__name__
-    return ["", f"mlx_tlstm.VARIANTS[{name!r}] = mlx_tlstm.CellVariant({cell})  # the cell's class"]
+    name, cell = layer.made_by.variant, type(layer.cell)
+    variant = VARIANTS.get(name)
+    if isinstance(variant, CellVariant) and variant.cell is cell:
+        made = f"mlx_tlstm.CellVariant({cell.__name__})  # the cell's class"
+    else:  # a function made it, perhaps with other arguments
+        made = "…  # the CellVariant that the author put there"
+    return ["", f"mlx_tlstm.VARIANTS[{name!r}] = {made}"]
+
+
+def _is_rival(layer: Recurrent) -> bool:
+    return type(layer.cell).__module__.startswith("mlx_tlstm.rivals.")
 
 
 def _cell(value: float | str) -> str:

@@ -27,8 +27,16 @@ def named_arrays(owner: str, name: str, tree: Any) -> list[tuple[str, mx.array]]
 
 
 def by_name(tree: Any) -> dict[str, mx.array]:
-    """The arrays of a tree by their paths without its root, as in ``memory[0]``."""
-    return {name.removeprefix("."): array for name, array in named_arrays("by_name", "", tree)}
+    """The arrays of a tree by their paths without its root, as in ``memory[0]``.
+
+    Raises:
+        ValueError: Two have the same path, as under the keys ``"a.b"`` and ``"a"``, ``"b"``.
+    """
+    pairs = named_arrays("by_name", "", tree)
+    found = {name.removeprefix("."): array for name, array in pairs}
+    expected = "of arrays whose paths differ: no key with a dot that stands for two keys,"
+    require(len(found) == len(pairs), "by_name", "state", expected, [name for name, _ in pairs])
+    return found
 
 
 def arrays_of(tree: Any, like: Any) -> list[mx.array]:

@@ -23,7 +23,7 @@ from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.ops.convolution import steps_at_once
 from mlx_tlstm.recurrence.compilation import GRAPH_STEPS
 from mlx_tlstm.recurrence.transition import Transition
-from mlx_tlstm.recurrence.trees import by_name
+from mlx_tlstm.recurrence.trees import arrays_of, by_name
 from mlx_tlstm.tasks import Task
 from mlx_tlstm.training.step_graph import gradient_nodes, made_and_kept
 
@@ -38,6 +38,8 @@ _STEPS_COMPUTED = 4
 _LOGIT_COPIES = 6
 #: Arrays as large as the outputs: projected inputs, outputs, read-outs, and the gradients of these.
 _OUTPUT_COPIES = 6
+#: Arrays of a state up to which steps that are computed anew are compiled.
+_TRACED_ARRAYS = 16
 #: Bytes of the weights' gradients that may be kept of single steps.
 _PILED = 1 << 26
 
@@ -91,8 +93,9 @@ def predict(sizes: StepSizes) -> int:
     """Bytes at the peak of a training step, as ``mx.get_peak_memory()`` counts them.
 
     On a CPU no step that was measured needed more, and the prediction is at most 1.6 times the most
-    that a few steps needed. With kernels it was never compared with a measurement on a GPU; there
-    MLX may hold some hundred MB for what it has scheduled, which is little where memory is scarce.
+    that a few steps needed; thrice, for a cell in a :class:`mlx_tlstm.Recurrent`. With kernels it
+    was never compared with a measurement on a GPU; there MLX may hold some hundred MB for what it
+    has scheduled, which is little where memory is scarce.
     """
     layer, rows = sizes.layer, sizes.rows
     itemsize, copy = layer.dtype.size, _FLOAT32 * sizes.parameters
@@ -177,12 +180,19 @@ def _step_bytes(cell: RecurrentCell, transition: Transition) -> list[int]:
 def _steps_of_another_cell(sizes: StepSizes) -> tuple[int, int, int]:
     """As :func:`_tensor_steps`, of a cell in a :class:`mlx_tlstm.Recurrent`."""
     layer = sizes.layer
-    state = sum(array.nbytes for array in by_name(layer.initial_state(1)).values())
+    before = layer.initial_state(1)
+    state = sum(array.nbytes for array in by_name(before).values())
+    # A cell may hand arrays on as they are; they are there once.
+    x = mx.zeros((1, sizes.input_size), layer.dtype)
+    layer(x[:, None], before)  # which says what is wrong with the cell, if anything is
+    _, after = layer.cell(x, before)
+    old = {id(array) for array in arrays_of(before, before)}
+    new = sum(array.nbytes for array in arrays_of(after, before) if id(array) not in old)
     one, two = (made_and_kept(gradient_nodes(layer, rows, sizes.input_size)) for rows in (1, 2))
     # Of one sequence; what is made of weights alone is there once.
     made, kept = (of_two - of_one for of_one, of_two in zip(one, two, strict=True))
-    kept = state + (0 if sizes.recompute else kept)
-    all_steps = sizes.steps * sizes.rows * kept
+    kept = new + (0 if sizes.recompute else kept)
+    all_steps = sizes.rows * (state + sizes.steps * kept)
     if not sizes.recompute:
         copies = _FLOAT32 * sizes.parameters * sizes.steps
         all_steps += copies if compiles(layer, sizes.steps, sizes.parameters) else 0
@@ -193,10 +203,13 @@ def compiles(layer: Layer, steps: int, parameters: int) -> bool:
     """Whether training compiles its step; see :data:`GRAPH_STEPS`.
 
     In a graph MLX may keep the weights' gradient of each step of another cell until the end: it
-    runs as it is where that is much.
+    runs as it is where that is much. So it does where a state of many arrays is computed anew,
+    which takes minutes to trace.
     """
-    ours = isinstance(layer, RecurrentLayer)
-    return steps <= GRAPH_STEPS and (ours or _FLOAT32 * parameters * steps <= _PILED)
+    if steps > GRAPH_STEPS or isinstance(layer, RecurrentLayer):
+        return steps <= GRAPH_STEPS
+    many = layer.checkpoint is not None and len(by_name(layer.initial_state(1))) > _TRACED_ARRAYS
+    return not many and _FLOAT32 * parameters * steps <= _PILED
 
 
 def limit() -> int:

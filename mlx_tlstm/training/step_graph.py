@@ -28,7 +28,6 @@ def gradient_nodes(layer: Layer, rows: int, input_size: int) -> list[Node]:
     """
     state = layer.initial_state(rows)
     x = mx.zeros((rows, input_size), layer.dtype)
-    layer(x[:, None], state)  # which says what is wrong with the cell, if anything is
     cell = snapshot(layer.cell)
     weights = dict(tree_flatten(cell.trainable_parameters()))
     arrays = arrays_of(state, state)

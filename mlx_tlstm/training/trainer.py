@@ -317,7 +317,9 @@ class Trainer:
         value_and_grad = nn.value_and_grad(model, partial(self._scaled_loss, model))
         (scaled, loss, state), gradients = value_and_grad(*arguments)
         # Compiled, MLX fails on two parts of the state that no step has changed and that are equal.
-        state = with_arrays(state, mx.depends(arrays_of(state, state), [loss]))
+        # One by one, since its graph of many at once takes minutes.
+        arrays = (mx.depends([array], [loss])[0] for array in arrays_of(state, state))
+        state = with_arrays(state, arrays)
         return (scaled, loss, state), gradients
 
     def _scaled_loss(

@@ -10,12 +10,12 @@ import mlx.core as mx
 import pytest
 from comparison import assert_close
 from hub_standin import TOKEN, Hub, Repository
+from mlx import nn
 from processes import environment
 
 import mlx_tlstm
 from mlx_tlstm import VARIANTS, CellVariant, ModelMetadata, SequenceModel, make_layer, training
 from mlx_tlstm.models.card import model_card
-from mlx_tlstm.rivals import RecurrentHighwayCell
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import load_run
 
@@ -370,8 +370,23 @@ def test_the_card_of_anothers_cell(monkeypatch):
     assert "| layer | `RecurrentHighwayCell` in a `Recurrent`, depth L = 2 |" in card
     assert "VARIANTS" not in card
     assert "tensorized" not in card.lower().replace("mlx_tlstm", "")
-    monkeypatch.setitem(VARIANTS, "own", CellVariant(RecurrentHighwayCell))
-    card = model_card(SequenceModel(make_layer("own", 3, 4, 2), 3), "some/model")
-    line = "mlx_tlstm.VARIANTS['own'] = mlx_tlstm.CellVariant(RecurrentHighwayCell)"
-    assert line in card
+    monkeypatch.setitem(VARIANTS, "own", CellVariant(Cell))
+    card = model_card(SequenceModel(make_layer("own", 3, 4, 1), 3), "some/model")
+    assert "mlx_tlstm.VARIANTS['own'] = mlx_tlstm.CellVariant(Cell)" in card
+    monkeypatch.setitem(VARIANTS, "own", CellVariant(lambda input_size, hidden_size: Cell(3, 4)))
+    card = model_card(SequenceModel(make_layer("own", 3, 4, 1), 3), "some/model")
+    assert "mlx_tlstm.VARIANTS['own'] = …  # the CellVariant that the author put there" in card
     assert "that is not part of `mlx_tlstm`" in card
+    assert "x [batch, time, 3]" in card
+
+
+class Cell(nn.Module):
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.hidden_size = hidden_size
+
+    def initial_state(self, batch_size):
+        return mx.zeros((batch_size, 4))
+
+    def __call__(self, x, state):
+        return state, state

@@ -210,6 +210,8 @@ def test_a_cell_that_fails_is_told_before_there_is_a_folder(settings, tmp_path, 
     [
         ("gru", "a class or function with arguments input_size and hidden_size but got 'gru'"),
         (lambda hidden_size: None, "with input_size and hidden_size"),
+        (lambda input_size, hidden_size, /: None, "with input_size and hidden_size"),
+        (dict, "with input_size and hidden_size"),
         (lambda input_size, hidden_size, width: None, "of no other arguments .* needs width"),
     ],
 )
@@ -250,3 +252,80 @@ def test_long_sequences_keep_no_gradient_of_each_step():
         sizes |= {"variant": "gru", "depth": 1, "recompute": recompute}
         measured = check_prediction(factor=2.5, **sizes)
         assert measured < 50 << 20
+
+
+class Memoryless(nn.Module):
+    """No state, and no attribute that says the width of an input."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size, self.from_input = hidden_size, nn.Linear(input_size, hidden_size)
+
+    def initial_state(self, batch_size: int) -> None:
+        return None
+
+    def __call__(self, x: mx.array, state: None) -> tuple[mx.array, None]:
+        return mx.tanh(self.from_input(x)), None
+
+
+def test_a_cell_without_a_state(settings, tmp_path, monkeypatch):
+    monkeypatch.setitem(VARIANTS, "memoryless", CellVariant(Memoryless))
+    config = settings("memorization").for_variant("memoryless")
+    result = training.fit(config, tmp_path / "run")
+    _, task, model = training.load_run(tmp_path / "run")  # whose sizes are those of the data
+    assert model.layer.input_size == task.input_size == 65
+    assert training.evaluate(model, task, "test")["loss"] == pytest.approx(result.test["loss"])
+
+
+def test_many_arrays_that_no_step_has_changed(settings):
+    """511 of them, where a sequence has six steps: compiled at once they would take minutes."""
+    for recompute in (False, True):
+        config = settings("memorization", recompute=recompute).for_variant("dilated-gru")
+        trainer = training.Trainer(config.replace(depth=9))
+        assert np.isfinite(trainer.train_step().loss)
+
+
+def test_names_that_two_arrays_would_share(settings, monkeypatch):
+    class Dots(Plain):
+        def initial_state(self, batch_size):
+            zeros = super().initial_state(batch_size)
+            return {"a.b": zeros, "a": {"b": zeros}}
+
+        def __call__(self, x, state):
+            output, after = super().__call__(x, state["a.b"])
+            return output, {"a.b": after, "a": {"b": after}}
+
+    monkeypatch.setitem(VARIANTS, "dots", CellVariant(Dots))
+    with pytest.raises(ValueError, match="'state' must be of arrays whose paths differ"):
+        training.Trainer(settings("memorization").for_variant("dots"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (GRU, r"\[VARIANTS\] 'wrong' must be a variant, as CellVariant makes one of a cell"),
+        (CellVariant(Plain, {"clip_nrom": 1.0}), r"'settings \(of wrong\)' .*\['clip_nrom'\]"),
+        (CellVariant(Plain, {"variant": "gru"}), r"'settings \(of wrong\)' .*\['variant'\]"),
+    ],
+)
+def test_entries_that_are_no_variants(entry, message, settings, monkeypatch):
+    monkeypatch.setitem(VARIANTS, "wrong", entry)
+    with pytest.raises(ValueError, match=message):
+        settings("memorization").for_variant("wrong")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"hidden_size": -3}, "hidden_size"),
+        ({"input_size": 2.5}, "input_size"),
+        ({"forget_bias": "abc"}, "forget_bias"),
+        ({"recompute": "no"}, "recompute"),
+    ],
+)
+@pytest.mark.parametrize("variant", ["plain", "gru", "2d-tlstm"])
+def test_sizes_are_checked_for_every_variant(variant, arguments, name):
+    with pytest.raises(ValueError, match=f"'{name}' must be"):
+        make_layer(
+            **{"variant": variant, "input_size": 3, "hidden_size": 5, "depth": 1, **arguments}
+        )
