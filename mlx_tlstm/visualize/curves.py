@@ -63,6 +63,10 @@ def shown_settings(config: TrainingConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _UNSHOWN}
 
 
+#: Settings that a legend names whole.
+_WHOLE_LABELS = 6
+
+
 def differing_settings(configs: Sequence[TrainingConfig]) -> list[str]:
     """Names of the :func:`shown_settings` that are not the same everywhere, in their order."""
     rows = [shown_settings(config) for config in configs]
@@ -75,7 +79,8 @@ def draw_learning_curves(
     """Draw a metric over the training samples, a line for each run.
 
     Runs are labelled by the settings in which they differ; runs that differ only in their seeds
-    look the same. Where several settings share a variant, the later ones are lighter.
+    look the same. Where several settings share a variant, the later ones are lighter. Where there
+    are many and each has a variant of its own, the variant alone is the label.
 
     Args:
         runs: The runs, or paths of their folders. Their tasks may differ if these have the same
@@ -111,16 +116,19 @@ def draw_learning_curves(
         require(evaluated, owner, "runs", f"evaluated with {metric!r}", str(run.path))
     differing = differing_settings([run.config for run in runs])
     groups = _groups([run.config for run in runs], differing)
+    named = {runs[members[0]].config.variant for members, _ in groups.values()}
+    by_variant = len(groups) > _WHOLE_LABELS and len(named) == len(groups)
     figure, axes = canvas(owner, axes, (7.0, 4.0))
     unit, divisor = _sample_unit(max(rows[-1]["samples"] for rows in records))
     for setting, (members, style) in groups.items():
+        label_parts = [runs[members[0]].config.variant] if by_variant else setting
         for number, member in enumerate(members):
             rows = records[member]
             axes.plot(
                 [row["samples"] / divisor for row in rows],
                 [scale * row[metric] for row in rows],
                 **style,
-                label="_" if number or not differing else ", ".join(setting),
+                label="_" if number or not differing else ", ".join(label_parts),
                 linewidth=1.4,
                 markersize=5,
                 markevery=max(1, len(rows) // _MARKERS_A_LINE),

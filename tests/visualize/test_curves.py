@@ -300,6 +300,14 @@ def test_drawings_keep_to_the_axes_they_are_given(make_run):
         draw_by_depth({"slstm": {1: [1.0]}}, "bits", axes="here")
 
 
+def test_many_variants_are_labelled_by_their_names(make_run):
+    names = list(VARIANTS)[:8]
+    runs = [make_run((0.1,), variant=name, hidden_size=4 + n) for n, name in enumerate(names)]
+    assert legend(draw_learning_curves(runs)) == names
+    [first, *_] = legend(draw_learning_curves(runs[:3]))
+    assert first == f"{names[0]}, M=4"
+
+
 def test_no_label_is_clipped(make_run):
     """Legends stand beside or below the lines, inside the picture."""
     long = [make_run((0.1, 0.9), learning_rate=rate, memory_init="hold") for rate in (1e-3, 2e-3)]
