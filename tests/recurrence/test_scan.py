@@ -196,7 +196,8 @@ def test_cost_is_linear_in_the_number_of_steps():
     )
     # A plain loop takes 40 times as long.
     assert long[0] < 8 * 2 * short[0]
-    assert long[1] < 8 * 1.1 * short[1]
+    # Quadratic memory were 64 times as much; beside other work MLX holds a little more than 8 times.
+    assert long[1] < 8 * 1.5 * short[1]
 
 
 @pytest.mark.parametrize(
