@@ -196,7 +196,7 @@ def test_cost_is_linear_in_the_number_of_steps():
     )
     # A plain loop takes 40 times as long.
     assert long[0] < 8 * 2 * short[0]
-    # Quadratic memory were 64 times as much; beside other work MLX holds a little more than 8 times.
+    # Quadratic memory were 64 times as much; what other work delays takes some more than 8 times.
     assert long[1] < 8 * 1.5 * short[1]
 
 
