@@ -167,15 +167,18 @@ class Request:
         config = TASKS[task].paper().replace(**settings).for_variant(variant)
         config = config.replace(depth=VARIANTS[variant].settings.get("depth", depth))
         width = hidden_size or self._width(source, config, depth)
-        return PlannedRun.of(config.replace(hidden_size=width, seed=seed, data=self.data.get(task)))
+        config = config.replace(hidden_size=width, seed=seed, data=self.data.get(task))
+        # Of the paper's variants a scale has one M; others may have several, or a task's own.
+        way = () if variant in PAPER_VARIANTS else ("hidden_size",)
+        return PlannedRun.of(config, way=way)
 
     def _width(self, source: str, config: TrainingConfig, depth: int) -> int:
-        """M: the scale's or the paper's; of another's network, for as many parameters as ours."""
+        """M: the scale's or the paper's; where neither has one, for as many parameters as ours."""
         task, variant = config.task, config.variant
         sizes = experiment(source, task).hidden_sizes
         scaled = SIZES[self.scale][task].hidden_size
-        if variant not in RIVALS:
-            return scaled or sizes[variant]
+        if variant not in RIVALS and (known := scaled or sizes.get(variant)):
+            return known
         symbols = symbols_of(task, config.length)
         ours = parameter_count(BEST_VARIANT, symbols, scaled or sizes[BEST_VARIANT], depth)
         return equal_width(variant, symbols, config.depth, ours)
@@ -196,6 +199,8 @@ def departures(target: str, request: Request) -> list[str]:
         line = _departure(task, {**width, **size.settings, **panels.changes})
         if one_width(task, request):
             line += " M is the same in all variants, where the paper fixes the parameter count."
+        if width and (target in TABLES or RIVALS.keys() & set(request.variants)):
+            line += " Others' networks have as many parameters as the paper's best."
         lines.append(line)
     return list(filter(None, lines))
 
@@ -203,7 +208,8 @@ def departures(target: str, request: Request) -> list[str]:
 def one_width(task: str, request: Request) -> bool:
     """Whether the variants share one M where the paper's do not."""
     printed = set(figure_of(task).hidden_sizes.values())
-    return len(printed) > 1 and SIZES[request.scale][task].hidden_size is not None
+    scaled = SIZES[request.scale][task].hidden_size is not None
+    return scaled and len(printed) > 1 and not RIVALS.keys() & set(request.variants)
 
 
 def _departure(task: str, settings: Mapping[str, Any]) -> str:
@@ -254,11 +260,20 @@ def figure_runs(target: str, request: Request) -> list[PlannedRun]:
         for depth in SIZES[request.scale][task].depths
         for seed in request.seeds_or(SIZES[request.scale][task].seeds)
     )
-    return [
-        request.run(source, tasks[number], variant, depth, seed, changes)
+
+    def beside(variant: str, depth: int, task: str) -> int:
+        """The depth of ours that tells a network's width; a network of one depth stands once."""
+        fixed = "depth" in VARIANTS[variant].settings
+        return max(SIZES[request.scale][task].depths) if fixed else depth
+
+    runs = [
+        request.run(
+            source, task := tasks[number], variant, beside(variant, depth, task), seed, changes
+        )
         for seed, depth, number in points
         for variant in request.variants
     ]
+    return list(dict.fromkeys(runs))
 
 
 def study_runs(target: str, request: Request) -> dict[str, list[list[PlannedRun]]]:

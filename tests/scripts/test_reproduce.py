@@ -45,9 +45,10 @@ def rows_of(path):
 
 
 @pytest.mark.parametrize("scale", plans.SCALES)
-def test_no_name_stands_for_two_configurations(scale, tmp_path):
+@pytest.mark.parametrize("variants", [PAPER_VARIANTS, tuple(VARIANTS)])
+def test_no_name_stands_for_two_configurations(variants, scale, tmp_path):
     """Targets share runs, and folders."""
-    request = Request(scale, 2)
+    request = Request(scale, 2, variants=variants)
     runs = {target: planned_runs(target, request) for target in plans.TARGETS}
     check_runs([run for of_target in runs.values() for run in of_target], tmp_path)
     assert all(runs.values())
@@ -326,8 +327,8 @@ def test_anothers_network_in_its_row():
     runs = plans.table_runs("table-2", request)
     stacked = runs["addition", "Stacked LSTM [21]"]
     assert [r.name for r in stacked] == [
-        "addition-stacked-lstm-L4-s0",
-        "addition-stacked-lstm-L4-s1",
+        "addition-stacked-lstm-L4-s0-hidden_size107",
+        "addition-stacked-lstm-L4-s1-hidden_size107",
     ]
     # Its paper's sizes are not known.
     assert ("addition", "Stacked LSTM [21]") not in plans.table_runs("table-2", Request("paper"))
@@ -338,12 +339,11 @@ def test_anothers_network_in_its_row():
         for (task, _), [run, *_] in runs.items():
             own = VARIANTS[run.config.variant].settings
             assert {name: getattr(run.config, name) for name in own} == dict(own)
-            counts = [count_of(one) for (of, _), [one, *_] in runs.items() if of == task]
+            counts = [count_of(one.config) for (of, _), [one, *_] in runs.items() if of == task]
             assert max(counts) < 1.06 * min(counts)
 
 
-def count_of(run):
-    config = run.config
+def count_of(config):
     symbols = symbols_of(config.task, config.length)
     return parameter_count(config.variant, symbols, config.hidden_size, config.depth)
 
@@ -362,7 +362,7 @@ def test_others_networks_beside_ours():
         assert {run.config.seed for run in runs} == {0, 1, 2}
         assert len({(run.config.task, run.config.length, run.config.samples) for run in runs}) == 1
         assert runs[0].config.task == task
-        counts = {count_of(run) for run in runs}
+        counts = {count_of(run.config) for run in runs}
         assert max(counts) < 1.06 * min(counts)
         for run in runs:
             if name != "mnist" and VARIANTS[run.config.variant].has_forget_gate:
@@ -377,6 +377,35 @@ def test_other_variants_in_a_figure(tmp_path):
     assert sum(bool(row["run folder"]) for row in rows) == 2
     assert "grid-lstm" in (tmp_path / "figure-4.md").read_text()
     assert "Invalid value for '--variant'" in run(reproduce, *options, "--variant", "gru", code=2)
+
+
+@pytest.mark.parametrize("target", plans.FIGURES)
+@pytest.mark.parametrize("scale", plans.SCALES)
+def test_every_network_in_every_figure(scale, target):
+    """Others', and ours without a printed M, as large as the paper's best, as deep as they can."""
+    request = Request(scale, 1, variants=(*PAPER_VARIANTS[-1:], "3d-trnn", *RIVALS))
+    runs = [run.config for run in planned_runs(target, request)]
+    for task in plans.FIGURES[target].tasks:
+        sizes = {(c.variant, c.depth): count_of(c) for c in runs if c.task == task}
+        depths = plans.SIZES[scale][task].depths
+        for variant in request.variants:
+            if "depth" in VARIANTS[variant].settings:
+                [(own, count)] = [(d, n) for (v, d), n in sizes.items() if v == variant]
+                assert own == 1
+                pairs = [(count, sizes["3d-tlstm+cn", max(depths)])]
+            else:
+                pairs = [(sizes[variant, L], sizes["3d-tlstm+cn", L]) for L in depths]
+            printed = plans.SIZES[scale][task].hidden_size is not None
+            if variant in RIVALS or not printed:
+                assert all(0.85 * ours < count <= ours for count, ours in pairs), (variant, pairs)
+
+
+def test_a_network_of_one_layer_in_a_figure(tmp_path):
+    options = ["figure-4", "--scale", "smoke", "--out", tmp_path, "--only", "memorization-*"]
+    run(reproduce, *options, "--variant", "irnn", "--variant", "3d-tlstm")
+    rows = rows_of(tmp_path / "figure-4.csv")
+    trained = [(row["variant"], row["depth"]) for row in rows if row["run folder"]]
+    assert trained == [("irnn", "1"), ("3d-tlstm", "1"), ("3d-tlstm", "2")]
 
 
 def test_starts(tmp_path):
