@@ -78,8 +78,8 @@ class TrainingConfig:
     Args:
         task: Name of a task in :data:`mlx_tlstm.tasks.TASKS`.
         variant: Network configuration, a name in :data:`mlx_tlstm.VARIANTS`.
-        depth: L, the number of time steps that an input takes to reach the output; of networks
-            without a tensor the number of layers.
+        depth: L: an output comes L - 1 time steps after its input; of networks without a tensor the
+            number of layers.
         hidden_size: M, the number of channels at each location of the tensor.
         kernel_size: K, the kernel's size on every tensor axis, 2 or more; by default the variant's.
         memory_init: What the untrained memory convolution does: spread memory evenly over its taps

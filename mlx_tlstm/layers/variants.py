@@ -255,7 +255,7 @@ def make_layer(
         variant: Its name.
         input_size: R, width of an input.
         hidden_size: M, channels of each location.
-        depth: L, the time steps that an input takes to reach the output, or the number of stacked
+        depth: L: an output comes L - 1 time steps after its input; without a tensor the number of
             layers. A tensor gets P = L (K - K mod 2) / 2 locations on every axis (Eq. 9).
         forget_bias: Starting bias of the forget gate; a network without one ignores it.
         kernel_size: K in place of the variant's.
