@@ -64,7 +64,10 @@ def _compile_text(no_compile: bool) -> str:
 @click.option("--kernels", is_flag=True, help="Time each kernel and say what it moves.")
 @click.option("--pieces", is_flag=True, help="Time each piece of a step as plain operations.")
 @click.option(
-    "--dtype", type=click.Choice(list(DTYPES)), default="float32", help="Of --layers, --kernels."
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    default="float32",
+    help="Type for --layers and --kernels.",
 )
 @measured_by(warmup=2, rounds=10)
 @click.option("--seconds", type=float, help="Start no further round of a size after so long.")

@@ -1,6 +1,6 @@
 """Draw a figure of the paper, or learning curves, from training runs.
 
-PATH is a run's folder or a folder of runs. figure-3 to figure-5 draw, for each task of the figure,
+PATHS are run folders or folders of runs. figure-3 to figure-5 draw, for each task of the figure,
 the best validation figure (of the algorithmic tasks the best test accuracy) over the depth: a line
 a variant, the median and range of the seeds. With the times.json of time_tasks.py the run times
 stand beside it. curves draws the metric of all runs over their training samples.

@@ -61,9 +61,16 @@ def _peak_bytes() -> int:
     show_default=True,
     help="T; repeatable.",
 )
-@click.option("--chunk", type=click.IntRange(1), default=500, show_default=True, help="Of a chunk.")
 @click.option(
-    "--way", "ways", multiple=True, type=click.Choice(WAYS), default=WAYS, help="Leave others out."
+    "--chunk", type=click.IntRange(1), default=500, show_default=True, help="Time steps in a chunk."
+)
+@click.option(
+    "--way",
+    "ways",
+    multiple=True,
+    type=click.Choice(WAYS),
+    default=WAYS,
+    help="Measure these only; repeatable.",
 )
 @click.option("--variant", type=click.Choice(list(VARIANTS)), default="2d-tlstm+cn")
 @click.option("--depth", type=click.IntRange(1), default=3, show_default=True, help="L.")

@@ -66,7 +66,9 @@ def draw(model: SequenceModel, task: Task, number: int, location: str) -> tuple[
     show_default=True,
     help="The diagonal over all steps (Fig. 6), or maps of all locations at some steps.",
 )
-@click.option("--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], help="Of a run.")
+@click.option(
+    "--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], help="Which weights of a run."
+)
 @click.option(
     "--data",
     type=UserPath(),

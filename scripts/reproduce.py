@@ -62,7 +62,7 @@ from mlx_tlstm.commands.paths import UserPath
     "patterns",
     multiple=True,
     metavar="PATTERN",
-    help="Train the runs of such a name, as in 'addition-*-L4-*'; repeatable.",
+    help="Train only runs whose names match, as in 'addition-*-L4-*'; repeatable.",
 )
 @variants_option
 @click.option("--report", "report_only", is_flag=True, help="Train nothing; write what is there.")

@@ -37,11 +37,15 @@ from mlx_tlstm.kernels import dispatch, tuning
 @click.option(
     "--dtype", "dtypes", type=click.Choice(list(DTYPES)), multiple=True, default=("float32",)
 )
-@click.option("--no-memory-convolution", is_flag=True, help="Of layers without it.")
+@click.option("--no-memory-convolution", is_flag=True, help="Tune for layers without it.")
 @measured_by(launches=10, rounds=10)
 @click.option("--seconds", type=float, help="Start no further round of a product after so long.")
 @click.option("--dry-run", is_flag=True, help="Measure and store nothing.")
-@click.option("--output", type=UserPath(dir_okay=False), help="Store here.")
+@click.option(
+    "--output",
+    type=UserPath(dir_okay=False),
+    help="The file to store tiles in, in place of the user's.",
+)
 @markdown_option
 @click.option("--json", "json_path", type=OutputFile())
 def main(
