@@ -1,6 +1,5 @@
 """What ``mlx-tlstm check`` finds out about a device: whether everything is right, and how fast.
 
-:mod:`~mlx_tlstm.checking.equations` are the paper's in NumPy, :mod:`~mlx_tlstm.checking.chains`
-launches of single kernels, :mod:`~mlx_tlstm.checking.passes` passes of layers;
-:mod:`~mlx_tlstm.checking.survey` runs and compares them.
+:mod:`~mlx_tlstm.checking.chains` are launches of single kernels, :mod:`~mlx_tlstm.checking.passes`
+passes of layers; :mod:`~mlx_tlstm.checking.survey` runs and compares them.
 """

@@ -30,7 +30,7 @@ from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import convolution, library, tuning
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.recurrence.contract import MemoryUpdate
-from mlx_tlstm.recurrence.loop import run
+from mlx_tlstm.recurrence.loop import Keep, run
 from mlx_tlstm.recurrence.transition import TensorTransition
 
 #: Examples of the sequences.
@@ -318,7 +318,11 @@ class Trial:
         return dataclasses.replace(self, inputs=move(self.inputs), cotangents=move(self.cotangents))
 
     def results(
-        self, transition: TensorTransition, dtype: mx.Dtype, compiled: bool = False
+        self,
+        transition: TensorTransition,
+        dtype: mx.Dtype,
+        compiled: bool = False,
+        keep: Keep | None = None,
     ) -> list[list[np.ndarray]]:
         """Values and gradients of each of :data:`SEQUENCES`, in the order of the names.
 
@@ -326,12 +330,13 @@ class Trial:
             transition: The step.
             dtype: Type of the weights.
             compiled: Go through ``mx.compile``, as training does.
+            keep: See :func:`mlx_tlstm.recurrence.loop.run`; ``None`` for what the layer keeps.
         """
         projected, *others = self.inputs
         d_outputs, *d_state = self.cotangents
         # A memory cell is float32 whatever the weights.
         types = [dtype, *(dtype, mx.float32)[: self.width], *([dtype] * len(others))]
-        keep = "states" if self.recompute else "residuals"
+        keep = keep or ("states" if self.recompute else "residuals")
         found = []
         for steps, skip, final_step in SEQUENCES:
 
