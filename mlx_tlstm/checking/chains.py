@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import KernelBackend, convolution, stacking
+from mlx_tlstm.kernels import KernelBackend, convolution
 from mlx_tlstm.kernels.memory_update import MemoryGradient
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.kernels.tuning import Product
 from mlx_tlstm.ops import PlainBackend
 from mlx_tlstm.ops.memory_update import memory_convolution_backward
 from mlx_tlstm.recurrence.contract import Backend, MemoryUpdate, Prepared, Step
+from mlx_tlstm.recurrence.trees import arrays_of, with_arrays
 
 Arrays = tuple[mx.array, ...]
 
@@ -70,18 +72,23 @@ class Chain:
     """Launches that depend on one another.
 
     Args:
-        start: The arrays that the first launch takes, evaluated.
+        start: The arrays that the first launch takes; they are evaluated here.
         launch: Takes the arrays of a launch, and returns its outputs.
         follow: Takes the arrays and outputs of a launch, and returns the arrays of the next.
+        results: Makes of a launch's outputs what kernels and plain operations have in common.
     """
 
     start: Arrays
     launch: Callable[..., Arrays]
     follow: Callable[[Arrays, Arrays], Arrays]
+    results: Callable[[Arrays], Arrays] = lambda outputs: outputs
+
+    def __post_init__(self) -> None:
+        mx.eval(self.start)
 
     def once(self) -> Arrays:
-        """Outputs of the first launch, not evaluated."""
-        return self.launch(*self.start)
+        """Results of the first launch, not evaluated."""
+        return self.results(self.launch(*self.start))
 
     def run(self, count: int) -> None:
         """``count`` launches one after the other, evaluated."""
@@ -123,58 +130,41 @@ def _projected(problem: Problem, seed: int) -> mx.array:
 
 
 def _convolution_forward(problem: Problem, backend: Backend) -> Chain:
+    """The cross-layer convolution; the bias waits for the launch before."""
     hidden = _state(problem, problem.hidden_size, problem.dtype, seed=1)
     bias = _normal((problem.channels,), 1.0, problem.dtype, seed=3)
-    start = (hidden, _projected(problem, 2), _weight(problem), bias)
-    mx.eval(start)
     return Chain(
-        start,
+        (hidden, _projected(problem, 2), _weight(problem), bias),
         lambda H, x, *parameters: (backend.convolution(H, x, backend.prepare(parameters)),),
         lambda arrays, outputs: (*arrays[:-1], _with_first(arrays[-1], outputs[0])),
     )
 
 
-def convolution_forward_chain(problem: Problem) -> Chain:
-    """The cross-layer convolution; the bias waits for the launch before."""
-    return _convolution_forward(problem, problem.kernels)
-
-
 def _convolution_input_gradient(problem: Problem, backend: Backend) -> Chain:
-    start = (_state(problem, problem.channels, problem.dtype, seed=1), _weight(problem))
+    """The convolution's gradient for the hidden state and the projected input."""
     bias = mx.zeros((problem.channels,))
-    mx.eval(start)
     return Chain(
-        start,
+        (_state(problem, problem.channels, problem.dtype, seed=1), _weight(problem)),
         lambda d_A, weight: backend.convolution_gradient(d_A, Prepared(weight, bias)),
-        lambda arrays, outputs: (_with_first(arrays[0], outputs[0]), arrays[1]),
+        _first_replaced,
     )
 
 
-def convolution_input_gradient_chain(problem: Problem) -> Chain:
-    """The convolution's gradient for the hidden state and the projected input."""
-    return _convolution_input_gradient(problem, problem.kernels)
-
-
 def _convolution_weight_gradient(problem: Problem, backend: Backend) -> Chain:
+    """The convolution's gradient for weight and bias: the steps of a launch, added to the sums."""
     steps = convolution.STEPS
     M, O, dtype = problem.hidden_size, problem.channels, problem.dtype
     hidden = [_state(problem, M, dtype, seed=10 + i) for i in range(steps)]
     projected = [_projected(problem, seed=20 + i) for i in range(steps)]
     d_activations = [_state(problem, O, dtype, seed=30 + i) for i in range(steps)]
     total = (mx.zeros(_weight(problem).shape), mx.zeros((O,)))
-    start = (*hidden, *projected, *d_activations, *total)
-    mx.eval(start)
 
     def launch(*arrays: mx.array) -> Arrays:
         series = (arrays[i * steps : (i + 1) * steps] for i in range(3))
         return tuple(backend.weight_gradient(*series, arrays[3 * steps :]))
 
+    start = (*hidden, *projected, *d_activations, *total)
     return Chain(start, launch, lambda arrays, outputs: (*arrays[: 3 * steps], *outputs))
-
-
-def convolution_weight_gradient_chain(problem: Problem) -> Chain:
-    """The convolution's gradient for weight and bias: the steps of a launch, added to the sums."""
-    return _convolution_weight_gradient(problem, problem.kernels)
 
 
 def _memory(problem: Problem) -> tuple[mx.array, mx.array, Prepared]:
@@ -190,6 +180,7 @@ def _memory(problem: Problem) -> tuple[mx.array, mx.array, Prepared]:
 
 
 def _memory_forward(problem: Problem, backend: Backend) -> Chain:
+    """The memory cell's update; each launch updates the cell that the launch before returned."""
     A, C, prepared = _memory(problem)
     return Chain(
         (C,),
@@ -198,78 +189,60 @@ def _memory_forward(problem: Problem, backend: Backend) -> Chain:
     )
 
 
-def memory_forward_chain(problem: Problem) -> Chain:
-    """The memory cell's update; each launch updates the cell that the launch before returned."""
-    return _memory_forward(problem, problem.kernels)
-
-
-def memory_backward_chain(problem: Problem) -> Chain:
+def _memory_backward(problem: Problem, backend: Backend) -> Chain:
     """The update's gradient; each launch takes what the launch before handed over."""
     A, C_before, prepared = _memory(problem)
-    H, C, _, residuals = problem.kernels.memory_update(A, C_before, prepared)
+    H, C, _, residuals = backend.memory_update(A, C_before, prepared)
     d_H = _state(problem, problem.hidden_size, mx.float32, seed=6)
     d_output = d_H[(slice(None), *([-1] * problem.geometry.axes))] + 0
     step = Step(d_output, (H, C_before), (H, C), residuals)
 
+    def gradient(later: Any) -> tuple[mx.array, Any]:
+        return backend.memory_gradient(d_H, d_output, None, later, step, prepared)
+
+    _, first = gradient(None)
+    mx.eval(d_H, step, first)
+
     def launch(*handed: mx.array) -> Arrays:
-        later = _handed(handed) if handed else None
-        d_A, gradient = problem.kernels.memory_gradient(d_H, d_output, None, later, step, prepared)
-        return (d_A, *(array for array in gradient if array is not None))
+        d_A, before = gradient(with_arrays(first, handed))
+        return (d_A, *arrays_of(before, first))
 
-    def _handed(arrays: Arrays) -> MemoryGradient:
-        given = iter(arrays)
-        carried = next(given)
-        Q = next(given) if problem.memory_convolution else None
-        sums = (next(given), next(given)) if problem.norm else (None, None)
-        return MemoryGradient(carried, Q, *sums)
+    def results(outputs: Arrays) -> Arrays:
+        d_C, d_norm = backend.first_gradients(with_arrays(first, outputs[1:]))
+        return (outputs[0], d_C, *d_norm)
 
-    mx.eval(d_H, d_output, C)
-    _, *start = launch()
-    mx.eval(start)
-    return Chain(tuple(start), launch, lambda arrays, outputs: tuple(outputs[1:]))
+    start = tuple(arrays_of(first, first))
+    return Chain(start, launch, lambda arrays, outputs: outputs[1:], results)
 
 
-def memory_gather_chain(problem: Problem) -> Chain:
+def _memory_gather(problem: Problem, backend: Backend) -> Chain:
     """The gradient of the memory cell before a step, from what the step handed over."""
+    carried = _state(problem, problem.hidden_size, mx.float32, seed=1)
+    Q = mx.softmax(_state(problem, problem.geometry.taps, mx.float32, seed=2), axis=-1)
 
     def launch(carried: mx.array, Q: mx.array) -> Arrays:
-        return problem.kernels.first_gradients(MemoryGradient(carried, Q, None, None))[:1]
+        if backend.plain:  # there a step hands over that gradient itself
+            return memory_convolution_backward(carried, Q, carried, problem.geometry)[:1]
+        return backend.first_gradients(MemoryGradient(carried, Q, None, None))[:1]
 
-    return Chain(_handed_over(problem), launch, lambda arrays, outputs: (outputs[0], arrays[1]))
+    return Chain((carried, Q), launch, lambda arrays, outputs: (outputs[0], arrays[1]))
 
 
 def _tanh_backward(problem: Problem, backend: Backend) -> Chain:
+    """The gradient of a tRNN's activation."""
+    d_H = _state(problem, problem.hidden_size, mx.float32, seed=1)
+    H = mx.tanh(_state(problem, problem.hidden_size, problem.dtype, seed=2))
     return Chain(
-        _hidden_gradient(problem),
+        (d_H, H),
         lambda d_H, H: (backend.tanh_gradient(d_H, None, H),),
         lambda arrays, outputs: (outputs[0].astype(mx.float32), arrays[1]),
     )
 
 
-def tanh_backward_chain(problem: Problem) -> Chain:
-    """The gradient of a tRNN's activation."""
-    return _tanh_backward(problem, problem.kernels)
-
-
-def stack_chain(problem: Problem) -> Chain:
+def _stack(problem: Problem, backend: Backend) -> Chain:
     """Joining the outputs of 16 steps."""
     start = tuple(_projected(problem, seed) for seed in range(16))
-    mx.eval(start)
-    return Chain(start, lambda *arrays: (stacking.stack(arrays),), _first_replaced)
-
-
-def _handed_over(problem: Problem) -> Arrays:
-    carried = _state(problem, problem.hidden_size, mx.float32, seed=1)
-    Q = mx.softmax(_state(problem, problem.geometry.taps, mx.float32, seed=2), axis=-1)
-    mx.eval(carried, Q)
-    return carried, Q
-
-
-def _hidden_gradient(problem: Problem) -> Arrays:
-    d_H = _state(problem, problem.hidden_size, mx.float32, seed=1)
-    H = mx.tanh(_state(problem, problem.hidden_size, problem.dtype, seed=2))
-    mx.eval(d_H, H)
-    return d_H, H
+    return Chain(start, lambda *arrays: (backend.stack(arrays),), _first_replaced)
 
 
 def _first_replaced(arrays: Arrays, outputs: Arrays) -> Arrays:
@@ -278,96 +251,25 @@ def _first_replaced(arrays: Arrays, outputs: Arrays) -> Arrays:
 
 #: By the kernel's name, those of each time step.
 CHAINS = {
-    "convolution_forward": convolution_forward_chain,
-    "convolution_input_gradient": convolution_input_gradient_chain,
-    "convolution_weight_gradient": convolution_weight_gradient_chain,
-    "memory_forward": memory_forward_chain,
-    "memory_backward": memory_backward_chain,
+    "convolution_forward": _convolution_forward,
+    "convolution_input_gradient": _convolution_input_gradient,
+    "convolution_weight_gradient": _convolution_weight_gradient,
+    "memory_forward": _memory_forward,
+    "memory_backward": _memory_backward,
 }
-
 
 #: Those that a sequence launches once, or that only a tRNN does.
 RARER_CHAINS = {
-    "memory_gather": memory_gather_chain,
-    "tanh_backward": tanh_backward_chain,
-    "stack": stack_chain,
+    "memory_gather": _memory_gather,
+    "tanh_backward": _tanh_backward,
+    "stack": _stack,
 }
 
 
-def plain_chain(problem: Problem, kernel_name: str) -> Chain:
-    """The same launches as plain operations, on the same numbers."""
-    return _PLAIN_CHAINS[kernel_name](problem)
-
-
-def _plain_memory_forward(problem: Problem) -> Chain:
-    return _memory_forward(problem, problem.plain)
-
-
-def _plain_memory_backward(problem: Problem) -> Chain:
-    A, C, prepared = _memory(problem)
-    d_H = _state(problem, problem.hidden_size, mx.float32, seed=6)
-    corner = (slice(None), *([-1] * problem.geometry.axes))
-    # The kernel's chain starts from what its own first launch hands over.
-    d_output = d_H[corner] + 0
-
-    def launch(d_C: mx.array) -> Arrays:
-        H, C_after, _, residuals = problem.plain.memory_update(A, C, prepared)
-        step = Step(d_output, (H, C), (H, C_after), residuals)
-        d_A, handed = problem.plain.memory_gradient(d_H, d_output, d_C, None, step, prepared)
-        return d_A, handed.C
-
-    mx.eval(d_output)
-    start = launch(mx.zeros(C.shape))[1:]
-    mx.eval(start)
-    return Chain(start, launch, lambda arrays, outputs: (outputs[1],))
-
-
-def _plain_memory_gather(problem: Problem) -> Chain:
-    def launch(carried: mx.array, Q: mx.array) -> Arrays:
-        return (memory_convolution_backward(carried, Q, carried, problem.geometry)[0],)
-
-    return Chain(_handed_over(problem), launch, lambda arrays, outputs: (outputs[0], arrays[1]))
-
-
-def _plain_tanh_backward(problem: Problem) -> Chain:
-    return _tanh_backward(problem, problem.plain)
-
-
-def _plain_stack(problem: Problem) -> Chain:
-    return dataclasses.replace(stack_chain(problem), launch=lambda *arrays: (mx.stack(arrays),))
-
-
-def _plain_convolution_forward(problem: Problem) -> Chain:
-    return _convolution_forward(problem, problem.plain)
-
-
-def _plain_convolution_input_gradient(problem: Problem) -> Chain:
-    return _convolution_input_gradient(problem, problem.plain)
-
-
-def _plain_convolution_weight_gradient(problem: Problem) -> Chain:
-    return _convolution_weight_gradient(problem, problem.plain)
-
-
-_PLAIN_CHAINS = {
-    "convolution_forward": _plain_convolution_forward,
-    "convolution_input_gradient": _plain_convolution_input_gradient,
-    "convolution_weight_gradient": _plain_convolution_weight_gradient,
-    "memory_forward": _plain_memory_forward,
-    "memory_backward": _plain_memory_backward,
-    "memory_gather": _plain_memory_gather,
-    "tanh_backward": _plain_tanh_backward,
-    "stack": _plain_stack,
-}
-
-
-def comparable(problem: Problem, kernel_name: str, outputs: Arrays) -> Arrays:
-    """The outputs of a kernel that :func:`plain_chain` has too, in its order."""
-    if kernel_name != "memory_backward":
-        return outputs
-    Q = outputs[2] if problem.memory_convolution else None
-    d_C, _ = problem.kernels.first_gradients(MemoryGradient(outputs[1], Q, None, None))
-    return outputs[0], d_C
+def make_chain(problem: Problem, kernel_name: str, plain: bool = False) -> Chain:
+    """Launches of a kernel, or the same as plain operations on the same numbers."""
+    make = (CHAINS | RARER_CHAINS)[kernel_name]
+    return make(problem, problem.plain if plain else problem.kernels)
 
 
 def label(choice: Tile | None) -> str:
@@ -402,12 +304,7 @@ def bare_product(
         return None
     left, right, multiply = products[kernel_name]
     start = (_normal(left, 1.0, problem.dtype, 1), _normal(right, 1.0, problem.dtype, 2))
-    mx.eval(start)
-    return Chain(
-        start,
-        multiply,
-        lambda arrays, outputs: (_with_first(arrays[0], outputs[0]), arrays[1]),
-    )
+    return Chain(start, multiply, _first_replaced)
 
 
 def bare_products(problem: Problem, steps: int) -> Callable[[], None]:

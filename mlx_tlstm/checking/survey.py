@@ -217,11 +217,11 @@ class Survey:
             layer = TLSTM(INPUT_SIZE, *sizes, norm=problem.norm)
             layer.set_dtype(problem.dtype)
             configuration = Configuration.of(layer.cell, problem.batch_size)
-            for name, make in (chains.CHAINS | chains.RARER_CHAINS).items():
+            for name in chains.CHAINS | chains.RARER_CHAINS:
                 if self._late(f"{name}, {dtype}", _KERNELS_END):
                     self._all_kernels = False
                     continue
-                chain = make(problem)
+                chain = chains.make_chain(problem, name)
                 for choice in self._choices(name, problem):
                     own = choice or not name.startswith("convolution")
                     full = f"{name}, {dtype}" if own else f"{name} as a product, {dtype}"
@@ -241,12 +241,12 @@ class Survey:
         tile: tiles.Tile | None,
         tolerance: float,
     ) -> None:
-        plain = chains.plain_chain(problem, name)
+        plain = chains.make_chain(problem, name, plain=True)
         with tuning.forced(tile):
-            found = chains.comparable(problem, name, chain.once())
+            found = chain.once()
             mx.eval(found)
         with mx.stream(mx.cpu):
-            expected = chains.plain_chain(problem, name).once()
+            expected = chains.make_chain(problem, name, plain=True).once()
             pairs = zip(found, expected, strict=True)
             error = max(proof.relative_error(*map(proof.to_numpy, pair)) for pair in pairs)
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 from benchmarking.kernel_costs import Cost, step_costs
 from benchmarking.sizes import KERNEL_SIZE, Size, dtype_name
 from benchmarking.tables import NOT_RUN, Table
-from mlx_tlstm.checking.chains import CHAINS, Problem, bare_product, label, products_of
+from mlx_tlstm.checking.chains import CHAINS, Problem, bare_product, label, make_chain, products_of
 from mlx_tlstm.checking.timing import Timing, measure
 from mlx_tlstm.kernels import convolution, dispatch, tuning
 from mlx_tlstm.kernels.tiles import Tile
@@ -37,8 +37,8 @@ def kernels_table(sizes: Iterable[Size], dtype: mx.Dtype, options: dict[str, Any
 def _timings(problem: Problem, options: dict[str, Any]) -> dict[str, Timing]:
     """Of each kernel by name and, by ``name product``, of the bare product in its place."""
     candidates = {}
-    for name, make in CHAINS.items():
-        chains = {name: make(problem), f"{name} product": bare_product(problem, name)}
+    for name in CHAINS:
+        chains = {name: make_chain(problem, name), f"{name} product": bare_product(problem, name)}
         candidates |= {
             key: lambda chain=chain: chain.run(LAUNCHES)
             for key, chain in chains.items()

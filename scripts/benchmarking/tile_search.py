@@ -10,7 +10,7 @@ import click
 import mlx.core as mx
 
 from benchmarking.sizes import unit_roundoff
-from mlx_tlstm.checking.chains import CHAINS, Chain, Problem, label, plain_chain, products_of
+from mlx_tlstm.checking.chains import Chain, Problem, label, make_chain, products_of
 from mlx_tlstm.checking.timing import Timing, measure
 from mlx_tlstm.kernels import convolution, tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
@@ -103,10 +103,11 @@ class Measurement:
 def tune(problem: Problem, launches: int, options: dict[str, Any]) -> list[Measurement]:
     """Check and time the candidates of each convolution kernel."""
     products = products_of(problem)
-    chains = [CHAINS[name](problem) for name in products]
+    chains = [make_chain(problem, name) for name in products]
     for chain, product in zip(chains, products.values(), strict=True):
         tiles = sensible(product)
-        check(chain, plain_chain(problem, product.kernel), [*tiles, None], product)
+        plain = make_chain(problem, product.kernel, plain=True)
+        check(chain, plain, [*tiles, None], product)
         for tile in CANDIDATES:
             if tile not in tiles:
                 click.echo(f"{product}: {label(tile)} left out, more than twice as large")

@@ -9,7 +9,7 @@ import pytest
 from benchmarking import kernel_costs
 from benchmarking.kernel_costs import Access, Cost
 
-from mlx_tlstm.checking.chains import CHAINS, Problem
+from mlx_tlstm.checking.chains import Problem, make_chain
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
@@ -124,14 +124,14 @@ def test_model_counts_every_access(kernel_calls, name):
         for kernel in ("convolution_forward", "convolution_input_gradient"):
             kernel_calls.clear()
             with tuning.forced(tile):
-                mx.eval(CHAINS[kernel](problem).once())
+                make_chain(problem, kernel).run(1)
             compare(kernel_calls[-1], getattr(kernel_costs, kernel)(problem, tile), problem)
         kernel_calls.clear()
         with tuning.forced(tile):
-            mx.eval(CHAINS["convolution_weight_gradient"](problem).once())
+            make_chain(problem, "convolution_weight_gradient").run(1)
         cost = kernel_costs.convolution_weight_gradient(problem, tile)
         compare(kernel_calls[-1], cost, problem)
     for kernel in ("memory_forward", "memory_backward"):
         kernel_calls.clear()
-        mx.eval(CHAINS[kernel](problem).once())
+        make_chain(problem, kernel).run(1)
         compare(kernel_calls[-1], getattr(kernel_costs, kernel)(problem), problem)
