@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
 
 import mlx.core as mx
 
 from mlx_tlstm.checks import require, require_choice
+from mlx_tlstm.kernels.backend import KernelBackend
+from mlx_tlstm.kernels.tuning import apple_generation, architecture
+from mlx_tlstm.ops import PlainBackend
+from mlx_tlstm.recurrence.contract import Backend
+from mlx_tlstm.reference import ReferenceBackend
 
 #: What a layer's ``backend`` may be, besides ``None``: whatever suits the default device.
-BACKENDS = ("ops", "metal", "cuda", "reference")
+BACKENDS: dict[str, type[Backend]] = {
+    "ops": PlainBackend,
+    "metal": KernelBackend,
+    "cuda": KernelBackend,
+    "reference": ReferenceBackend,
+}
 
 #: Those that run everywhere.
-_EVERYWHERE = ("ops", "reference")
+_EVERYWHERE = tuple(name for name, kind in BACKENDS.items() if kind.plain)
 
 #: Overrides the choice of layers that have no ``backend`` of their own.
 ENVIRONMENT_VARIABLE = "MLX_TLSTM_BACKEND"
@@ -25,19 +34,6 @@ MAX_AXES = 3
 _FIRST_GENERATION = 13
 
 
-def _architecture() -> str:
-    return str(mx.device_info().get("architecture", ""))
-
-
-def apple_generation() -> int | None:
-    """The default device's generation among Apple's GPUs; ``None`` where its name has none.
-
-    A virtual machine's GPU has a name of its own.
-    """
-    found = re.match(r"applegpu_g(\d+)", _architecture())
-    return None if found is None else int(found[1])
-
-
 def _without_matrices() -> str | None:
     """Why this Apple GPU cannot run the kernels; ``None`` where it can, or where nobody knows.
 
@@ -47,7 +43,7 @@ def _without_matrices() -> str | None:
     if generation is None or generation >= _FIRST_GENERATION:
         return None
     return (
-        f"the GPU's architecture {_architecture()!r} is older than applegpu_g{_FIRST_GENERATION}, "
+        f"the GPU's architecture {architecture()!r} is older than applegpu_g{_FIRST_GENERATION}, "
         "the first with simdgroup matrices"
     )
 

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,6 @@ import mlx.core as mx
 
 from mlx_tlstm.checks import require
 from mlx_tlstm.files import cache_folder, read_json, to_path
-from mlx_tlstm.kernels.dispatch import apple_generation
 from mlx_tlstm.kernels.tiles import Tile, choose
 
 #: The first Apple GPU generation with units for whole matrix products (M5).
@@ -64,6 +64,20 @@ def device() -> str:
     """Name of the default device, under which its winners are stored."""
     facts = mx.device_info(mx.default_device())
     return f"{facts.get('device_name', 'unknown')} ({facts.get('architecture', 'unknown')})"
+
+
+def architecture() -> str:
+    """The default device's architecture in its maker's words; empty where MLX has none."""
+    return str(mx.device_info().get("architecture", ""))
+
+
+def apple_generation() -> int | None:
+    """The default device's generation among Apple's GPUs; ``None`` where its name has none.
+
+    A virtual machine's GPU has a name of its own.
+    """
+    found = re.match(r"applegpu_g(\d+)", architecture())
+    return None if found is None else int(found[1])
 
 
 def _read(file: Path) -> dict[str, dict[str, dict | None]]:

@@ -12,9 +12,8 @@ from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import KernelBackend, proof
 from mlx_tlstm.layers.base import RecurrentCell, normal, require_countable
 from mlx_tlstm.ops import PlainBackend
-from mlx_tlstm.recurrence.contract import MemoryUpdate
+from mlx_tlstm.recurrence.contract import Backend, MemoryUpdate
 from mlx_tlstm.recurrence.transition import TensorTransition
-from mlx_tlstm.reference import ReferenceBackend
 
 
 class TensorCell(RecurrentCell):
@@ -58,22 +57,19 @@ class TensorCell(RecurrentCell):
         return kernels.select_backend(type(self).__name__, self.backend, self.geometry.axes)
 
     def active_transition(self, batch_size: int) -> TensorTransition:
-        selected = self.selected_backend()
-        if selected == "ops":
-            return self.transition
-        if selected == "reference":
-            return self.transition.on(ReferenceBackend(*self._design))
+        kind = kernels.BACKENDS[self.selected_backend()]
+        if kind.plain:
+            return self._on(kind)
         named, _ = kernels.named_backend(self.backend)
         return proof.choose(proof.Configuration.of(self, batch_size), explicit=named is not None)
 
     @property
     def kernel_transition(self) -> TensorTransition:
         """The step as kernels, proven or not."""
-        return self.transition.on(KernelBackend(*self._design))
+        return self._on(KernelBackend)
 
-    @property
-    def _design(self) -> tuple[Geometry, MemoryUpdate | None]:
-        return self.geometry, self.transition.backend.update
+    def _on(self, kind: type[Backend]) -> TensorTransition:
+        return self.transition.on(kind(self.geometry, self.transition.backend.update))
 
     @property
     def state_shape(self) -> tuple[int, ...]:

@@ -100,6 +100,10 @@ class Backend(abc.ABC):
     #: where the update is local. Each is a step of another tensor size.
     shrinks: ClassVar[bool] = False
 
+    #: Matrices as large as :meth:`makes_windows` says that a step and its gradient hold at once, by
+    #: which the memory of training is predicted.
+    products_kept: ClassVar[int] = 2
+
     def prepare(self, parameters: Sequence[mx.array]) -> Prepared:
         """From weight, bias and, with a norm, its gain and bias."""
         weight, bias, *norm = parameters

@@ -17,6 +17,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.kernels import BACKENDS
 from mlx_tlstm.layers.base import RecurrentCell, RecurrentLayer
 from mlx_tlstm.layers.layer import Layer
 from mlx_tlstm.models.sequence import SequenceModel
@@ -126,9 +127,7 @@ def _tensor_steps(sizes: StepSizes) -> tuple[int, int, int]:
     transition = cell.active_transition(rows)
     flush = _flush_steps(cell, transition)
     steps = sizes.steps + flush.count(1.0)
-    # Matrices of a product's rows in a step: those and their gradient. MLX's own gradient of the
-    # reference's equations needs more; 6 is what was enough for every case of the tests.
-    matrices = 6 if cell.selected_backend() == "reference" else 2
+    matrices = BACKENDS[cell.selected_backend()].products_kept
     if transition.plain:
         transition = cell.transition  # but for that the reference needs no more
     itemsize, (channels, *fan_in) = cell.weight.dtype.size, cell.weight.shape
