@@ -136,9 +136,7 @@ class TrainingConfig:
     forget_bias: float | str = field(default=1.0, metadata=_number("any", lambda _: True, BY_LAG))
     weight_scale: float = field(default=1.0, metadata=_POSITIVE)
     learning_rate: float = field(default=1e-3, metadata=_POSITIVE)
-    beta2: float = field(
-        default=0.999, metadata=_number("from 0 to below 1", lambda value: 0 <= value < 1)
-    )
+    beta2: float = field(default=0.999, metadata=_SHARE)
     clip_norm: float = field(default=1.0, metadata=_SWITCHED)
     clip_value: float = field(default=0.0, metadata=_SWITCHED)
     accumulate: int = field(default=1, metadata=_integer(31))

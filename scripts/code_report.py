@@ -237,7 +237,7 @@ def layers(size: Size) -> tuple[Any, ...]:
 
 def launched(layer: Any, size: Size) -> list[Launch]:
     """A pass's launches, of both ways to convolve."""
-    product = tiles.choose("", size.batch_size * layer.cell.geometry.locations, 10**4, 1)
+    product = tiles.choose(size.batch_size * layer.cell.geometry.locations, 10**4)
     found = []
     for choice in (product, None):
         with tuning.forced(choice):

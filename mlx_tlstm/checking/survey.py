@@ -267,7 +267,7 @@ class Survey:
         product = chains.products_of(problem).get(name)
         if product is None:
             return [None]
-        own = tiles.choose(product.kernel, product.rows, product.columns, product.depth)
+        own = tiles.choose(product.rows, product.columns)
         chosen = tuning.select(product)
         return [None, own] if chosen is None else [chosen, None]
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlx_tlstm.kernels.library import Kernel, geometry_template, given
+from mlx_tlstm.kernels.library import THREADS, Kernel, geometry_template, given
 from mlx_tlstm.recurrence.contract import Backend
-
-_THREADS = 128
 
 _TANH_BACKWARD = Kernel("tanh_backward", ("d_hidden", "d_output", "hidden"), ("d_activation",))
 
@@ -23,8 +21,8 @@ class Tanh(Backend):
                 "M": H.shape[-1],
                 **geometry_template(self.geometry),
             },
-            groups=(-(-H.size // _THREADS), 1, 1),
-            threads=_THREADS,
+            groups=(-(-H.size // THREADS), 1, 1),
+            threads=THREADS,
             shapes=[H.shape],
             dtypes=[H.dtype],
         )

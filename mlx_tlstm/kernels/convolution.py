@@ -16,16 +16,13 @@ import mlx.core as mx
 from mlx_tlstm.checks import require
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import tuning, windows
-from mlx_tlstm.kernels.library import Kernel, geometry_template, given
+from mlx_tlstm.kernels.library import PACK, Kernel, geometry_template, given
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.kernels.tuning import Product
 from mlx_tlstm.recurrence.contract import Backend, Prepared
 
 #: Time steps that one launch of the weight gradient serves.
 STEPS = 8
-
-#: The kernels read rows of channels by so many elements, and see them as long as a multiple of it.
-PACK = 4
 
 _TYPES = {mx.float32, mx.float16, mx.bfloat16}
 
@@ -58,6 +55,7 @@ def products(
     batch_size: int, M: int, O: int, geometry: Geometry, dtype: mx.Dtype, steps: int = STEPS
 ) -> tuple[Product, Product, Product]:
     """The products of forward pass, input gradient, and weight gradient over ``steps`` steps."""
+    # The kernels see rows of channels as long as a multiple of what they read at once.
     rows, columns = batch_size * geometry.locations, geometry.taps * (-(-M // PACK) * PACK) + 1
     return (
         Product(FORWARD.name, dtype, rows, O, geometry.taps * M),

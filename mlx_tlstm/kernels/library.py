@@ -19,6 +19,11 @@ import mlx.core as mx
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import cuda
 
+#: Elements of a row of channels that the convolutions' kernels read at once.
+PACK = 4
+#: Threads of a threadgroup where they share nothing; ``stack.metal`` counts on that number.
+THREADS = 128
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INCLUDE = re.compile(r'^#include "(\w+\.h)"\n', re.MULTILINE)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from mlx_tlstm.checks import require
-from mlx_tlstm.kernels.library import Kernel
+from mlx_tlstm.kernels.library import THREADS, Kernel
 
 _PARTS = 16
-_THREADS = 128
-_PER_GROUP = 4 * _THREADS
+_PER_GROUP = 4 * THREADS
 
 # MLX passes smaller buffers in another address space; they are not worth a kernel.
 _SMALLEST = 8
@@ -26,7 +25,7 @@ def _join(parts: Sequence[mx.array]) -> mx.array:
         [*parts, *repeated],
         template={"T": parts[0].dtype},
         groups=(-(-parts[0].size // _PER_GROUP), len(parts), 1),
-        threads=_THREADS,
+        threads=THREADS,
         shapes=[((len(parts) - 1) * parts[0].size + parts[-1].size,)],
         dtypes=[parts[0].dtype],
     )

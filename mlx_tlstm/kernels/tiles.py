@@ -119,17 +119,11 @@ _EVEN_COLUMNS = (64, 32, 16)
 _LESS = 0.9
 
 
-def choose(kernel_name: str, rows: int, columns: int, depth: int) -> Tile:
-    """Tile for a product of ``[rows, depth]`` and ``[depth, columns]``.
+def choose(rows: int, columns: int) -> Tile:
+    """Tile for a product of so many rows and columns.
 
     The largest that keeps a GPU busy, or the last; none of which half would do. Of those as high
     one that wastes clearly less.
-
-    Args:
-        kernel_name: The kernel that computes it.
-        rows: B·P forward, B·(P + 1) for the input's gradient, O for the weight's.
-        columns: O, M, and <K>·M + 1 (M as the kernel sees it, a multiple of four).
-        depth: <K>·M, <K>·O, and B·P times the steps of a launch.
     """
 
     def covered(tile: Tile) -> int:

@@ -38,7 +38,9 @@ class Product:
     Args:
         kernel: Name of the kernel.
         dtype: Type of the factors.
-        rows: See :func:`mlx_tlstm.kernels.tiles.choose`; likewise the others.
+        rows: B·P forward, B·(P + 1) for the input's gradient, O for the weight's.
+        columns: O, M, and <K>·M + 1 (M as the kernel sees it, a multiple of four).
+        depth: <K>·M, <K>·O, and B·P times the steps of a launch.
     """
 
     kernel: str
@@ -153,7 +155,7 @@ def _choice(product: Product, variables: tuple, device_type: mx.DeviceType) -> T
         return winners[str(product)]
     if _products_are_faster():
         return None
-    return choose(product.kernel, product.rows, product.columns, product.depth)
+    return choose(product.rows, product.columns)
 
 
 def _products_are_faster() -> bool:

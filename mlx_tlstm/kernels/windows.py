@@ -12,14 +12,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels.library import Kernel, geometry_template
+from mlx_tlstm.kernels.library import PACK, THREADS, Kernel, geometry_template
 from mlx_tlstm.kernels.stacking import stack
 from mlx_tlstm.ops.convolution import added, steps_at_once
 from mlx_tlstm.recurrence.contract import Prepared
-
-#: Elements that a thread reads and writes at once.
-_PACK = 4
-_THREADS = 128
 
 UNFOLD = Kernel("convolution_unfold", ("hidden", "projected"), ("windows",))
 FOLD = Kernel("convolution_fold", ("d_windows",), ("d_hidden", "d_projected"))
@@ -33,7 +29,7 @@ def unfold(hidden: mx.array, projected: mx.array, geometry: Geometry) -> mx.arra
         [hidden, projected],
         template={"T": hidden.dtype, "M": M, **geometry_template(geometry)},
         groups=_groups(rows * geometry.taps, M),
-        threads=_THREADS,
+        threads=THREADS,
         shapes=[(rows, geometry.taps * M)],
         dtypes=[hidden.dtype],
     )
@@ -47,7 +43,7 @@ def fold(d_windows: mx.array, geometry: Geometry) -> tuple[mx.array, mx.array]:
         [d_windows],
         template={"T": d_windows.dtype, "M": M, **geometry_template(geometry)},
         groups=_groups(B * (geometry.locations + 1), M),
-        threads=_THREADS,
+        threads=THREADS,
         shapes=[(B, *geometry.tensor_size, M), (B, M)],
         dtypes=[mx.float32, mx.float32],
     )
@@ -56,7 +52,7 @@ def fold(d_windows: mx.array, geometry: Geometry) -> tuple[mx.array, mx.array]:
 
 def _groups(rows: int, channels: int) -> tuple[int, int, int]:
     """Threadgroups for so many rows of channels."""
-    return -(-rows * -(-channels // _PACK) // _THREADS), 1, 1
+    return -(-rows * -(-channels // PACK) // THREADS), 1, 1
 
 
 def convolution(

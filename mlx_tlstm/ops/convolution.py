@@ -144,11 +144,8 @@ class Convolution(Backend):
 
     def weight_gradient_steps(self, batch_size: int, hidden_size: int) -> int:
         by_rows = _WEIGHT_GRADIENT_ROWS // (batch_size * self.geometry.locations)
-        return max(1, min(by_rows, steps_at_once(self.gathered(batch_size, hidden_size))))
-
-    def gathered(self, batch_size: int, hidden_size: int) -> int:
-        """Elements of the matrix from which the weight gradient of one step is formed."""
-        return batch_size * self.geometry.locations * self.geometry.taps * hidden_size
+        elements = batch_size * self.geometry.locations * self.geometry.taps * hidden_size
+        return max(1, min(by_rows, steps_at_once(elements)))
 
     def weight_gradient(
         self,

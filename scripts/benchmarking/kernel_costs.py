@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from mlx_tlstm.checking.chains import Problem
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels.convolution import FORWARD, INPUT_GRADIENT, PACK, STEPS, WEIGHT_GRADIENT
+from mlx_tlstm.kernels.convolution import FORWARD, INPUT_GRADIENT, STEPS, WEIGHT_GRADIENT
+from mlx_tlstm.kernels.library import PACK
 from mlx_tlstm.kernels.tiles import Tile
 
 _FLOAT = 4  # bytes of what stays float32 whatever the weights' type

@@ -44,4 +44,4 @@ def test_tile_checks_itself(sizes: tuple, simdgroups: tuple, message: str) -> No
     ],
 )
 def test_choice_of_tile(rows: int, columns: int, tile: Tile) -> None:
-    assert tiles.choose("convolution_forward", rows, columns, 900) == tile
+    assert tiles.choose(rows, columns) == tile
