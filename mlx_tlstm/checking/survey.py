@@ -18,8 +18,8 @@ from mlx_tlstm.checking.passes import Pass, operations_per_step
 from mlx_tlstm.checking.timing import machine, measure
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import dispatch, proof, tiles, tuning
-from mlx_tlstm.kernels.proof import Configuration
+from mlx_tlstm.kernels import dispatch, proof, tiles, trial, tuning
+from mlx_tlstm.kernels.trial import Configuration, KernelError, Trial
 from mlx_tlstm.layers import TLSTM
 from mlx_tlstm.layers.base import DTYPES, RecurrentLayer
 from mlx_tlstm.layers.variants import VARIANTS, make_layer
@@ -197,14 +197,14 @@ class Survey:
         equations with MLX's own."""
         for variant in VARIANTS_WITH_KERNELS:
             layer = make_layer(variant, 3, 5, 3 if VARIANTS[variant].axes == 1 else 2)
-            configuration = Configuration.of(layer.cell, proof.BATCH_SIZE)
-            trial, plain = proof.Trial.of(configuration), configuration.plain
+            configuration = Configuration.of(layer.cell, trial.BATCH_SIZE)
+            numbers, plain = Trial.of(configuration), configuration.plain
             equations = plain.on(ReferenceBackend(configuration.geometry, configuration.update))
             with mx.stream(mx.cpu):
-                found = trial.results(plain, mx.float32)
-                expected = trial.results(equations, mx.float32, keep="nothing")
+                found = numbers.results(plain, mx.float32)
+                expected = numbers.results(equations, mx.float32, keep="nothing")
             pairs = zip(itertools.chain(*found), itertools.chain(*expected), strict=True)
-            error = max(itertools.starmap(proof.relative_error, pairs))
+            error = max(itertools.starmap(trial.relative_error, pairs))
             name = f"plain operations on the CPU, {variant}, beside the equations"
             self._compare("plain", name, error, EQUATIONS_TOLERANCE)
 
@@ -226,7 +226,7 @@ class Survey:
                     own = choice or not name.startswith("convolution")
                     full = f"{name}, {dtype}" if own else f"{name} as a product, {dtype}"
                     try:
-                        rounding = proof.measured_rounding(configuration)
+                        rounding = trial.measured_rounding(configuration)
                         tolerance = _SUM + _ROUNDINGS * rounding
                         self._kernel(name, full, problem, chain, choice, tolerance)
                     except Exception as error:  # whatever a compiler or a driver has to say
@@ -248,7 +248,7 @@ class Survey:
         with mx.stream(mx.cpu):
             expected = chains.make_chain(problem, name, plain=True).once()
             pairs = zip(found, expected, strict=True)
-            error = max(proof.relative_error(*map(proof.to_numpy, pair)) for pair in pairs)
+            error = max(trial.relative_error(*map(trial.to_numpy, pair)) for pair in pairs)
 
         def kernel() -> None:
             with tuning.forced(tile):
@@ -290,8 +290,8 @@ class Survey:
                     self._all_kernels = False
                     continue
                 try:
-                    found = proof.prove(configuration, compiled)
-                except proof.KernelError as error:
+                    found = trial.prove(configuration, compiled)
+                except KernelError as error:
                     self._failed("proofs", f"layer, {full}", error)
                     continue
                 worst = max(found.errors.values(), key=lambda pair: pair[0] / pair[1])
@@ -306,7 +306,7 @@ class Survey:
             layer = make_layer("3d-tlstm+cn", INPUT_SIZE, 20, 3, backend=backend)
             try:
                 count = operations_per_step(layer)
-            except proof.KernelError:
+            except KernelError:
                 continue  # said above
             self.record["launches a step"][backend] = count
             self._say(f"launches of a time step, forward and backward, {backend}: {count:.2f}")

@@ -11,7 +11,7 @@ import click
 
 from mlx_tlstm import training
 from mlx_tlstm.checks import shortened
-from mlx_tlstm.kernels.proof import KernelError
+from mlx_tlstm.kernels.trial import KernelError
 from mlx_tlstm.tasks import DataUnavailableError
 
 #: A shell reports a program that a signal ended by the signal's number above this one.

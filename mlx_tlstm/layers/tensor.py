@@ -10,6 +10,7 @@ from mlx_tlstm import kernels
 from mlx_tlstm.checks import require_choice
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import KernelBackend, proof
+from mlx_tlstm.kernels.trial import Configuration
 from mlx_tlstm.layers.base import RecurrentCell, normal, require_countable
 from mlx_tlstm.ops import PlainBackend
 from mlx_tlstm.recurrence.contract import Backend, MemoryUpdate
@@ -61,7 +62,7 @@ class TensorCell(RecurrentCell):
         if kind.plain:
             return self._on(kind)
         named, _ = kernels.named_backend(self.backend)
-        return proof.choose(proof.Configuration.of(self, batch_size), explicit=named is not None)
+        return proof.choose(Configuration.of(self, batch_size), explicit=named is not None)
 
     @property
     def kernel_transition(self) -> TensorTransition:

@@ -14,7 +14,7 @@ from mlx_tlstm.checking import chains, survey
 from mlx_tlstm.commands.checking import JSON_NAME
 from mlx_tlstm.commands.checking import check as command
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import proof, tuning
+from mlx_tlstm.kernels import trial, tuning
 from mlx_tlstm.kernels.library import Kernel
 from mlx_tlstm.kernels.tiles import CANDIDATES
 from mlx_tlstm.ops import PlainBackend
@@ -136,15 +136,15 @@ def test_single_kernels_compute_what_plain_operations_do(kernel_calls, norm):
                 found = chains.make_chain(problem, name).once()
             expected = chains.make_chain(problem, name, plain=True).once()
             for got, wanted in zip(found, expected, strict=True):
-                error = proof.relative_error(proof.to_numpy(got), proof.to_numpy(wanted))
+                error = trial.relative_error(trial.to_numpy(got), trial.to_numpy(wanted))
                 assert error < 1e-5, name
 
 
 @pytest.fixture
 def small(kernel_calls, monkeypatch):
     """The check at sizes for which the stand-in is quick; it cannot run what is compiled."""
-    prove = proof.prove
-    monkeypatch.setattr(proof, "prove", lambda configuration, compiled: prove(configuration))
+    prove = trial.prove
+    monkeypatch.setattr(trial, "prove", lambda configuration, compiled: prove(configuration))
     monkeypatch.setattr(survey, "PROBLEM", chains.Problem(Geometry((3,), (3,)), 8, 2))
     monkeypatch.setattr(survey, "_LAUNCHES", 1)
     monkeypatch.setattr(survey, "DTYPES", ("float32", "bfloat16"))

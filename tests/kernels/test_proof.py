@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 from test_kernels_layers import LAYERS
 
 from mlx_tlstm import TLSTM, TRNN, SequenceModel
-from mlx_tlstm.kernels import dispatch, library, proof, tuning
+from mlx_tlstm.kernels import dispatch, library, proof, trial, tuning
 from mlx_tlstm.kernels.library import KERNELS, Kernel
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.loop import run
@@ -48,7 +48,7 @@ def tlstm(**options):
 
 
 def configuration(layer=None):
-    return proof.Configuration.of((layer or tlstm()).cell, batch_size=2)
+    return trial.Configuration.of((layer or tlstm()).cell, batch_size=2)
 
 
 def stored(tmp_path):
@@ -105,14 +105,14 @@ class TestRight:
         layer.set_dtype(mx.bfloat16)
         assert configuration(layer) != configuration()
         large = TLSTM(2, 64, (4, 4))
-        assert proof.Configuration.of(large.cell, 1) != proof.Configuration.of(large.cell, 512)
+        assert trial.Configuration.of(large.cell, 1) != trial.Configuration.of(large.cell, 512)
 
     def test_the_tiles_of_the_layers_own_batch_are_proven(self, device):
         layer = TLSTM(2, 20, (4, 4))
         for batch_size in (1, 512):
             device.clear()
-            one = proof.Configuration.of(layer.cell, batch_size)
-            proof.prove(one)
+            one = trial.Configuration.of(layer.cell, batch_size)
+            trial.prove(one)
             rows = {c.template["BM"] for c in device if c.kernel == "convolution_forward"}
             assert rows == {dict(one.tiles)["convolution_forward"].rows}
         assert rows == {64}
@@ -147,11 +147,11 @@ class TestRight:
 
         monkeypatch.setattr(Kernel, "__call__", coarse)
         layer = TLSTM(2, 20, (3,), norm="channel")
-        with pytest.raises(proof.KernelError, match="wrong numbers"):
-            proof.prove(configuration(layer))
+        with pytest.raises(trial.KernelError, match="wrong numbers"):
+            trial.prove(configuration(layer))
         matmul = mx.array.__matmul__
         monkeypatch.setattr(mx.array, "__matmul__", lambda a, b: matmul(rounded(a), rounded(b)))
-        found = proof.prove(configuration(layer))
+        found = trial.prove(configuration(layer))
         assert 1e-4 < found.rounding < 1e-3
 
 
@@ -167,14 +167,14 @@ class TestFaults:
         around_products = kernel in ("convolution_unfold", "convolution_fold")
         with tuning.forced(None) if around_products else contextlib.nullcontext():
             one = configuration(layer)
-        with pytest.raises(proof.KernelError, match="wrong numbers"):
-            proof.prove(one)
+        with pytest.raises(trial.KernelError, match="wrong numbers"):
+            trial.prove(one)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_numbers_that_are_not_finite(self, device, monkeypatch, value):
         computes_wrong(monkeypatch, "memory_forward", 1, value)
-        with pytest.raises(proof.KernelError, match="wrong numbers"):
-            proof.prove(configuration())
+        with pytest.raises(trial.KernelError, match="wrong numbers"):
+            trial.prove(configuration())
 
     def test_one_wrong_variant(self, device, monkeypatch):
         """Of memory_backward, whatever follows or does not follow a step."""
@@ -193,8 +193,8 @@ class TestFaults:
 
             with monkeypatch.context() as patch:
                 computes_wrong(patch, "memory_backward", 0, 1.001, follows)
-                with pytest.raises(proof.KernelError, match="wrong numbers"):
-                    proof.prove(configuration())
+                with pytest.raises(trial.KernelError, match="wrong numbers"):
+                    trial.prove(configuration())
 
     def test_a_kernel_that_does_not_compile(self, device):
         nonsense = Mutation("memory_backward.metal", "has_output && p", "nonsense && p")
@@ -228,7 +228,7 @@ class TestFaults:
             layer.cell.backend = "metal"
         else:
             monkeypatch.setenv("MLX_TLSTM_BACKEND", "metal")
-        with pytest.raises(proof.KernelError) as raised:
+        with pytest.raises(trial.KernelError) as raised:
             layer(x_of(layer))
         assert str(raised.value) == str(caught[0].message)
         monkeypatch.setenv("MLX_TLSTM_BACKEND", "ops")
@@ -238,8 +238,8 @@ class TestFaults:
     def test_broken_products_account_for_nothing(self, device, monkeypatch):
         matmul = mx.array.__matmul__
         monkeypatch.setattr(mx.array, "__matmul__", lambda a, b: 2 * matmul(a, b))
-        with pytest.raises(proof.KernelError, match=r"matrix product is off by 1\.0e\+00"):
-            proof.prove(configuration())
+        with pytest.raises(trial.KernelError, match=r"matrix product is off by 1\.0e\+00"):
+            trial.prove(configuration())
 
 
 def limited(threads):
@@ -413,7 +413,7 @@ class TestInsideATrace:
         for name, array in gradients["ops"].items():
             assert mx.array_equal(gradients[None][name], array), name
         layer.cell.backend = "metal"
-        with pytest.raises(proof.KernelError, match="wrong numbers"):
+        with pytest.raises(trial.KernelError, match="wrong numbers"):
             transform(mx.grad(loss))(parameters, x_of(layer))
         layer.update(parameters)
 
@@ -426,8 +426,8 @@ def test_these_layers_are_right(kernel_calls, name, dtype, products):
     layer = LAYERS[name]()
     layer.set_dtype(dtype)
     with tuning.forced(None) if products else contextlib.nullcontext():
-        one = proof.Configuration.of(layer.cell, batch_size=15)
-    errors = proof.prove(one).errors
+        one = trial.Configuration.of(layer.cell, batch_size=15)
+    errors = trial.prove(one).errors
     assert all(error < tolerance < 0.5 for error, tolerance in errors.values())
 
 
@@ -445,7 +445,7 @@ def test_these_layers_are_right_compiled(backend, name, dtype):
     layer = LAYERS[name]()
     layer.set_dtype(dtype)
     with on_gpu(backend):
-        proof.prove(proof.Configuration.of(layer.cell, batch_size=15), compiled=True)
+        trial.prove(trial.Configuration.of(layer.cell, batch_size=15), compiled=True)
 
 
 @needs_compiler
@@ -465,16 +465,16 @@ def test_the_graph_of_a_compiled_gradient(make, monkeypatch):
     it on a GPU.
     """
     one = configuration(make())
-    trial = proof.Trial.of(one)
-    steps, skip, final_step = proof.SEQUENCES[0]
-    count = len(trial.inputs)
+    numbers = trial.Trial.of(one)
+    steps, skip, final_step = trial.SEQUENCES[0]
+    count = len(numbers.inputs)
 
     def gradients(transition):
         def gradient(*arrays):
             primals, cotangents = arrays[:count], arrays[count:]
 
             def sequence(projected, *rest):
-                state, parameters = rest[: trial.width], rest[trial.width :]
+                state, parameters = rest[: numbers.width], rest[numbers.width :]
                 outputs, final = run(
                     transition,
                     list(parameters),
@@ -482,7 +482,7 @@ def test_the_graph_of_a_compiled_gradient(make, monkeypatch):
                     tuple(state),
                     skip=skip,
                     final_step=final_step,
-                    keep="states" if trial.recompute else "residuals",
+                    keep="states" if numbers.recompute else "residuals",
                 )
                 return [outputs, *final]
 
@@ -490,8 +490,8 @@ def test_the_graph_of_a_compiled_gradient(make, monkeypatch):
 
         return mx.compile(gradient)
 
-    cotangents = (trial.cotangents[0][: steps - skip], *trial.cotangents[1:])
-    arrays = [mx.array(array) for array in (*trial.inputs, *cotangents)]
+    cotangents = (numbers.cotangents[0][: steps - skip], *numbers.cotangents[1:])
+    arrays = [mx.array(array) for array in (*numbers.inputs, *cotangents)]
     expected = gradients(one.plain)(*arrays)
     library.forget_built_kernels()
     # What MLX exports in its place; neither changes a value.
@@ -499,8 +499,8 @@ def test_the_graph_of_a_compiled_gradient(make, monkeypatch):
     found, launched = graph.run(gradients(one.kernels), *arrays)
     library.forget_built_kernels()
     for got, wanted in zip(found, expected, strict=True):
-        assert proof.relative_error(got, np.array(wanted)) < 1e-5
-    assert launched.count("convolution_forward") == steps * (1 + trial.recompute)
+        assert trial.relative_error(got, np.array(wanted)) < 1e-5
+    assert launched.count("convolution_forward") == steps * (1 + numbers.recompute)
     assert launched.count("convolution_weight_gradient") == 2
 
 
