@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import re
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
-#: Nodes of a graph that compute nothing: views of an array in another shape.
-VIEWS = {
-    "AsStrided",
-    "Broadcast",
-    "CustomTransforms",
-    "ExpandDims",
-    "Flatten",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "StopGradient",
-    "Transpose",
-    "Unflatten",
-}
+from mlx_tlstm.recurrence.graphs import operations
 
 
 def random_sequence(batch_size: int, length: int, width: int, seed: int) -> mx.array:
@@ -88,11 +70,3 @@ def operations_per_step(layer: nn.Module) -> float:
         for T in (16, 32)
     )
     return (long - short) / 16
-
-
-def operations(arrays: Sequence[mx.array]) -> int:
-    """Operations that compute ``arrays``, which are not evaluated yet, without views."""
-    graph = io.StringIO()
-    mx.export_to_dot(graph, *arrays)
-    nodes = Counter(re.findall(r'label ="([^"]*)", shape=rectangle', graph.getvalue()))
-    return sum(count for name, count in nodes.items() if name not in VIEWS)

@@ -11,15 +11,28 @@ from tqdm import tqdm
 
 from mlx_tlstm import blas
 from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.layers.base import RecurrentLayer
 from mlx_tlstm.layers.variants import VARIANTS
 from mlx_tlstm.streams import forgiving, say
 from mlx_tlstm.tasks import Task
 from mlx_tlstm.training.loop import Callback, EvaluationReport
 from mlx_tlstm.training.memory_prediction import StepSizes, describe, device_name, limit, predict
 from mlx_tlstm.training.reports import StepReport
+from mlx_tlstm.training.step_graph import gradient_nodes
 from mlx_tlstm.training.trainer import Trainer
 
 _METRICS = {"accuracy": "accuracy", "sequence_accuracy": "whole sequences"}
+
+
+def _memory_line(sizes: StepSizes) -> str:
+    about, without = "about", ""
+    ours = isinstance(sizes.layer, RecurrentLayer)
+    if not ours and not gradient_nodes(sizes.layer, 1, sizes.input_size):
+        about, without = "at least", ", without what the cell keeps, which MLX cannot write out"
+    return (
+        f"memory: {about} {describe(predict(sizes))} at the peak of a step{without}; "
+        f"{device_name()} has {describe(limit())}"
+    )
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
@@ -67,11 +80,7 @@ class Progress(Callback):
             f"{trainer.parameter_count:,} parameters · {trainer.total_steps:,} steps of "
             f"{config.batch_size} samples · {str(device.type).rpartition('.')[2].upper()}"
         )
-        sizes = StepSizes.of(config, task, trainer.model, trainer.workers.size)
-        say(
-            f"memory: about {describe(predict(sizes))} at the peak of a step; {device_name()} has "
-            f"{describe(limit())}"
-        )
+        say(_memory_line(StepSizes.of(config, task, trainer.model, trainer.workers.size)))
         slow = device.type == mx.DeviceType.cpu and not blas.is_fast()
         for note in (causality_note(config, task), f"Warning: {blas.hint()}" if slow else None):
             if note:

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_tlstm.layers.layer import Layer
+from mlx_tlstm.recurrence.graphs import VIEWS, Node, nodes
 from mlx_tlstm.recurrence.snapshot import snapshot
 from mlx_tlstm.recurrence.trees import arrays_of, with_arrays
-
-#: A node as ``mx.export_function`` gives it.
-Node = Mapping[str, Any]
-#: Operations whose results are parts or forms of what they are given.
-_VIEWS = ("Broadcast", "ExpandDims", "Reshape", "Slice", "Split", "Squeeze", "Transpose")
 
 
 def gradient_nodes(layer: Layer, rows: int, input_size: int) -> list[Node]:
     """The graph of the gradient of one step of a cell on ``rows`` sequences, in MLX's order.
 
     All inputs but the first, the step's, are cotangents. Nothing is computed. Where MLX cannot
-    write the step out, as that of a custom function, there are no nodes.
+    write the step out, as that of a custom function, there are none.
     """
     state = layer.initial_state(rows)
     x = mx.zeros((rows, input_size), layer.dtype)
@@ -48,19 +43,18 @@ def gradient_nodes(layer: Layer, rows: int, input_size: int) -> list[Node]:
 
     floating = [arrays[place] for place in places]
     cotangents = [mx.zeros_like(array) for array in step(x, *weights.values(), *floating)]
-    nodes: list[Node] = []
     with contextlib.suppress(RuntimeError, ValueError):
-        mx.export_function(nodes.append, gradient, x, *cotangents)
-    return nodes
+        return nodes(gradient, x, *cotangents)
+    return []
 
 
-def made_and_kept(nodes: Sequence[Node]) -> tuple[int, int]:
+def made_and_kept(graph: Sequence[Node]) -> tuple[int, int]:
     """Bytes of all arrays of :func:`gradient_nodes`, and of those that the step keeps for it."""
     sizes: dict[str, int] = {}  # of each array that is no view
     sources: dict[str, str] = {}  # of views
     of_gradient: set[str] = set()
     kept: set[str] = set()
-    for node in nodes:
+    for node in graph:
         if node["type"] == "inputs":
             of_gradient |= {name for name, *_ in node["inputs"][1:]}
         if node["type"] != "primitive":
@@ -70,7 +64,7 @@ def made_and_kept(nodes: Sequence[Node]) -> tuple[int, int]:
             of_gradient |= {name for name, *_ in node["outputs"]}
             kept |= {sources.get(name, name) for name in inputs} - of_gradient
         for name, shape, dtype in node["outputs"]:
-            if node["name"] in _VIEWS:
+            if node["name"] in VIEWS:
                 sources[name] = sources.get(inputs[0], inputs[0])
             else:
                 sizes[name] = math.prod(shape) * dtype.size

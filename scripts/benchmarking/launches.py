@@ -12,9 +12,9 @@ from unittest import mock
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_tlstm.checking.passes import VIEWS
 from mlx_tlstm.kernels import dispatch, library, proof
 from mlx_tlstm.recurrence import loop
+from mlx_tlstm.recurrence.graphs import VIEWS, Node, nodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,6 @@ def of_a_step(layer: Any, batch_size: int) -> dict[str, float]:
 
 def _exported(layer: Any, batch_size: int, length: int) -> Counter[str]:
     names, parameters = zip(*tree_flatten(layer.parameters()), strict=True)
-    nodes: list[dict[str, Any]] = []
 
     def loss(x: mx.array, *arrays: mx.array) -> mx.array:
         layer.update(tree_unflatten(list(zip(names, arrays, strict=True))))
@@ -115,13 +114,13 @@ def _exported(layer: Any, batch_size: int, length: int) -> Counter[str]:
         mock.patch.object(mx, "contiguous", mx.abs),
         mock.patch.object(loop, "after", mx.depends),
     ):
-        mx.export_function(nodes.append, gradient, x, *parameters)
+        graph = nodes(gradient, x, *parameters)
     library.forget_built_kernels()
     layer.update(tree_unflatten(list(zip(names, parameters, strict=True))))
-    return Counter(_name(node) for node in nodes if node["type"] == "primitive" and _name(node))
+    return Counter(_name(node) for node in graph if node["type"] == "primitive" and _name(node))
 
 
-def _name(node: dict[str, Any]) -> str:
+def _name(node: Node) -> str:
     """The kernel's or the operation's; none for a view."""
     name = node["name"]
     if name == "CustomKernel":

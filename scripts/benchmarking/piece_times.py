@@ -13,9 +13,10 @@ from benchmarking.products import bare_products, layer_products
 from benchmarking.pytorch_process import randomized
 from benchmarking.sizes import Size
 from benchmarking.tables import Table
-from mlx_tlstm.checking.passes import Pass, operations, operations_per_step
+from mlx_tlstm.checking.passes import Pass, operations_per_step
 from mlx_tlstm.checking.timing import measure
 from mlx_tlstm.recurrence.contract import Step
+from mlx_tlstm.recurrence.graphs import operations
 
 CALLS = 10  # of a piece, timed together
 

@@ -10,7 +10,8 @@ import mlx.core as mx
 
 from mlx_tlstm.layers import Recurrent, StackedLSTM
 from mlx_tlstm.layers.layer import Layer
-from mlx_tlstm.training.step_graph import Node, gradient_nodes
+from mlx_tlstm.recurrence.graphs import Node
+from mlx_tlstm.training.step_graph import gradient_nodes
 
 #: Products that are queued before their results are let go, and the largest operand of a weight
 #: gradient in elements (64 MiB).

@@ -254,6 +254,25 @@ def test_long_sequences_keep_no_gradient_of_each_step():
         assert measured < 50 << 20
 
 
+def test_what_cannot_be_predicted_is_said(settings, tmp_path, monkeypatch, capsys):
+    """MLX writes out no function with a gradient of its own, which hides what a step keeps."""
+
+    class Hidden(Plain):
+        def __call__(self, x, state):
+            squashed = mx.custom_function(mx.tanh)
+            squashed.vjp(lambda primal, cotangent, output: cotangent * (1 - output * output))
+            state = squashed(self.from_input(x) + state)
+            return state, state
+
+    monkeypatch.setitem(VARIANTS, "hidden", CellVariant(Hidden))
+    for variant, words in [("plain", "memory: about "), ("hidden", "memory: at least ")]:
+        config = settings("memorization").for_variant(variant)
+        training.fit(config, tmp_path / variant, [training.Progress(bar=False)])
+        line = capsys.readouterr().out.splitlines()[1]
+        assert line.startswith(words)
+        assert ("without what the cell keeps" in line) == (variant == "hidden")
+
+
 class Memoryless(nn.Module):
     """No state, and no attribute that says the width of an input."""
 
