@@ -9,8 +9,8 @@ from mlx_tlstm.tasks import Wikipedia, make_task
 
 
 def _write(path, size, values=97):
-    """A file of ``size`` bytes in which neighbours tell their place: 0, 1, 2, … with jumps."""
-    numbers = np.random.default_rng(size).integers(0, values, size)
+    """A file of ``size`` bytes in which neighbours tell their place: 1, 2, 3, … with jumps."""
+    numbers = np.random.default_rng(size).integers(1, 1 + values, size)
     path.write_bytes(numbers.astype(np.uint8).tobytes())
     return path.read_bytes()
 
@@ -85,9 +85,9 @@ def test_evaluation_uses_fewer_streams_on_a_short_split(tmp_path):
 
 
 def test_symbols_are_the_bytes_of_the_whole_file(tmp_path):
-    (tmp_path / "text").write_bytes(b"banana \xff" * 60 + b"\x00")
+    (tmp_path / "text").write_bytes(b"banana \xff" * 60 + b"\x01")
     task = _task(tmp_path / "text")
-    assert task.symbols == b"\x00 abn\xff"
+    assert task.symbols == b"\x01 abn\xff"
     assert task.input_size == task.output_size == 6
     assert task.decode(task.encode("nab a")) == "nab a"
     assert task.decode(task.encode(b"a\xff")) == "a\ufffd"

@@ -99,7 +99,7 @@ def test_other_tasks(tmp_path):
     check_prediction("addition", depth=4, length=10, batch_size=40)
     images = str(write_images(tmp_path))
     check_prediction("mnist", depth=3, length=28, batch_size=40, data=images, epochs=None)
-    text = np.random.default_rng(0).integers(0, 200, 60_000, dtype=np.uint8)
+    text = np.random.default_rng(0).integers(1, 201, 60_000, dtype=np.uint8)
     (tmp_path / "text").write_bytes(text.tobytes())
     data = str(tmp_path / "text")
     check_prediction("wikipedia", depth=3, length=30, batch_size=40, data=data, epochs=None)
