@@ -89,6 +89,13 @@ class RecurrentCell(nn.Module):
         self.input_projection.weight = normal((hidden_size, input_size), input_size)
         self.input_projection.bias = mx.zeros((hidden_size,))
 
+    def arguments(self) -> dict[str, Any]:
+        """See :meth:`mlx_tlstm.layers.layer.Layer.arguments`."""
+        return {name: getattr(self, name) for name in ("input_size", "hidden_size", "recompute")}
+
+    def _extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.arguments().items())
+
     def transition_parameters(self) -> list[mx.array]:
         """The arrays that the transition takes, in its order."""
         return [self.weight, self.bias]
@@ -252,6 +259,9 @@ class RecurrentLayer(Layer):
     @property
     def dtype(self) -> mx.Dtype:
         return self.cell.weight.dtype
+
+    def arguments(self) -> dict[str, Any]:
+        return self.cell.arguments()
 
     def initial_state(self, batch_size: int) -> Any:
         return self.cell.initial_state(batch_size)

@@ -65,6 +65,14 @@ class Layer(nn.Module):
         """Type of the weights."""
 
     @abc.abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that rebuild it around its weights, fit for JSON.
+
+        Others set starting weights only, or belong to the machine. A :class:`mlx_tlstm.Recurrent`
+        gives those of :func:`mlx_tlstm.make_layer`, if that made it.
+        """
+
+    @abc.abstractmethod
     def initial_state(self, batch_size: int) -> Any:
         """The state before the first input of ``batch_size`` sequences."""
 

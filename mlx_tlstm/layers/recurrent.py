@@ -84,6 +84,10 @@ class Recurrent(Layer):
         types = [array.dtype for _, array in tree_flatten(self.cell.parameters())]
         return next((kind for kind in types if mx.issubdtype(kind, mx.floating)), mx.float32)
 
+    def arguments(self) -> dict[str, Any]:
+        names = ("input_size", "hidden_size", "recompute", "depth", "variant")
+        return {name: getattr(self.made_by, name) for name in names}
+
     def initial_state(self, batch_size: int) -> Any:
         """The cell's.
 

@@ -173,8 +173,8 @@ class StackedLSTMCell(RecurrentCell):
     def state_shape(self) -> tuple[int, ...]:
         return (self.depth, self.hidden_size)
 
-    def _extra_repr(self) -> str:
-        return f"input_size={self.input_size}, hidden_size={self.hidden_size}, depth={self.depth}"
+    def arguments(self) -> dict[str, Any]:
+        return super().arguments() | {"depth": self.depth}
 
 
 class StackedLSTM(RecurrentLayer):

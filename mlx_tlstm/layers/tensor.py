@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlx.core as mx
 
@@ -76,8 +76,8 @@ class TensorCell(RecurrentCell):
     def state_shape(self) -> tuple[int, ...]:
         return (*self.geometry.tensor_size, self.hidden_size)
 
-    def _extra_repr(self) -> str:
-        return (
-            f"input_size={self.input_size}, hidden_size={self.hidden_size}, "
-            f"tensor_size={self.geometry.tensor_size}, kernel_size={self.geometry.kernel_size}"
-        )
+    def arguments(self) -> dict[str, Any]:
+        sizes = {
+            name: list(getattr(self.geometry, name)) for name in ("tensor_size", "kernel_size")
+        }
+        return super().arguments() | sizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx import nn
@@ -94,9 +94,9 @@ class TLSTMCell(TensorCell):
     def causal(self) -> bool:
         return self.memory_update.is_causal(self.depth)
 
-    def _extra_repr(self) -> str:
-        convolved, norm = self.memory_update.convolve, self.memory_update.norm
-        return f"{super()._extra_repr()}, memory_convolution={convolved}, norm={norm!r}"
+    def arguments(self) -> dict[str, Any]:
+        update = self.memory_update
+        return super().arguments() | {"memory_convolution": update.convolve, "norm": update.norm}
 
 
 class TLSTM(RecurrentLayer):

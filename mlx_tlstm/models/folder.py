@@ -18,9 +18,9 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from mlx_tlstm import layers
 from mlx_tlstm.checks import require, require_choice, require_integer, require_keys
 from mlx_tlstm.files import TEMPORARY, json_text, naming, parse_json, read_json, sync, to_path
-from mlx_tlstm.layers import TLSTM, TRNN, Recurrent, StackedLSTM, StackedLSTMCell, TLSTMCell
 from mlx_tlstm.layers.base import DTYPES
 from mlx_tlstm.layers.layer import Layer
 from mlx_tlstm.layers.variants import make_layer
@@ -38,9 +38,9 @@ _TENSOR = (*_SIZES, "tensor_size", "kernel_size")
 #: Layers by name, and the arguments that rebuild them; the others set starting weights only, or
 #: belong to the machine.
 _LAYERS: dict[str, tuple[Callable[..., Layer], tuple[str, ...]]] = {
-    "TLSTM": (TLSTM, (*_TENSOR, "memory_convolution", "norm")),
-    "TRNN": (TRNN, _TENSOR),
-    "StackedLSTM": (StackedLSTM, (*_SIZES, "depth")),
+    "TLSTM": (layers.TLSTM, (*_TENSOR, "memory_convolution", "norm")),
+    "TRNN": (layers.TRNN, _TENSOR),
+    "StackedLSTM": (layers.StackedLSTM, (*_SIZES, "depth")),
     "Recurrent": (make_layer, (*_SIZES, "depth", "variant")),
 }
 
@@ -92,21 +92,22 @@ class ModelConfig:
         """
         owner, layer = type(model).__name__, model.layer
         name = type(layer).__name__
-        plain = type(layer) in _KINDS and type(model.readout) is nn.Linear
+        known = name in _LAYERS and type(layer) is getattr(layers, name)
+        plain = known and type(model.readout) is nn.Linear
         parts = (name, type(model.readout).__name__)
         dtypes = {_dtype_name(array) for _, array in tree_flatten(model.parameters())}
         with _advising():
             require(
                 plain, owner, "save", f"of a model of one of {', '.join(_LAYERS)} and Linear", parts
             )
-            if isinstance(layer, Recurrent):
+            if isinstance(layer, layers.Recurrent):
                 expected = "one that make_layer made of a CellVariant, and so can make again,"
                 cell = f"a Recurrent of {type(layer.cell).__name__}"
                 require(layer.made_by is not None, owner, "layer", expected, cell)
             require(len(dtypes) == 1, owner, "dtype", "the same for all weights", sorted(dtypes))
             require_choice(owner, "dtype", *dtypes, DTYPES)
         size = model.readout.weight.shape[0]
-        return cls(name, _arguments(layer), size, dtypes.pop(), metadata)
+        return cls(name, layer.arguments(), size, dtypes.pop(), metadata)
 
     def build_layer(self) -> Layer:
         """A layer with starting weights.
@@ -129,9 +130,6 @@ class ModelConfig:
         values = dict(values)
         require_choice(cls.__name__, "format", values.pop("format"), (FORMAT,))
         return cls(**values | {"metadata": ModelMetadata.from_json(values["metadata"])})
-
-
-_KINDS = (TLSTM, TRNN, StackedLSTM, Recurrent)
 
 
 def require_same_parts(model: nn.Module, built: nn.Module) -> None:
@@ -237,22 +235,3 @@ def read_folder(path: str | Path) -> tuple[ModelConfig, dict[str, mx.array]]:
 
 def _dtype_name(array: mx.array) -> str:
     return str(array.dtype).removeprefix("mlx.core.")
-
-
-def _arguments(layer: Layer) -> dict[str, Any]:
-    """What rebuilds a layer, under the names in ``_LAYERS``."""
-    if isinstance(layer, Recurrent):
-        return {name: getattr(layer.made_by, name) for name in _LAYERS["Recurrent"][1]}
-    cell = layer.cell
-    arguments = {name: getattr(cell, name) for name in _SIZES}
-    if isinstance(cell, StackedLSTMCell):
-        return arguments | {"depth": cell.depth}
-    geometry = cell.geometry
-    arguments |= {
-        "tensor_size": list(geometry.tensor_size),
-        "kernel_size": list(geometry.kernel_size),
-    }
-    if isinstance(cell, TLSTMCell):
-        update = cell.memory_update
-        arguments |= {"memory_convolution": update.convolve, "norm": update.norm}
-    return arguments

@@ -145,7 +145,7 @@ def location_names(indices: Sequence[np.ndarray]) -> list[str]:
     return [",".join(str(index + 1) for index in place) for place in zip(*indices, strict=True)]
 
 
-def label_locations(axes: Axes, names: Sequence[str], layer: str) -> None:
+def label_locations(axes: Axes, names: Sequence[str], place: str) -> None:
     """Names of the rows, from the input's end at the top to the output's at the bottom."""
     count = len(names)
     rows = np.arange(1, count + 1)
@@ -155,4 +155,4 @@ def label_locations(axes: Axes, names: Sequence[str], layer: str) -> None:
     if count > 1:
         labels[0], labels[-1] = f"input  {labels[0]}", f"output  {labels[-1]}"
     axes.set_yticks(rows, labels)
-    axes.set_ylabel("layer" if layer == "StackedLSTM" else "location")
+    axes.set_ylabel(place)

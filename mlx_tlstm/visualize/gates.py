@@ -60,8 +60,7 @@ def draw_gate_saturation(
     ticks = range(0, count, -(-count // _NUMBERED))
     labels = location_names(places)
     axes.set_xticks(ticks, [labels[tick] for tick in ticks])
-    kind = "layer" if recording.layer == "StackedLSTM" else "location"
-    axes.set_xlabel(f"{kind} (input left, output right)")
+    axes.set_xlabel(f"{recording.place} (input left, output right)")
     axes.set_title("saturated gates", fontsize="medium")
     for border in (1.5, 3.5):
         axes.axhline(border, color="white", linewidth=2)

@@ -104,7 +104,7 @@ def _as_map(means: np.ndarray) -> np.ndarray:
 
 
 def _map_caption(recording: Recording) -> str:
-    if recording.layer == "StackedLSTM":
+    if recording.place == "layer":
         return "layer 1 (input) at the top, L (output) at the bottom"
     return {
         1: "location 1 (input) at the top, P (output) at the bottom",

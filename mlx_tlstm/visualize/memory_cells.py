@@ -91,7 +91,7 @@ def draw_diagonal(
     strip = 0.0 if values is None else STRIP * max(3, len(means))
     figure, axes = canvas(owner, axes, (width, height + _ROW * strip))
     image = over_steps(axes, means, 0, 1)
-    label_locations(axes, location_names(diagonal(recording.tensor_size)), recording.layer)
+    label_locations(axes, location_names(diagonal(recording.tensor_size)), recording.place)
     axes.set_title("memory cell, mean over channels, along the diagonal", fontsize="medium")
     figure.colorbar(image, ax=axes, label="scaled to [0, 1]", pad=0.01, aspect=12)
     if values is not None:
@@ -145,7 +145,7 @@ def draw_memory_offsets(
     image = over_steps(
         axes, picture, -max(K // 2 for K in sizes), max(0, *(K - 1 - K // 2 for K in sizes))
     )
-    label_locations(axes, location_names(diagonal(recording.tensor_size)), recording.layer)
+    label_locations(axes, location_names(diagonal(recording.tensor_size)), recording.place)
     title = "where memory comes from: mean offset under Q"
     if count > 1:
         which = "mean over axes" if tensor_axis is None else f"axis {tensor_axis + 1} of {count}"

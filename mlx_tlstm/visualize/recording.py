@@ -67,6 +67,11 @@ class Recording:
         """P of each axis; ``(L,)`` for stacked layers."""
         return self.hidden.shape[2:-1]
 
+    @property
+    def place(self) -> str:
+        """What a place in the tensor is called: ``"location"``, or ``"layer"`` of a stack."""
+        return "layer" if self.layer == "StackedLSTM" else "location"
+
 
 def record(layer: Layer, x: mx.array, state: Any = None) -> Recording:
     """Run a layer and keep what each step computed; the layer stays as it is.
