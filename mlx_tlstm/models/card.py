@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from mlx.utils import tree_flatten
 
 from mlx_tlstm.layers import Recurrent
@@ -17,6 +15,13 @@ _PAPER = (
     "(NIPS 2017)"
 )
 _MLX = "https://github.com/ml-explore/mlx"
+#: What a layer is called, and its tag on the hub.
+_NETWORKS = {
+    "TLSTM": "tensorized LSTM",
+    "TRNN": "tensorized RNN",
+    "StackedLSTM": "stacked LSTM",
+    "Recurrent": "recurrent network",
+}
 #: The hub's name for what a task asks of a model; of the others it has none.
 _PIPELINES = {"wikipedia": "text-generation", "mnist": "image-classification"}
 
@@ -44,7 +49,7 @@ def model_card(model: SequenceModel, repo_id: str, license: str | None = None) -
     parts = [
         _front_matter(model, license),
         f"# {repo_id.rpartition('/')[2]}",
-        f"{_kind(model.layer)} for [MLX]({_MLX}), {_source(model.layer)}.",
+        f"A {_NETWORKS[config.layer]} for [MLX]({_MLX}), {_source(model.layer)}.",
         "\n".join(["| | |", "|---|---|", *rows]),
         _use(model, repo_id),
     ]
@@ -64,10 +69,6 @@ def _layer(layer: Layer) -> str:
     return f"`{type(layer).__name__}`, depth L = {layer.depth}"
 
 
-def _kind(layer: Layer) -> str:
-    return "A recurrent network" if isinstance(layer, Recurrent) else "A tensorized LSTM"
-
-
 def _source(layer: Layer) -> str:
     if not isinstance(layer, Recurrent):
         return f"after {_PAPER}"
@@ -77,17 +78,17 @@ def _source(layer: Layer) -> str:
 
 
 def _front_matter(model: SequenceModel, license: str | None) -> str:
+    from huggingface_hub import ModelCardData
+
     metadata = model.metadata
-    tensorized = None if isinstance(model.layer, Recurrent) else "tensorized-lstm"
-    tags = ["mlx", *filter(None, (tensorized, metadata.task, metadata.variant))]
-    lines = ["---", "library_name: mlx-tlstm", "tags:"]
-    # A JSON string is a YAML string, whatever it holds.
-    lines += [f"- {json.dumps(tag)}" for tag in tags]
-    if license is not None:
-        lines.append(f"license: {json.dumps(license)}")
-    if metadata.task in _PIPELINES:
-        lines.append(f"pipeline_tag: {_PIPELINES[metadata.task]}")
-    return "\n".join([*lines, "---"])
+    network = _NETWORKS[type(model.layer).__name__].lower().replace(" ", "-")
+    data = ModelCardData(
+        library_name="mlx-tlstm",
+        tags=["mlx", network, *filter(None, (metadata.task, metadata.variant))],
+        license=license,
+        pipeline_tag=_PIPELINES.get(metadata.task),
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _use(model: SequenceModel, repo_id: str) -> str:

@@ -8,6 +8,7 @@ import sys
 
 import mlx.core as mx
 import pytest
+import yaml
 from comparison import assert_close
 from hub_standin import TOKEN, Hub, Repository
 from mlx import nn
@@ -300,13 +301,13 @@ def test_refusals_before_anything_is_sent(arguments, message):
 
 CARD = """---
 library_name: mlx-tlstm
-tags:
-- "mlx"
-- "tensorized-lstm"
-- "wikipedia"
-- "3d-tlstm+ln"
-license: "cc-by-4.0"
+license: cc-by-4.0
 pipeline_tag: text-generation
+tags:
+- mlx
+- tensorized-lstm
+- wikipedia
+- 3d-tlstm+ln
 ---
 
 # model
@@ -361,6 +362,24 @@ def test_model_card():
     assert "| command | not known |" in card
     assert "license" not in card
     assert "pipeline_tag" not in card
+
+
+@pytest.mark.parametrize(
+    ("variant", "network"),
+    [
+        ("2d-tlstm", "tensorized LSTM"),
+        ("2d-trnn", "tensorized RNN"),
+        ("slstm", "stacked LSTM"),
+        ("rhn", "recurrent network"),
+    ],
+)
+def test_a_card_says_which_network_it_is(variant, network):
+    model = SequenceModel(make_layer(variant, 3, 4, 2), 3)
+    model.metadata = ModelMetadata("no", variant)
+    card = model_card(model, "some/model")
+    assert f"\nA {network} for [MLX]" in card
+    tags = yaml.safe_load(card.split("---")[1])["tags"]
+    assert tags == ["mlx", network.lower().replace(" ", "-"), "no", variant]
 
 
 def test_the_card_of_anothers_cell(monkeypatch):
