@@ -16,8 +16,6 @@ from mlx_tlstm.models.sequence import SequenceModel
 
 #: Within a run: the folder of the model with the best metric, and that of the newest.
 WEIGHTS = ("best", "last")
-#: Files of a run of version 0.1, which had no such folders.
-FILES_OF_0_1 = (*(f"{name}.safetensors" for name in WEIGHTS), "symbols.json")
 
 
 def is_run(path: str | Path) -> bool:
@@ -52,12 +50,10 @@ def load_trained(path: Path, config: TrainingConfig, name: str) -> SequenceModel
     require_choice("RunFolder", "weights", name, WEIGHTS)
     file = path / name / WEIGHTS_FILE
     if not file.is_file():
-        if any((path / each).exists() for each in FILES_OF_0_1):
+        if (path / f"{name}.safetensors").exists():
             raise ValueError(
-                f"[RunFolder] 'run' must hold {name}/{WEIGHTS_FILE} but {str(path)!r} is "
-                "a run of version 0.1: --resume goes on with it, which changes it to this "
-                "version; to load its model, let version 0.1 save it: "
-                "mlx_tlstm.load(RUN).save(FOLDER)"
+                f"[RunFolder] 'run' must hold {name}/{WEIGHTS_FILE} but {str(path)!r} is a run of "
+                "version 0.1, whose models this version does not read"
             )
         other = next((n for n in WEIGHTS if (path / n / WEIGHTS_FILE).is_file()), None)
         advice = f"; {other} is there" if other else ""

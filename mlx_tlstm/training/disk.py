@@ -21,7 +21,7 @@ import mlx.core as mx
 from mlx_tlstm.files import json_text, replace_file
 from mlx_tlstm.models.arrays import load_arrays, save_arrays
 from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
-from mlx_tlstm.models.trained import FILES_OF_0_1, WEIGHTS
+from mlx_tlstm.models.trained import WEIGHTS
 from mlx_tlstm.tasks import Batch
 from mlx_tlstm.training.checkpoints import Checkpoint, CheckpointError, CheckpointStore
 from mlx_tlstm.training.evaluation import evaluate
@@ -281,15 +281,12 @@ class RunOnDisk:
                 f"batch {state['step']} differs from the one that checkpoint {path} expects"
             )
         mx.random.seed((first << 32) | second)
-        of_0_1 = not (run.path / WEIGHTS[0] / CONFIG_FILE).exists()
         run.describe_model(trainer.model)
         for name, target in RUN_FILES.items():
             if name in names:
                 replace_file(run.path / target, partial(shutil.copyfile, path / name))
             else:
                 (run.path / target).unlink(missing_ok=True)
-        for name in FILES_OF_0_1 if of_0_1 else ():
-            (run.path / name).unlink(missing_ok=True)
         self.records = run.read_metrics()
         self._saved_step, self._saved_at = trainer.step, time.perf_counter()
         return state
