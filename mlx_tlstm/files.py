@@ -111,6 +111,11 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     sync(path.parent)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file of ``text`` in place of the one at ``path``; see :func:`replace_file`."""
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def json_text(values: Any, indent: int | None = None) -> str:
     """``values`` as strict JSON, with a line's end.
 

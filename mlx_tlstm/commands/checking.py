@@ -12,7 +12,7 @@ from mlx_tlstm.checking.survey import SECONDS, SECONDS_ON_CPU, Survey
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.paths import UserPath
-from mlx_tlstm.files import json_text, replace_file
+from mlx_tlstm.files import json_text, replace_text
 
 JSON_NAME = "mlx-tlstm-check.json"
 
@@ -43,8 +43,7 @@ def check(json_path: Path, seconds: float | None) -> None:
     """
 
     def save(record: dict[str, Any]) -> None:
-        text = json_text(record, indent=2)
-        replace_file(json_path, lambda file: file.write_text(text))
+        replace_text(json_path, json_text(record, indent=2))
 
     with clean_errors(bad_input=True):
         save({})  # a path that cannot be written is said before any work

@@ -17,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_tlstm.files import cache_folder, read_json, replace_file
+from mlx_tlstm.files import cache_folder, read_json, replace_text
 from mlx_tlstm.kernels import library, tuning
 from mlx_tlstm.kernels.trial import Configuration, KernelError, prove
 from mlx_tlstm.recurrence.transition import TensorTransition
@@ -94,7 +94,7 @@ def _settled(configuration: Configuration) -> TensorTransition | str:
     record = {"key": key, "variant": variants.index(proof.kernels), "errors": proof.errors}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda file: file.write_text(json.dumps(record, indent=2) + "\n"))
+        replace_text(path, json.dumps(record, indent=2) + "\n")
     except OSError:
         pass  # the next process proves it again
     return proof.kernels

@@ -14,14 +14,13 @@ import functools
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import mlx.core as mx
 
 from mlx_tlstm.checks import require
-from mlx_tlstm.files import cache_folder, read_json, to_path
+from mlx_tlstm.files import cache_folder, read_json, replace_text, to_path
 from mlx_tlstm.kernels.tiles import Tile, choose
 
 #: The first Apple GPU generation with units for whole matrix products (M5).
@@ -181,11 +180,7 @@ def store(winners: dict[Product, Tile | None], file: Path | None = None) -> Path
         }
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=file.parent, suffix=".tmp", delete=False, encoding="utf-8"
-    ) as temporary:
-        json.dump(stored, temporary, indent=2)
-    os.replace(temporary.name, file)
+    replace_text(file, json.dumps(stored, indent=2))
     _winners.cache_clear()
     _choice.cache_clear()
     return file

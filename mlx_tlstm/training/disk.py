@@ -18,7 +18,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_tlstm.files import json_text, replace_file
+from mlx_tlstm.files import json_text, replace_file, replace_text
 from mlx_tlstm.models.arrays import load_arrays, save_arrays
 from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from mlx_tlstm.models.trained import WEIGHTS
@@ -241,7 +241,7 @@ class RunOnDisk:
         self._rollbacks += 1
         event |= {"event": "rollback", "restored_step": trainer.step, "learning_rate": rate}
         lines = "".join(json_text(row) for row in (*events, event))
-        replace_file(run.path / EVENTS_FILE, lambda path: path.write_text(lines))
+        replace_text(run.path / EVENTS_FILE, lines)
         self.save()
         self._note(
             f"The {error.quantity} is {error.value} at step {error.step}; back to step "

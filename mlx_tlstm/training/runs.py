@@ -28,6 +28,7 @@ from mlx_tlstm.files import (
     naming,
     read_json_lines,
     replace_file,
+    replace_text,
     sync,
     to_path,
 )
@@ -235,8 +236,7 @@ class RunFolder:
 
     def save_test_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write ``test.json``."""
-        text = json_text(metrics, indent=2)
-        replace_file(self.path / TEST_FILE, lambda path: path.write_text(text))
+        replace_text(self.path / TEST_FILE, json_text(metrics, indent=2))
 
     def describe_model(self, model: SequenceModel) -> None:
         """Write ``config.json`` into the folders ``best`` and ``last``, unless it is there."""

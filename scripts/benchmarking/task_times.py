@@ -17,7 +17,7 @@ from benchmarking.tables import Table
 from benchmarking.task_passes import Point, TaskPass, predicted_bytes, products_of
 from mlx_tlstm.checking.timing import Timing, measure, per_timestep_example
 from mlx_tlstm.checks import require
-from mlx_tlstm.files import read_json, read_json_lines, replace_file
+from mlx_tlstm.files import read_json, read_json_lines, replace_text
 from mlx_tlstm.training import memory_prediction
 
 #: Values of M that a title lists.
@@ -115,7 +115,7 @@ class KeptRows:
         self._lines += [row | {"settings": self._settings} for row in rows]
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self._path, lambda path: path.write_text(text))
+        replace_text(self._path, text)
 
 
 def require_memory(points: Iterable[Point]) -> None:

@@ -13,7 +13,7 @@ from experiments.plans import Request, departures, planned_runs
 from experiments.report import footnotes, target_tables, write_report
 from experiments.results import read_result
 from mlx_tlstm.checks import require
-from mlx_tlstm.files import replace_file
+from mlx_tlstm.files import replace_text
 
 #: Locked by the process that writes.
 LOCK = ".report"
@@ -48,14 +48,13 @@ class Block:
             name = self._name.replace(" ", "-") + picture.suffix
             shutil.copyfile(picture, self._path.parent / name)
             text = text.replace(f"]({picture.name})", f"]({name})")
-        whole = f"{before}{begin}\n\n{text}\n{end}{after}"
-        replace_file(self._path, lambda path: path.write_text(whole))
+        replace_text(self._path, f"{before}{begin}\n\n{text}\n{end}{after}")
 
     def _around(self) -> tuple[str, str]:
         """What comes before and after."""
         owner, argument, path = "reproduce", "into", str(self._path)
         require(self._path.is_file(), owner, argument, "an existing file", path)
-        text, (begin, end) = self._path.read_text(), self._comments
+        text, (begin, end) = self._path.read_text(encoding="utf-8"), self._comments
         found = text.count(begin) == text.count(end) == 1 and text.index(begin) < text.index(end)
         require(found, owner, argument, f"a file with one '{begin}' and then one '{end}'", path)
         return text.partition(begin)[0], text.partition(end)[2]

@@ -31,7 +31,7 @@ from experiments.results import RunResult
 from experiments.studies import STUDIES
 from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.files import replace_file
+from mlx_tlstm.files import replace_text
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.tasks.generated import GeneratedTask
 from mlx_tlstm.training.progress import causality_note
@@ -383,6 +383,5 @@ def write_report(
         "json": json.dumps(values, indent=2) + "\n",
     }
     for ending, text in texts.items():
-        path = stem.with_name(f"{stem.name}.{ending}")
-        replace_file(path, lambda path, text=text: path.write_text(text))
+        replace_text(stem.with_name(f"{stem.name}.{ending}"), text)
     return texts["md"]

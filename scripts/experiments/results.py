@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.files import read_json, replace_file
+from mlx_tlstm.files import read_json, replace_text
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.reports import better
 from mlx_tlstm.training.runs import CONFIG_FILE, TEST_FILE, RunFolder
@@ -127,4 +127,4 @@ def record_origin(path: Path, machine: Mapping[str, Any], note: str) -> None:
     if machine not in machines:
         machines.append(machine)
     text = json.dumps({"note": note, "machines": machines}, indent=2) + "\n"
-    replace_file(path / ORIGIN_FILE, lambda file: file.write_text(text))
+    replace_text(path / ORIGIN_FILE, text)
