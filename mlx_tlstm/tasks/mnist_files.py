@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import struct
 import zlib
 from pathlib import Path
@@ -44,8 +43,7 @@ def load_mnist(data: str | None) -> tuple[LabelledImages, LabelledImages]:
             ``None`` loads from the hub.
 
     Raises:
-        ValueError: A file is missing, damaged, or not MNIST, or the folder holds MNIST more than
-            once.
+        ValueError: A file is missing, damaged, or not MNIST, or is there more than once.
         FileNotFoundError: There is no such folder.
         DataUnavailableError: ``data`` is ``None`` and the hub cannot be reached.
     """
@@ -82,57 +80,36 @@ def _idx_names(part: str) -> list[str]:
     return [f"{part}{mark}{kind}-ubyte{end}" for mark in "-." for end in ("", ".gz")]
 
 
-def _find_idx(folder: Path) -> dict[str, dict[Path, Path]]:
-    """The IDX files below ``folder``, for each part by the folder that has it, nearest first."""
-    found: dict[str, dict[Path, Path]] = {part: {} for part in _PARTS}
-    for part, level in itertools.product(_PARTS, _LEVELS):
-        for name in _idx_names(part):
-            for path in sorted(folder.glob(level + name)):
-                if path.is_file():
-                    found[part].setdefault(path.parent, path)
-    return found
+def _files(folder: Path, level: str, part: str) -> list[Path]:
+    """The IDX files of a part; of those in one folder, such as packed and unpacked, one."""
+    paths = [path for name in _idx_names(part) for path in sorted(folder.glob(level + name))]
+    return list({path.parent: path for path in reversed(paths) if path.is_file()}.values())
 
 
 def _choose(folder: Path) -> dict[str, Path] | None:
-    """The IDX files to read, by part; ``None`` to read the parquet files.
+    """The IDX files to read, by part; ``None`` to read parquet files.
 
-    The nearest whole set counts. Where there is none, parts may be in any folder.
+    They are those on the nearest level that has any.
 
     Raises:
-        ValueError: There is nothing whole to read, or more than one nearest.
+        ValueError: A part is missing there, or is there more than once.
     """
-    found = _find_idx(folder)
-    places = set.intersection(*(set(files) for files in found.values()))
-    parquet = [
-        path.relative_to(folder)
-        for path in sorted(folder.rglob("*.parquet"))
-        if not path.name.startswith(".")  # a Mac's archives have such
-    ]
-    splits = [[p for p in parquet if word in p.as_posix()] for word in ("train", "test")]
-    whole = [(len(place.relative_to(folder).parts), place) for place in places]
-    if all(splits):
-        paths = [min(split, key=lambda path: len(path.parts)) for split in splits]
-        whole.append((max(len(path.parts) for path in paths) - 1, folder / paths[0]))
-    nearest = [place for depth, place in whole if depth == min(whole)[0]]
-    expected = "a folder that holds MNIST once"
-    require(len(nearest) <= 1, OWNER, "data", expected, sorted(map(str, nearest)))
-    if nearest:
-        place = nearest[0]
-        return {part: found[part][place] for part in _PARTS} if place in places else None
-    missing = next((part for part in _PARTS if not found[part]), None)
-    if parquet and not any(found.values()):
+    levels = [{part: _files(folder, level, part) for part in _PARTS} for level in _LEVELS]
+    found = next((level for level in levels if any(level.values())), None)
+    # A Mac's archives have files whose names begin with a dot.
+    if found is None and any(p.name[0] != "." for p in folder.rglob("*.parquet")):
         return None
-    if missing is not None:
-        names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-        present = ", ".join(names[:8]) or "nothing"
-        raise ValueError(
-            f"[{OWNER}] 'data' must be a folder with one of {', '.join(_idx_names(missing))}, or "
-            f"with parquet files, but {str(folder)!r} holds {present}"
-        )
-    for part, files in found.items():
+    for part, files in (found or levels[0]).items():
+        if not files:
+            names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+            present = ", ".join(names[:8]) or "nothing"
+            raise ValueError(
+                f"[{OWNER}] 'data' must be a folder with one of {', '.join(_idx_names(part))}, or "
+                f"with parquet files, but {str(folder)!r} holds {present}"
+            )
         expected = f"a folder that holds {part} once"
-        require(len(files) == 1, OWNER, "data", expected, [str(path) for path in files.values()])
-    return {part: next(iter(files.values())) for part, files in found.items()}
+        require(len(files) == 1, OWNER, "data", expected, sorted(map(str, files)))
+    return {part: files[0] for part, files in found.items()}
 
 
 def read_idx(path: Path, magic: int) -> np.ndarray:
