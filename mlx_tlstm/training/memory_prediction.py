@@ -22,10 +22,10 @@ from mlx_tlstm.layers.base import RecurrentCell, RecurrentLayer
 from mlx_tlstm.layers.layer import Layer
 from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.ops.convolution import steps_at_once
-from mlx_tlstm.recurrence.compilation import GRAPH_STEPS
 from mlx_tlstm.recurrence.transition import Transition
 from mlx_tlstm.recurrence.trees import arrays_of, by_name
 from mlx_tlstm.tasks import Task
+from mlx_tlstm.training.objective import compiles
 from mlx_tlstm.training.step_graph import gradient_nodes, made_and_kept
 
 GIB = 1 << 30
@@ -39,10 +39,6 @@ _STEPS_COMPUTED = 4
 _LOGIT_COPIES = 6
 #: Arrays as large as the outputs: projected inputs, outputs, read-outs, and the gradients of these.
 _OUTPUT_COPIES = 6
-#: Arrays of a state up to which steps that are computed anew are compiled.
-_TRACED_ARRAYS = 16
-#: Bytes of the weights' gradients that may be kept of single steps.
-_PILED = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,19 +192,6 @@ def _steps_of_another_cell(sizes: StepSizes) -> tuple[int, int, int]:
         copies = _FLOAT32 * sizes.parameters * sizes.steps
         all_steps += copies if compiles(layer, sizes.steps, sizes.parameters) else 0
     return sizes.rows * state, all_steps, _STEPS_COMPUTED * sizes.rows * made
-
-
-def compiles(layer: Layer, steps: int, parameters: int) -> bool:
-    """Whether training compiles its step; see :data:`GRAPH_STEPS`.
-
-    In a graph MLX may keep the weights' gradient of each step of another cell until the end: it
-    runs as it is where that is much. So it does where a state of many arrays is computed anew,
-    which takes minutes to trace.
-    """
-    if steps > GRAPH_STEPS or isinstance(layer, RecurrentLayer):
-        return steps <= GRAPH_STEPS
-    many = layer.checkpoint is not None and len(by_name(layer.initial_state(1))) > _TRACED_ARRAYS
-    return not many and _FLOAT32 * parameters * steps <= _PILED
 
 
 def limit() -> int:

@@ -1,4 +1,4 @@
-"""From a task's batch to logits, and from logits to the loss."""
+"""From a task's batch to logits, and from logits to the loss; whether that is compiled."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from mlx_tlstm.layers.layer import Layer
 from mlx_tlstm.layers.variants import make_layer, variant_named
 from mlx_tlstm.models.metadata import ModelMetadata
 from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.recurrence.compilation import GRAPH_STEPS
+from mlx_tlstm.recurrence.trees import by_name
 from mlx_tlstm.tasks import Task, task_type
 from mlx_tlstm.training.origin import training_command
+
+#: Arrays of a state up to which steps that are computed anew are compiled.
+_TRACED_ARRAYS = 16
+#: Bytes of the weights' gradients that may be kept of single steps.
+_PILED = 1 << 26
 
 
 def check_layer(config: TrainingConfig, backend: str | None = None) -> None:
@@ -105,3 +112,16 @@ def logits_at(model: SequenceModel, y: mx.array, positions: slice) -> mx.array:
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     """Negative log-likelihood in nats of each target ``[B, T]``; logits ``[B, T, S]``."""
     return nn.losses.cross_entropy(logits, targets)
+
+
+def compiles(layer: Layer, steps: int, parameters: int) -> bool:
+    """Whether training compiles its step; see :data:`GRAPH_STEPS`.
+
+    In a graph MLX may keep the weights' gradient of each step of another cell until the end: it
+    runs as it is where that is much. So it does where a state of many arrays is computed anew,
+    which takes minutes to trace.
+    """
+    if steps > GRAPH_STEPS or isinstance(layer, RecurrentLayer):
+        return steps <= GRAPH_STEPS
+    many = layer.checkpoint is not None and len(by_name(layer.initial_state(1))) > _TRACED_ARRAYS
+    return not many and 4 * parameters * steps <= _PILED

@@ -24,6 +24,7 @@ from mlx_tlstm.training.divergence import NonFiniteError
 from mlx_tlstm.training.objective import (
     build_model,
     check_layer,
+    compiles,
     cross_entropy,
     encode,
     logits_at,
@@ -111,7 +112,7 @@ class Trainer:
         self._dtype = getattr(mx, config.dtype)
         self._loss_scales = FLOAT16_LOSS_SCALES if self._dtype == mx.float16 else (1.0,)
         steps = self.task.sequence_steps(config.length)
-        self._compiles = memory_prediction.compiles(self.model.layer, steps, self.parameter_count)
+        self._compiles = compiles(self.model.layer, steps, self.parameter_count)
         self._value_and_grad = CompiledFunction(self.model, self._scaled_loss_and_gradients)
         with self.workers.watched():
             rounded = self._rounded(self.weights)

@@ -670,7 +670,7 @@ def test_long_sequences_are_trained_without_a_graph(settings, monkeypatch):
     config = settings("wikipedia", length=13)
     expected = training.Trainer(config)
     reports = [expected.train_step() for _ in range(3)]
-    monkeypatch.setattr(training.memory_prediction, "GRAPH_STEPS", 12)
+    monkeypatch.setattr(training.objective, "GRAPH_STEPS", 12)
     found = training.Trainer(config)
     monkeypatch.setattr(CompiledFunction, "__call__", None)
     for report in reports:
