@@ -12,6 +12,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -94,31 +95,52 @@ def predict(sizes: StepSizes) -> int:
     was never compared with a measurement on a GPU; there MLX may hold some hundred MB for what it
     has scheduled, which is little where memory is scarce.
     """
-    layer, rows = sizes.layer, sizes.rows
+    layer = sizes.layer
     itemsize, copy = layer.dtype.size, _FLOAT32 * sizes.parameters
     account = _tensor_steps if isinstance(layer, RecurrentLayer) else _steps_of_another_cell
-    state, all_steps, computed = account(sizes)
+    of_layer = account(sizes)
 
     # Weights and two moments; in half precision a rounded copy and its gradient.
     resident = 3 * copy + (2 * itemsize * sizes.parameters if itemsize < _FLOAT32 else 0)
     in_parts = sizes.parts > 1
     if in_parts:
-        resident += sizes.parts * state  # the parts' last states
+        resident += sizes.parts * of_layer.state  # the parts' last states
 
     numbers = (
         sizes.steps * sizes.input_size
         + _OUTPUT_COPIES * (sizes.steps + layer.delay) * layer.hidden_size
         + _LOGIT_COPIES * sizes.loss_steps * sizes.output_size
     )
-    sequence = _FLOAT32 * rows * numbers
+    sequence = _FLOAT32 * sizes.rows * numbers
 
+    steps = of_layer.kept + max(of_layer.gathered + of_layer.computing, of_layer.flushed)
+    # The weights' gradients, twice where they are summed up, and the sum of the parts before.
+    backward = (2 + in_parts) * copy + steps + sequence
     # The update comes when the steps are gone: gradients, clipped ones, next weights and moments.
-    working = max((2 + in_parts) * copy + all_steps + computed + sequence, 5 * copy)
+    working = max(backward, 5 * copy)
     return int(MARGIN * (resident + working))
 
 
-def _tensor_steps(sizes: StepSizes) -> tuple[int, int, int]:
-    """Bytes of a state, of what is kept of all steps, and of the steps that are computed."""
+class _Account(NamedTuple):
+    """Bytes that the layer's steps and their gradient need.
+
+    Attributes:
+        state: A state.
+        kept: What all steps on the whole tensor keep for the gradient.
+        flushed: What the smaller steps after them keep. It is gone before the whole ones' gradient.
+        gathered: What the weights' gradient is formed from, as far as it is not kept.
+        computing: What comes and goes while steps are computed; little beside the smaller ones.
+    """
+
+    state: int
+    kept: int
+    flushed: int
+    gathered: int
+    computing: int
+
+
+def _tensor_steps(sizes: StepSizes) -> _Account:
+    """The account of one of this package's layers."""
     cell, rows = sizes.layer.cell, sizes.rows
     transition = cell.active_transition(rows)
     flush = _flush_steps(cell, transition)
@@ -132,19 +154,20 @@ def _tensor_steps(sizes: StepSizes) -> tuple[int, int, int]:
     # The weights' gradient is formed from hidden states and gradients of activations, of several
     # steps at once. For a matrix product they are joined, and what each location reads is gathered.
     locations = rows * math.prod(cell.state_shape[:-1])
-    gathered = itemsize * locations * (cell.hidden_size + channels)
     at_once = min(transition.weight_gradient_steps(rows), steps)
-    matrix, gathered = 0, at_once * gathered
+    matrix, gathered = 0, at_once * itemsize * locations * (cell.hidden_size + channels)
     if transition.plain or transition.backend.makes_windows(rows, cell.weight):
         elements = locations * math.prod(fan_in)
         matrix = itemsize * elements
         gathered = 2 * gathered + min(at_once, steps_at_once(elements)) * matrix
     kept = state + (reduced if sizes.recompute else residuals)
-    all_steps = max(steps * kept, (steps - at_once) * kept + gathered)
-    computed = _STEPS_COMPUTED * (state + residuals + matrices * matrix)
-    # Smaller steps come last: little is computed beside them, and before whole ones they are gone.
-    all_steps = max(all_steps, math.ceil((sizes.steps + sum(flush)) * kept) - computed)
-    return state, all_steps, computed
+    return _Account(
+        state=state,
+        kept=steps * kept,
+        flushed=math.ceil((sizes.steps + sum(flush) - steps) * kept),
+        gathered=max(0, gathered - at_once * kept),
+        computing=_STEPS_COMPUTED * (state + residuals + matrices * matrix),
+    )
 
 
 def _flush_steps(cell: RecurrentCell, transition: Transition) -> list[float]:
@@ -172,9 +195,9 @@ def _step_bytes(cell: RecurrentCell, transition: Transition) -> list[int]:
     ]
 
 
-def _steps_of_another_cell(sizes: StepSizes) -> tuple[int, int, int]:
-    """As :func:`_tensor_steps`, of a cell in a :class:`mlx_tlstm.Recurrent`."""
-    layer = sizes.layer
+def _steps_of_another_cell(sizes: StepSizes) -> _Account:
+    """The account of a cell in a :class:`mlx_tlstm.Recurrent`."""
+    layer, rows = sizes.layer, sizes.rows
     before = layer.initial_state(1)
     state = sum(array.nbytes for array in by_name(before).values())
     # A cell may hand arrays on as they are; they are there once.
@@ -183,15 +206,19 @@ def _steps_of_another_cell(sizes: StepSizes) -> tuple[int, int, int]:
     _, after = layer.cell(x, before)
     old = {id(array) for array in arrays_of(before, before)}
     new = sum(array.nbytes for array in arrays_of(after, before) if id(array) not in old)
-    one, two = (made_and_kept(gradient_nodes(layer, rows, sizes.input_size)) for rows in (1, 2))
+    one, two = (made_and_kept(gradient_nodes(layer, n, sizes.input_size)) for n in (1, 2))
     # Of one sequence; what is made of weights alone is there once.
     made, kept = (of_two - of_one for of_one, of_two in zip(one, two, strict=True))
-    kept = new + (0 if sizes.recompute else kept)
-    all_steps = sizes.rows * (state + sizes.steps * kept)
-    if not sizes.recompute:
-        copies = _FLOAT32 * sizes.parameters * sizes.steps
-        all_steps += copies if compiles(layer, sizes.steps, sizes.parameters) else 0
-    return sizes.rows * state, all_steps, _STEPS_COMPUTED * sizes.rows * made
+    kept = rows * (new + (0 if sizes.recompute else kept))
+    if not sizes.recompute and compiles(layer, sizes.steps, sizes.parameters):
+        kept += _FLOAT32 * sizes.parameters  # the weights' gradient of each step
+    return _Account(
+        state=rows * state,
+        kept=rows * state + sizes.steps * kept,
+        flushed=0,
+        gathered=0,
+        computing=_STEPS_COMPUTED * rows * made,
+    )
 
 
 def limit() -> int:
