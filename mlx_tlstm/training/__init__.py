@@ -2,7 +2,7 @@
 
 from mlx_tlstm.training.checkpoints import CheckpointError
 from mlx_tlstm.training.divergence import NonFiniteError
-from mlx_tlstm.training.evaluation import evaluate, evaluate_all, load_run
+from mlx_tlstm.training.evaluation import evaluate, load_run
 from mlx_tlstm.training.loop import (
     Callback,
     Result,
@@ -42,7 +42,6 @@ __all__ = [
     "build_model",
     "encode",
     "evaluate",
-    "evaluate_all",
     "fit",
     "follow",
     "format_metrics",

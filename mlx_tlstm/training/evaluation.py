@@ -35,9 +35,19 @@ class Totals:
 
 
 def evaluate(
-    model: SequenceModel, task: Task, split: str, on_batch: Callable[[], object] | None = None
+    model: SequenceModel,
+    task: Task,
+    split: str,
+    on_batch: Callable[[], object] | None = None,
+    *,
+    all_metrics: bool = False,
+    batch_size: int | None = None,
 ) -> dict[str, float]:
-    """Compute the metrics that training records, of a model over a whole split.
+    """Compute the metrics of a model over a whole split.
+
+    The result does not depend on the batch size, but for the rounding of sums. Text is read in
+    the task's own number of streams in any case: a smaller batch size reads some of them after
+    the others.
 
     Args:
         model: The model. A copy of it runs, in evaluation mode, with the weights that it has at the
@@ -45,42 +55,17 @@ def evaluate(
         task: The task that the model was built for.
         split: ``"validation"`` or ``"test"``.
         on_batch: Called before each batch; what it raises ends the evaluation.
+        all_metrics: Whether to compute more than training records.
+        batch_size: Most sequences to compute side by side; ``None`` takes the task's own batches.
 
     Returns:
         ``loss``, the mean negative log-likelihood in nats over the task's loss positions, and
         ``bpc`` (the same in bits), or ``accuracy`` over its answer positions with, where the task
         reports it, ``sequence_accuracy``, the share of sequences right at all of them.
 
-    Raises:
-        ValueError: The task has no such split.
-    """
-    batches = task.eval_batches(split)
-    totals = _totals(model, task, batches, on_batch, answers=task.metric == "accuracy")
-    loss = totals.loss / totals.predictions
-    if task.metric == "bpc":
-        return {"loss": loss, "bpc": loss / math.log(2)}
-    return {"loss": loss} | _accuracies(task, totals)
-
-
-def evaluate_all(
-    model: SequenceModel, task: Task, split: str, batch_size: int | None = None
-) -> dict[str, float]:
-    """Compute all metrics of a model over a whole split.
-
-    The result does not depend on the batch size, but for the rounding of sums. Text is read in
-    the task's own number of streams in any case: a smaller batch size reads some of them after
-    the others.
-
-    Args:
-        model: See :func:`evaluate`.
-        task: See :func:`evaluate`.
-        split: See :func:`evaluate`.
-        batch_size: Most sequences to compute side by side; ``None`` takes the task's own batches.
-
-    Returns:
-        What :func:`evaluate` returns, with ``accuracy`` for text too, and what the figures are
-        means over: the numbers of ``predictions`` in the loss, of ``answers`` in the accuracy and,
-        where the task reports ``sequence_accuracy``, of ``sequences``.
+        With ``all_metrics`` also ``accuracy`` for text, and what the figures are means over: the
+        numbers of ``predictions`` in the loss, of ``answers`` in the accuracy and, where the task
+        reports ``sequence_accuracy``, of ``sequences``.
 
     Raises:
         ValueError: The task has no such split, or ``batch_size`` is no positive integer.
@@ -89,19 +74,19 @@ def evaluate_all(
     if batch_size is not None:
         batch_size = require_integer("evaluate", "batch_size", batch_size)
         batches = rebatched(batches, batch_size)
-    totals = _totals(model, task, batches, None, answers=True)
-    loss = totals.loss / totals.predictions
-    bpc = {"bpc": loss / math.log(2)} if task.metric == "bpc" else {}
-    counts = {"predictions": totals.predictions, "answers": totals.answers}
-    if task.reports_sequences:
-        counts["sequences"] = totals.sequences
-    return {"loss": loss} | bpc | _accuracies(task, totals) | counts
-
-
-def _accuracies(task: Task, totals: Totals) -> dict[str, float]:
-    metrics = {"accuracy": totals.right_answers / totals.answers}
-    if task.reports_sequences:
+    answers = all_metrics or task.metric == "accuracy"
+    totals = _totals(model, task, batches, on_batch, answers)
+    metrics = {"loss": totals.loss / totals.predictions}
+    if task.metric == "bpc":
+        metrics["bpc"] = metrics["loss"] / math.log(2)
+    if answers:
+        metrics["accuracy"] = totals.right_answers / totals.answers
+    if answers and task.reports_sequences:
         metrics["sequence_accuracy"] = totals.right_sequences / totals.sequences
+    if all_metrics:
+        metrics |= {"predictions": totals.predictions, "answers": totals.answers}
+    if all_metrics and task.reports_sequences:
+        metrics["sequences"] = totals.sequences
     return metrics
 
 

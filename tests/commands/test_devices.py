@@ -52,22 +52,22 @@ def gpu(monkeypatch):
 def backends(monkeypatch):
     """What training, evaluation and generation have in the layers that they run."""
     found = []
-    real = training.train, training.evaluate_all, generation.generate
+    real = training.train, training.evaluate, generation.generate
 
     def train(trainer, *rest):
         found.append(trainer.model.layer.cell.backend)
         return real[0](trainer, *rest)
 
-    def evaluate_all(model, *rest):
+    def evaluate(model, *rest, **options):
         found.append(model.layer.cell.backend)
-        return real[1](model, *rest)
+        return real[1](model, *rest, **options)
 
     def generate(model, *rest):
         found.append(model.layer.cell.backend)
         return real[2](model, *rest)
 
     monkeypatch.setattr(training, "train", train)
-    monkeypatch.setattr(training, "evaluate_all", evaluate_all)
+    monkeypatch.setattr(training, "evaluate", evaluate)
     monkeypatch.setattr("mlx_tlstm.commands.generation.generate_symbols", generate)
     return found
 

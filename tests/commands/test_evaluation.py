@@ -145,10 +145,10 @@ def test_refusals(runs):
         assert message in result.stderr
     _, task, model = training.load_run(runs / "addition")
     with pytest.raises(ValueError, match="'batch_size' must be an integer of 1 or more"):
-        training.evaluate_all(model, task, "test", batch_size=0)
+        training.evaluate(model, task, "test", batch_size=0)
 
 
 def test_what_is_not_finite_is_null(runs, monkeypatch):
     values = {"loss": math.nan, "accuracy": 0.5, "answers": 1}
-    monkeypatch.setattr(training, "evaluate_all", lambda *_: values)
+    monkeypatch.setattr(training, "evaluate", lambda *_, **__: values)
     assert found(runs / "addition")["metrics"] == {"loss": None, "accuracy": 0.5, "answers": 1}

@@ -16,7 +16,7 @@ from mlx_tlstm import ModelMetadata, SequenceModel, StreamingSession, make_layer
 from mlx_tlstm.models.generation import generate
 from mlx_tlstm.models.sequence import class_count
 from mlx_tlstm.tasks import TASKS, make_task
-from mlx_tlstm.training import build_model, evaluate, evaluate_all
+from mlx_tlstm.training import build_model, evaluate
 from mlx_tlstm.training.origin import task_of
 from mlx_tlstm.visualize import receptive_field, record
 
@@ -173,7 +173,7 @@ def test_evaluation(replacement):
     replace = REPLACEMENTS[replacement]
     model.layer.cell.input_projection = replace(model.layer.cell.input_projection)
     model.readout = replace(model.readout)
-    metrics = evaluate_all(model, task_of(model), "test", batch_size=np.int64(7))
+    metrics = evaluate(model, task_of(model), "test", batch_size=np.int64(7))
     expected = evaluate(model, task_of(model), "test")["loss"]
     assert metrics["loss"] == pytest.approx(expected, rel=1e-4)
 

@@ -650,7 +650,7 @@ def test_long_sequences_are_evaluated_in_parts(task, variant, settings, monkeypa
     """With the same result, also where an output depends on later inputs."""
     config = settings(task, variant=variant, depth=3, length=13)
     trainer = training.Trainer(config)
-    expected = training.evaluate_all(trainer.model, trainer.task, "test")
+    expected = training.evaluate(trainer.model, trainer.task, "test", all_metrics=True)
     steps, layer = [], type(trainer.model.layer)
     prepare = layer._prepare
 
@@ -660,7 +660,7 @@ def test_long_sequences_are_evaluated_in_parts(task, variant, settings, monkeypa
 
     monkeypatch.setattr(layer, "_prepare", recorded)
     monkeypatch.setattr(training.evaluation, "GRAPH_STEPS", 5)
-    found = training.evaluate_all(trainer.model, trainer.task, "test")
+    found = training.evaluate(trainer.model, trainer.task, "test", all_metrics=True)
     assert found == pytest.approx(expected, rel=1e-6)
     assert 0 < max(steps) <= 5
 
