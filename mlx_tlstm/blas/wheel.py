@@ -126,7 +126,10 @@ def _key() -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is there and ends in the digest of what is before."""
+    """Whether a file is there and ends in the digest of what is before.
+
+    Half a library would end the process that loads it (SIGBUS).
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
