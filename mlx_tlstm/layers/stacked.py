@@ -32,9 +32,14 @@ class StackedLSTMState(NamedTuple):
 
 
 class PreparedStack(NamedTuple):
-    """Arrays that every step uses."""
+    """Arrays that every step uses: the weight's halves ``[4M, M]`` and their transposes.
+
+    MLX's products copy a half that lies in the whole weight, each time.
+    """
 
     shared: Prepared
+    below: mx.array
+    past: mx.array
     from_below: mx.array
     from_past: mx.array
 
@@ -54,13 +59,15 @@ class StackedLSTMTransition:
 
     def prepare(self, parameters: Sequence[mx.array]) -> PreparedStack:
         weight, bias = parameters
-        below, past = transposed(weight[:, 0]), transposed(weight[:, 1])
-        return PreparedStack(Prepared(weight, bias), below, past)
+        halves = weight.swapaxes(0, 1).reshape(-1, self.hidden_size)
+        below, past = halves[: len(weight)], halves[len(weight) :]
+        shared = Prepared(weight, bias)
+        return PreparedStack(shared, below, past, transposed(below), transposed(past))
 
     def forward(
         self, prepared: PreparedStack, projected: mx.array, state: State
     ) -> tuple[State, Any, mx.array]:
-        shared, from_below, from_past = prepared
+        shared, _, _, from_below, from_past = prepared
         H, C = state
         # Own past of all layers in one product; the layer below has to be waited for.
         A_past = H @ from_past + shared.bias
@@ -87,7 +94,6 @@ class StackedLSTMTransition:
         d_output: mx.array | None,
         d_after: State | None,
     ) -> tuple[mx.array, State, mx.array]:
-        weight = prepared.shared.weight
         d_H, d_C = handed or [mx.zeros(array.shape) for array in step.after]
         if d_after is not None:
             d_H, d_C = d_H + d_after[0], d_C + d_after[1]
@@ -102,11 +108,11 @@ class StackedLSTMTransition:
             d_A, (d_c, _) = LAYER.memory_gradient(
                 d_h, None, d_C[:, layer], None, part, prepared.shared
             )
-            d_below = (d_A @ weight[:, 0]).astype(mx.float32)
+            d_below = (d_A @ prepared.below).astype(mx.float32)
             d_As.append(d_A)
             d_Cs.append(d_c)
         d_A = mx.stack(d_As[::-1], axis=1)
-        d_H = (d_A @ weight[:, 1]).astype(mx.float32)
+        d_H = (d_A @ prepared.past).astype(mx.float32)
         return d_below, (d_H, mx.stack(d_Cs[::-1], axis=1)), d_A
 
     def weight_gradient_steps(self, batch_size: int) -> int:

@@ -36,6 +36,8 @@ MARGIN = 1.15
 _FLOAT32 = 4
 #: Steps whose arrays are there while they and their gradients are computed.
 _STEPS_COMPUTED = 4
+#: Weights' gradients of single steps that MLX makes before it adds them up, if nothing compiled it.
+_GRADIENTS_AHEAD = 32
 #: Arrays as large as the logits, in float32, that the loss and its gradient make at once.
 _LOGIT_COPIES = 6
 #: Arrays as large as the outputs: projected inputs, outputs, read-outs, and the gradients of these.
@@ -91,9 +93,10 @@ def predict(sizes: StepSizes) -> int:
     """Bytes at the peak of a training step, as ``mx.get_peak_memory()`` counts them.
 
     On a CPU no step that was measured needed more, and the prediction is at most 1.6 times the most
-    that a few steps needed; thrice, for a cell in a :class:`mlx_tlstm.Recurrent`. With kernels it
-    was never compared with a measurement on a GPU; there MLX may hold some hundred MB for what it
-    has scheduled, which is little where memory is scarce.
+    that a few steps needed; thrice, for a cell in a :class:`mlx_tlstm.Recurrent`, and five times
+    for one whose weights are larger than what its steps keep. With kernels it was never compared
+    with a measurement on a GPU; there MLX may hold some hundred MB for what it has scheduled, which
+    is little where memory is scarce.
     """
     layer = sizes.layer
     itemsize, copy = layer.dtype.size, _FLOAT32 * sizes.parameters
@@ -210,11 +213,13 @@ def _steps_of_another_cell(sizes: StepSizes) -> _Account:
     # Of one sequence; what is made of weights alone is there once.
     made, kept = (of_two - of_one for of_one, of_two in zip(one, two, strict=True))
     kept = rows * (new + (0 if sizes.recompute else kept))
-    if not sizes.recompute and compiles(layer, sizes.steps, sizes.parameters):
-        kept += _FLOAT32 * sizes.parameters  # the weights' gradient of each step
+    # The weights' gradient of each step, or the sum along the steps with what is added to it.
+    gradients = 2 if sizes.recompute else sizes.steps
+    if not compiles(layer, sizes.steps, sizes.parameters):
+        gradients = min(gradients, _GRADIENTS_AHEAD)
     return _Account(
         state=rows * state,
-        kept=rows * state + sizes.steps * kept,
+        kept=rows * state + sizes.steps * kept + gradients * _FLOAT32 * sizes.parameters,
         flushed=0,
         gathered=0,
         computing=_STEPS_COMPUTED * rows * made,

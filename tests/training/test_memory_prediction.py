@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_tasks import write_images
 
-from mlx_tlstm import TLSTM, TRNN, training
+from mlx_tlstm import TLSTM, TRNN, VARIANTS, training
 from mlx_tlstm.kernels import tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES
 from mlx_tlstm.rivals import RIVALS
@@ -84,6 +84,16 @@ def test_rivals(name, recompute):
     sizes = {"hidden_size": 150, "length": 40, "batch_size": 60, "depth": 3}
     own = RIVALS[name].settings
     check_prediction(factor=3.0, **{**sizes, "variant": name, "recompute": recompute, **own})
+
+
+@pytest.mark.parametrize("name", ["slstm", *RIVALS])
+def test_more_weights_than_activations(name):
+    """What counts is how many gradients of the weights are there at once, which varies."""
+    sizes = {"hidden_size": 300, "length": 20, "batch_size": 1, "depth": 3}
+    own = VARIANTS[name].settings
+    if name == "irnn":
+        sizes["hidden_size"] = 600
+    check_prediction(factor=5.0, **{**sizes, "variant": name, **own})
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
