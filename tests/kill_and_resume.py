@@ -79,10 +79,12 @@ def main(config: str, run: str, kill_at: str) -> None:
     """The program."""
     import mlx_tlstm  # noqa: F401, I001 (OpenBLAS has to be loaded before MLX)
     import mlx.core as mx
+    from mixed_cell import MIXED, NAME
 
-    from mlx_tlstm import training
+    from mlx_tlstm import VARIANTS, training
     from mlx_tlstm.config import TrainingConfig
 
+    VARIANTS[NAME] = MIXED
     mx.set_default_device(mx.cpu)
     done = 0
     save_safetensors = mx.save_safetensors

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map_with_path
 
 from mlx_tlstm.checks import require
 from mlx_tlstm.files import naming
@@ -42,6 +44,15 @@ def load_arrays_and_header(path: Path, owner: str) -> tuple[dict[str, mx.array],
         reason = " ".join(str(error).split())
         raise ValueError(f"[{owner}] '{path}' must be a safetensors file but {reason}") from error
     return arrays, header
+
+
+def filled(tree: Any, arrays: Mapping[str, mx.array]) -> Any:
+    """A tree of parameters like ``tree`` that holds these arrays, by ``tree_flatten``'s names.
+
+    MLX's ``tree_unflatten`` leaves out what holds no arrays, and takes keys that are digits for the
+    indices of a list.
+    """
+    return tree_map_with_path(lambda name, _: arrays[name], tree)
 
 
 def require_like(

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_tlstm.checks import require, require_integer
 from mlx_tlstm.files import to_path
 from mlx_tlstm.layers.layer import LAYERS, Layer
-from mlx_tlstm.models.arrays import require_like
+from mlx_tlstm.models.arrays import filled, require_like
 from mlx_tlstm.models.folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -97,7 +97,7 @@ class SequenceModel(nn.Module):
         model = _built(cls, config)
         expected = dict(tree_flatten(model.parameters()))
         require_like("load", str(path / WEIGHTS_FILE), arrays, expected, CONFIG_FILE)
-        model.load_weights(list(arrays.items()))
+        model.update(filled(model.parameters(), arrays))
         model.metadata = config.metadata
         return model.eval()
 

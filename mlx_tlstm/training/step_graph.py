@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
 from mlx_tlstm.layers.layer import Layer
+from mlx_tlstm.models.arrays import filled
 from mlx_tlstm.recurrence.graphs import VIEWS, Node, nodes
 from mlx_tlstm.recurrence.snapshot import snapshot
 from mlx_tlstm.recurrence.trees import arrays_of, with_arrays
@@ -24,12 +25,13 @@ def gradient_nodes(layer: Layer, rows: int, input_size: int) -> list[Node]:
     state = layer.initial_state(rows)
     x = mx.zeros((rows, input_size), layer.dtype)
     cell = snapshot(layer.cell)
-    weights = dict(tree_flatten(cell.trainable_parameters()))
+    trained = cell.trainable_parameters()
+    weights = dict(tree_flatten(trained))
     arrays = arrays_of(state, state)
     places = [i for i, array in enumerate(arrays) if mx.issubdtype(array.dtype, mx.floating)]
 
     def step(x: mx.array, *traced: mx.array) -> list[mx.array]:
-        cell.update(tree_unflatten(list(zip(weights, traced, strict=False))))
+        cell.update(filled(trained, dict(zip(weights, traced, strict=False))))
         before = list(arrays)
         for place, array in zip(places, traced[len(weights) :], strict=True):
             before[place] = array

@@ -9,11 +9,11 @@ from typing import Any
 
 import mlx.core as mx
 from mlx import nn, optimizers
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.models.arrays import require_like
+from mlx_tlstm.models.arrays import filled, require_like
 from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.snapshot import replace_weights
@@ -236,8 +236,8 @@ class Trainer:
             taken = self.workers.from_first(given)
             mx.eval(taken)
         self.step, carried = taken["step"].tolist()
-        self.weights = tree_unflatten(list(taken["arrays"]["weights"].items()))
-        self.optimizer.state = tree_unflatten(list(taken["arrays"]["optimizer"].items()))
+        self.weights = filled(self.weights, taken["arrays"]["weights"])
+        self.optimizer.state = filled(self.optimizer.state, taken["arrays"]["optimizer"])
         whole = with_arrays(initial, [taken["state"][name] for name in zeros])
         self.carried = of_rows(whole, self._share) if carried else None
         rounded = self._rounded(self.weights)

@@ -296,6 +296,34 @@ def test_a_cell_without_a_state(settings, tmp_path, monkeypatch):
     assert training.evaluate(model, task, "test")["loss"] == pytest.approx(result.test["loss"])
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_restored_where_no_cell_is_trained(frozen, settings, monkeypatch):
+    """It has no parameters, or they are frozen."""
+
+    class Untrained(Plain):
+        def __init__(self, input_size, hidden_size):
+            super().__init__(input_size, hidden_size)
+            self.activation, self.hidden_size = nn.Tanh(), hidden_size
+            self.freeze()
+            if not frozen:
+                del self["from_input"]
+
+        def initial_state(self, batch_size):
+            return mx.zeros((batch_size, self.hidden_size))
+
+        def __call__(self, x, state):
+            inputs = self.from_input(x) if frozen else x[:, :1]
+            state = self.activation(inputs + state)
+            return state, state
+
+    monkeypatch.setitem(VARIANTS, "untrained", CellVariant(Untrained))
+    config = settings("memorization").for_variant("untrained")
+    whole, again = training.Trainer(config), training.Trainer(config)
+    whole.train_step()
+    again.restore(1, whole.arrays())
+    assert again.train_step() == whole.train_step()
+
+
 def test_many_arrays_that_no_step_has_changed(settings):
     """511 of them, where a sequence has six steps: compiled at once they would take minutes."""
     for recompute in (False, True):

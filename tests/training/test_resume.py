@@ -18,18 +18,28 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from kill_and_resume import check_models, outcome, start
+from mixed_cell import MIXED, NAME
 from processes import ROOT
 from tiny_tasks import Stop, StopAt, write_images, write_text
 
-from mlx_tlstm import training
+from mlx_tlstm import VARIANTS, training
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.runs import RunFolder, RunInUseError
 
 STEPS = 12
 OFTEN = {"samples": 48, "checkpoint_every": 3, "checkpoint_seconds": 0}
 CLOCKED = {"samples": 48, "checkpoint_seconds": 0.01}
+#: What is trained: each task, and a cell of a user's own.
+RUNS = {task: {"task": task} for task in TASKS} | {
+    NAME: {"task": "wikipedia", "variant": NAME, "depth": 1, "accumulate": 2}
+}
 #: Kills of each task's process in the long check.
 KILLS = 40
+
+
+@pytest.fixture(autouse=True)
+def variants(monkeypatch):
+    monkeypatch.setitem(VARIANTS, NAME, MIXED)
 
 
 def signalled(number, times=1):
@@ -71,12 +81,12 @@ def reference(config, folder):
     return path, outcome(folder / "whole"), int(out), time.perf_counter() - begin
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_killed_while_writing(task, settings, tmp_path):
+@pytest.mark.parametrize("run_of", RUNS)
+def test_killed_while_writing(run_of, settings, tmp_path):
     """One kill in the run, and one in what goes on with it, anywhere in their work on files."""
-    config = settings(task, **OFTEN)
+    config = settings(**RUNS[run_of], **OFTEN)
     path, expected, operations, _ = reference(config, tmp_path)
-    rng = random.Random(task)
+    rng = random.Random(run_of)
     run = tmp_path / "run"
     first = rng.randrange(operations // 4, operations)
     assert killed(path, run, first)[0]
@@ -87,14 +97,14 @@ def test_killed_while_writing(task, settings, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-def test_killed_at_random_moments(task, settings, tmp_path):
+@pytest.mark.parametrize("run_of", RUNS)
+def test_killed_at_random_moments(run_of, settings, tmp_path):
     """Half of the kills come at a random operation on files, half at a random time."""
-    rng = random.Random(task)
+    rng = random.Random(run_of)
     plans = {}
     for name, changes in (("often", {**OFTEN, "checkpoint_every": 1}), ("clocked", CLOCKED)):
         (tmp_path / name).mkdir()
-        config = settings(task, **changes)
+        config = settings(**RUNS[run_of], **changes)
         plans[name] = (config, *reference(config, tmp_path / name))
     kills = 0
     for trial in itertools.count():
@@ -117,12 +127,12 @@ def test_killed_at_random_moments(task, settings, tmp_path):
         assert outcome(run) == expected
         if kills >= KILLS:
             break
-    print(f"{task}: {kills} kills in {trial + 1} runs")
+    print(f"{run_of}: {kills} kills in {trial + 1} runs")
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_stopped_anywhere(task, settings, tmp_path):
-    config = settings(task, **OFTEN)
+@pytest.mark.parametrize("run_of", RUNS)
+def test_stopped_anywhere(run_of, settings, tmp_path):
+    config = settings(**RUNS[run_of], **OFTEN)
     training.fit(config, tmp_path / "whole")
     run, expected = tmp_path / "run", outcome(tmp_path / "whole")
     with pytest.raises(Stop):
