@@ -11,13 +11,13 @@ NAME = "mixed"
 
 
 class MixedCell(nn.Module):
-    """Modules without parameters, a frozen one, empty containers, names that are digits."""
+    """Modules without parameters, dropout, a frozen part, empty containers, a digit as a name."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
         self.hidden_size = hidden_size
         self.linear = nn.Linear(input_size + hidden_size, hidden_size)
-        self.activation = nn.Tanh()
+        self.activation, self.dropout = nn.Tanh(), nn.Dropout(0.3)
         self.frozen = nn.Linear(hidden_size, hidden_size)
         self.frozen.freeze()
         self.empty_list, self.empty_dict = [], {}
@@ -30,7 +30,7 @@ class MixedCell(nn.Module):
 
     def __call__(self, x: mx.array, state: mx.array) -> tuple[mx.array, mx.array]:
         state = self.activation(self.linear(mx.concatenate([x, state], axis=-1)))
-        output = self.frozen(state)[:, self._order]
+        output = self.frozen(self.dropout(state))[:, self._order]
         for part in (*self.parts, self.by_digit["1"]):
             output = part(output)
         return output, state

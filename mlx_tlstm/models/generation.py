@@ -18,6 +18,7 @@ from mlx_tlstm.checks import (
 )
 from mlx_tlstm.models.sequence import SequenceModel, class_count
 from mlx_tlstm.recurrence.compilation import CompiledFunction
+from mlx_tlstm.recurrence.random_state import current_key, random_key
 from mlx_tlstm.recurrence.snapshot import require_evaluated, snapshot
 
 #: Symbols of the prompt that are read at a time, which bounds the graph of a long one.
@@ -96,7 +97,8 @@ def generate(
         length: Number of symbols to generate.
         temperature: Divides the logits; 0 takes the likeliest symbol.
         top_p: Draw from the fewest symbols whose probabilities add up to this share, in (0, 1].
-        seed: Seeds the draws, 0 … 2^64 - 1; they take no numbers from ``mx.random``'s global state.
+        seed: Seeds the draws, and those of the layer if it has any, 0 … 2^64 - 1; they take no
+            numbers from ``mx.random``'s global state.
 
     Raises:
         ValueError: An argument is out of range, or another thread built the model's weights and
@@ -120,8 +122,9 @@ def generate(
     require_evaluated(owner, model)
     # Evaluated here too: the first symbol may be asked for in another thread.
     rows, key = mx.eye(classes), mx.random.key(seed)
-    mx.eval(rows, key)
-    return _generate(model, list(symbols), length, temperature, top_p, rows, key)
+    layer_key = mx.random.split(key, 3)[2]  # one that no symbol is drawn from
+    mx.eval(rows, key, layer_key)
+    return _generate(model, list(symbols), length, temperature, top_p, rows, key, layer_key)
 
 
 def _generate(
@@ -132,20 +135,26 @@ def _generate(
     top_p: float,
     rows: mx.array,
     key: mx.array,
+    layer_key: mx.array,
 ) -> Iterator[int]:
     state = None
     *before, last = symbols
     for start in range(0, len(before), _PROMPT_CHUNK):
-        _, state = model.layer.stream(rows[mx.array(before[start : start + _PROMPT_CHUNK])], state)
-        mx.eval(state)
+        chunk = rows[mx.array(before[start : start + _PROMPT_CHUNK])]
+        with random_key(layer_key):
+            _, state = model.layer.stream(chunk, state)
+            layer_key = current_key()
+        mx.eval(state, layer_key)
     # One input, then the flush; the state is the one before the flush.
     step = CompiledFunction(model, SequenceModel.__call__)
     for _ in range(length):
-        logits, state = step(rows[last][None], state)
+        with random_key(layer_key):
+            logits, state = step(rows[last][None], state)
+            layer_key = current_key()
         logits = logits[-1].astype(mx.float32)
         key, draw = mx.random.split(key)
         symbol = sample(logits, temperature, top_p, draw)
-        mx.eval(symbol, key, state)
+        mx.eval(symbol, key, state, layer_key)
         last = symbol.item()
         yield last
 

@@ -22,6 +22,7 @@ from mlx_tlstm.models.folder import (
     write_folder,
 )
 from mlx_tlstm.models.metadata import ModelMetadata
+from mlx_tlstm.recurrence.random_state import current_key, random_key
 
 
 class SequenceModel(nn.Module):
@@ -116,10 +117,7 @@ def _built(kind: type[SequenceModel], config: ModelConfig) -> SequenceModel:
 
     Its starting weights take no numbers from ``mx.random``'s global state.
     """
-    first, second = mx.random.state[0].tolist()
-    try:
+    with random_key(current_key()):
         model = kind(config.build_layer(), config.output_size)
-    finally:
-        mx.random.seed((first << 32) | second)
     model.set_dtype(getattr(mx, config.dtype))
     return model

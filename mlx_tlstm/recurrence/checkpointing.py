@@ -10,14 +10,14 @@ found. Then MLX asks for the gradient of :func:`_guarded`, which raises.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 
-from mlx_tlstm.recurrence.captured import CapturedArrays, handle
+from mlx_tlstm.recurrence.captured import CapturedArrays
 from mlx_tlstm.recurrence.ordering import after
+from mlx_tlstm.recurrence.random_state import current_key, random_key
 
 Arrays = list[mx.array]
 #: From arguments and found arrays to results.
@@ -38,7 +38,7 @@ def used_arrays(captured: CapturedArrays, run: Callable[[], Arrays]) -> list[int
 
     def total(*arrays: mx.array) -> mx.array:
         marks = [marked(index, array) for index, array in enumerate(arrays)]
-        with captured.replaced(marks), _random_key(_current_key()):
+        with captured.replaced(marks), random_key(current_key()):
             results = run()
         sums = [mx.abs(array).sum().astype(mx.float32) for array in results if _inexact(array)]
         return sum(sums, mx.array(0.0))
@@ -72,10 +72,10 @@ def checkpointed(
     Raises:
         ValueError: While a gradient is formed that leads through arrays that were not found.
     """
-    key = _current_key()
+    key = current_key()
 
     def again(arguments: Arrays, arrays: Arrays) -> Arrays:
-        with captured.replaced(arrays), _random_key(key):
+        with captured.replaced(arrays), random_key(key):
             return run(arguments)
 
     with captured.replaced([mx.stop_gradient(array) for array in captured.arrays]):
@@ -185,18 +185,3 @@ def _inexact(array: mx.array) -> bool:
 def _list(arrays: Any) -> list[Any]:
     """What MLX hands over as one array if it is alone."""
     return list(arrays) if isinstance(arrays, (list, tuple)) else [arrays]
-
-
-def _current_key() -> mx.array:
-    return handle(mx.random.state[0])
-
-
-@contextlib.contextmanager
-def _random_key(key: mx.array) -> Iterator[None]:
-    """Draw random numbers from ``key`` on, and afterwards go on from where they were before."""
-    before = _current_key()
-    mx.random.state[0][...] = key
-    try:
-        yield
-    finally:
-        mx.random.state[0][...] = before

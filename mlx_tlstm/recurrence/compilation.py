@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_map
 
+from mlx_tlstm.recurrence.random_state import current_key, random_key, set_key
 from mlx_tlstm.recurrence.snapshot import parts, rebuilt, snapshot
 
 #: Time steps up to which a graph pays. Tracing 1,000 of them takes some five seconds and 5,000 ten
@@ -39,6 +40,9 @@ class CompiledFunction:
     setting, what is frozen), the next call records a new graph. While recording, MLX puts
     placeholders into the model's arrays; this happens to a copy, so that the model stays usable and
     several threads may call the function at once. MLX records a graph for each thread.
+
+    Random numbers are new in each call: the key of ``mx.random`` is an input of the graph, and goes
+    on as if the function had run uncompiled. Where it draws none, the key stays.
 
     On a CPU the first call with arguments of new shapes evaluates its results, since that is when
     the C++ compiler runs. If it fails, there is a warning, and from then on the function runs
@@ -86,10 +90,12 @@ class CompiledFunction:
     def _first_on_cpu(
         self, graph: _Graph, arrays: list[mx.array], arguments: tuple[Any, ...], shapes: Hashable
     ) -> Any:
+        key = current_key()
         try:
             results = graph.compiled(arrays, *arguments)
             mx.eval(results)
         except RuntimeError as error:
+            set_key(key)
             results = graph.plain(arrays, *arguments)
             mx.eval(results)  # fails too where the compiler is not to blame
             warnings.warn(
@@ -113,7 +119,25 @@ def _graph(model: nn.Module, function: Callable[..., Any]) -> _Graph:
         remaining = iter(arrays)
         return function(rebuilt(template, lambda _: next(remaining)), *arguments)
 
-    return _Graph(plain, mx.compile(plain))
+    draws = False
+
+    def traced(key: mx.array, arrays: list[mx.array], *arguments: Any) -> tuple[Any, mx.array]:
+        nonlocal draws
+        with random_key(key):
+            state = mx.random.state[0]
+            results = plain(arrays, *arguments)
+            draws = draws or mx.random.state[0] is not state
+            return results, current_key()
+
+    replayed = mx.compile(traced)
+
+    def compiled(arrays: list[mx.array], *arguments: Any) -> Any:
+        results, key = replayed(mx.random.state[0], arrays, *arguments)
+        if draws:
+            set_key(key)
+        return results
+
+    return _Graph(plain, compiled)
 
 
 def _shape(leaf: Any) -> Any:

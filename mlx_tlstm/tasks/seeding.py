@@ -13,6 +13,7 @@ class Stream(IntEnum):
     TRAIN = 0
     VALIDATION = 1
     TEST = 2
+    MODEL = 3
 
 
 def random_generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:

@@ -14,6 +14,7 @@ import numpy as np
 from mlx_tlstm.checks import require_integer
 from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.recurrence.compilation import GRAPH_STEPS, CompiledFunction
+from mlx_tlstm.recurrence.random_state import current_key, random_key
 from mlx_tlstm.recurrence.snapshot import require_evaluated, snapshot
 from mlx_tlstm.tasks import Batch, Task
 from mlx_tlstm.training.objective import cross_entropy, encode, logits_at
@@ -51,7 +52,8 @@ def evaluate(
 
     Args:
         model: The model. A copy of it runs, in evaluation mode, with the weights that it has at the
-            time of the call; the model itself is not changed.
+            time of the call; the model itself is not changed, nor is the state of ``mx.random``,
+            where random numbers that the layer draws begin.
         task: The task that the model was built for.
         split: ``"validation"`` or ``"test"``.
         on_batch: Called before each batch; what it raises ends the evaluation.
@@ -103,17 +105,18 @@ def _totals(
     model = snapshot(model).eval()
     require_evaluated("evaluate", model)
     run = _Run(model, task, answers)
-    for batch in batches:
-        if on_batch is not None:
-            on_batch()
-        sums, state = run(batch, None if batch.fresh else state)
-        totals.loss += sums["loss"].item()
-        totals.predictions += batch.targets[:, task.loss_positions].size
-        if answers:
-            totals.right_answers += sums["answers"].item()
-            totals.answers += batch.targets[:, task.answer_positions].size
-            totals.right_sequences += sums["sequences"].item()
-            totals.sequences += len(batch.targets)
+    with random_key(current_key()):
+        for batch in batches:
+            if on_batch is not None:
+                on_batch()
+            sums, state = run(batch, None if batch.fresh else state)
+            totals.loss += sums["loss"].item()
+            totals.predictions += batch.targets[:, task.loss_positions].size
+            if answers:
+                totals.right_answers += sums["answers"].item()
+                totals.answers += batch.targets[:, task.answer_positions].size
+                totals.right_sequences += sums["sequences"].item()
+                totals.sequences += len(batch.targets)
     return totals
 
 

@@ -16,9 +16,11 @@ from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.models.arrays import filled, require_like
 from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.recurrence.compilation import CompiledFunction
+from mlx_tlstm.recurrence.random_state import random_key
 from mlx_tlstm.recurrence.snapshot import replace_weights
 from mlx_tlstm.recurrence.trees import arrays_of, by_name, of_rows, with_arrays
 from mlx_tlstm.tasks import Batch, make_task
+from mlx_tlstm.tasks.seeding import Stream, random_generator
 from mlx_tlstm.training import memory_prediction
 from mlx_tlstm.training.divergence import NonFiniteError
 from mlx_tlstm.training.objective import (
@@ -42,9 +44,10 @@ FLOAT16_LOSS_SCALES = (1024.0, 32.0, 1.0, 1 / 32)
 class Trainer:
     """A configuration being trained.
 
-    The data of a step is a pure function of configuration and step, so that ``step``,
-    ``weights``, ``optimizer.state`` and ``carried`` are the whole state of a run:
-    :meth:`arrays` and :meth:`restore` are their way to a checkpoint and back.
+    The data of a step is a pure function of configuration and step, and so are random numbers that
+    the layer draws in it, as those of dropout. So ``step``, ``weights``, ``optimizer.state`` and
+    ``carried`` are the whole state of a run: :meth:`arrays` and :meth:`restore` are their way to a
+    checkpoint and back.
 
     Weights and Adam's moments are kept in float32 whatever ``config.dtype``: in half precision the
     squares of small gradients vanish and small updates round to nothing. The model computes with
@@ -300,7 +303,8 @@ class Trainer:
             function = self._value_and_grad
             if not self._compiles:
                 function = function.plain
-            (_, loss, state), scaled = function(x, targets, before, scale)
+            with random_key(self._random_key(part)):
+                (_, loss, state), scaled = function(x, targets, before, scale)
             gradients = tree_map(lambda g: g.astype(mx.float32) / (scale * parts), scaled)
             sums = gradients if sums is None else tree_map(mx.add, sums, gradients)
             losses.append(loss)
@@ -311,6 +315,13 @@ class Trainer:
         if parts > 1:
             state = with_arrays(state, map(_joined, *(arrays_of(s, state) for s in states)))
         return self.workers.mean(loss), self.workers.mean(sums), state
+
+    def _random_key(self, part: int) -> mx.array:
+        """Where the random numbers that the layer draws for a part of this step's batch begin."""
+        parts = self.config.accumulate
+        index = (self.step * self.workers.size + self.workers.rank) * parts + part
+        generator = random_generator(self.config.seed, Stream.MODEL, index)
+        return mx.random.key(generator.bit_generator.random_raw())
 
     def _scaled_loss_and_gradients(
         self, model: SequenceModel, *arguments: Any

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import mlx.core as mx
@@ -146,6 +147,66 @@ def test_a_mode_that_changes_to_and_fro():
         assert mx.allclose(compiled(_inputs()), model(_inputs())[0], rtol=1e-5, atol=1e-5)
         model.train()
         assert not mx.allclose(compiled(_inputs()), model.eval()(_inputs())[0], atol=1e-3)
+
+
+def _with_dropout():
+    model = _model()
+    model.readout = nn.Sequential(nn.Dropout(0.5), model.readout)
+    return model
+
+
+def _draw_of(function, *arguments):
+    mx.random.seed(6)
+    results = [function(*arguments) for _ in range(3)]
+    return results, mx.random.state[0].tolist()
+
+
+def test_random_numbers_are_those_of_the_plain_function():
+    """New ones in each call, from the state of ``mx.random``, which goes on."""
+    model = _with_dropout()
+    compiled = CompiledFunction(model, _gradient)
+    expected, after = _draw_of(partial(_gradient, model), _inputs(), None, 1.0)
+    for function in (compiled, compiled, compiled.plain):
+        found, now = _draw_of(function, _inputs(), None, 1.0)
+        assert_close(found, expected, TOLERANCE)
+        assert now == after
+    assert len({result[0][0].item() for result in found}) == 3
+
+
+def test_random_numbers_of_each_shape_and_mode():
+    model = _with_dropout()
+    compiled = CompiledFunction(model, lambda model, x: model(x)[0])
+    for steps in (STEPS, 2, STEPS):
+        first, second = compiled(_inputs(steps=steps)), compiled(_inputs(steps=steps))
+        assert not mx.array_equal(first, second)
+    model.eval()
+    _, after = _draw_of(compiled, _inputs())
+    assert after == mx.random.key(6).tolist()
+
+
+def test_random_numbers_in_another_thread():
+    """Each has a state of its own."""
+    model = _with_dropout()
+    compiled = CompiledFunction(model, lambda model, x: model(x)[0])
+    x = _inputs()
+    mx.eval(x)
+
+    def draws():
+        return [array.tolist() for array in _draw_of(compiled, x)[0]]
+
+    here = draws()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(draws).result() == here
+
+
+def test_without_random_numbers_their_state_stays():
+    compiled = CompiledFunction(_model(), _gradient)
+    mx.random.seed(6)
+    state = mx.random.state[0]
+    for _ in range(2):
+        compiled(_inputs(), None, 1.0)
+    assert mx.random.state[0] is state
+    assert state.tolist() == mx.random.key(6).tolist()
 
 
 def test_tied_modules_stay_tied():

@@ -9,14 +9,24 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 import pytest
+from comparison import assert_close
 from mlx import nn
 from test_memory_prediction import check_prediction
 from tiny_tasks import Stop, StopAt
 
 import mlx_tlstm
-from mlx_tlstm import VARIANTS, CellVariant, Recurrent, SequenceModel, make_layer, training
+from mlx_tlstm import (
+    VARIANTS,
+    CellVariant,
+    Recurrent,
+    SequenceModel,
+    StreamingSession,
+    make_layer,
+    training,
+)
 from mlx_tlstm.models.generation import generate
 from mlx_tlstm.training.origin import training_command
+from mlx_tlstm.training.workers import Workers
 
 
 class State(NamedTuple):
@@ -322,6 +332,78 @@ def test_restored_where_no_cell_is_trained(frozen, settings, monkeypatch):
     whole.train_step()
     again.restore(1, whole.arrays())
     assert again.train_step() == whole.train_step()
+
+
+class Noisy(Plain):
+    """It adds random numbers in each step, in evaluation mode too."""
+
+    def __call__(self, x, state):
+        output, state = super().__call__(x, state)
+        return output + mx.random.normal(output.shape), state
+
+
+@pytest.fixture
+def noisy(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "noisy", CellVariant(Noisy))
+
+
+def drawn_losses(config, compiled):
+    """Losses of four steps on one batch that change no weight."""
+    trainer = training.Trainer(config)
+    trainer.optimizer.learning_rate = 0.0
+    batch = trainer.task.train_batch(0)
+    trainer.task.train_batch = lambda step: batch
+    trainer._compiles = compiled
+    mx.random.seed(1)
+    losses = [trainer.train_step().loss for _ in range(4)]
+    assert mx.random.state[0].tolist() == mx.random.key(1).tolist()
+    return losses
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"recompute": True}])
+def test_random_numbers_are_new_in_each_step(changes, settings, noisy):
+    config = settings("memorization", **changes).for_variant("noisy")
+    losses = drawn_losses(config, True)
+    assert len(set(losses)) == 4
+    assert losses == pytest.approx(drawn_losses(config, False), rel=1e-5)
+    assert drawn_losses(config.replace(seed=5), True) != losses
+
+
+def test_each_part_of_a_batch_has_random_numbers_of_its_own(settings, noisy):
+    """In each process, and in each step."""
+    config = settings("memorization", accumulate=2).for_variant("noisy")
+    keys = set()
+    for rank in (0, 1):
+        trainer = training.Trainer(config, Workers(rank, 2))
+        for trainer.step in range(3):
+            keys |= {tuple(trainer._random_key(part).tolist()) for part in (0, 1)}
+    assert len(keys) == 12
+
+
+def test_evaluation_and_generation_leave_the_random_state(settings, noisy):
+    trainer = training.Trainer(settings("wikipedia").for_variant("noisy"))
+    mx.random.seed(1)
+    losses = [training.evaluate(trainer.model, trainer.task, "test")["loss"] for _ in range(2)]
+    texts = [tuple(generate(trainer.model, [3, 1], 9, seed=seed)) for seed in (0, 0, 1, 2)]
+    assert mx.random.state[0].tolist() == mx.random.key(1).tolist()
+    assert losses[0] == losses[1]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) == 3
+    mx.random.seed(2)
+    assert training.evaluate(trainer.model, trainer.task, "test")["loss"] != losses[0]
+
+
+def test_a_session_draws_anew_for_each_input(noisy):
+    model = SequenceModel(make_layer("noisy", 3, 5, 1), 4)
+    x = mx.ones((3,))
+    pushed = []
+    for seed in (1, 1, 2):
+        mx.random.seed(seed)
+        session = StreamingSession(model)
+        pushed.append([session.push(x).tolist() for _ in range(4)])
+    assert pushed[0] == pushed[1] != pushed[2]
+    mx.random.seed(1)
+    assert_close(mx.array(pushed[0]), model(mx.stack([x] * 4))[0], 1e-5)
 
 
 def test_many_arrays_that_no_step_has_changed(settings):
