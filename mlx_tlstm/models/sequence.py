@@ -80,8 +80,7 @@ class SequenceModel(nn.Module):
                 any model.
             OSError: The folder cannot be written.
         """
-        config = ModelConfig.of(self, self.metadata if metadata is None else metadata)
-        require_same_parts(self, _built(SequenceModel, config))
+        config = loadable_config(self, metadata)
         write_folder(path, config, dict(tree_flatten(self.parameters())))
 
     @classmethod
@@ -101,6 +100,17 @@ class SequenceModel(nn.Module):
         model.update(filled(model.parameters(), arrays))
         model.metadata = config.metadata
         return model.eval()
+
+
+def loadable_config(model: SequenceModel, metadata: ModelMetadata | None = None) -> ModelConfig:
+    """What a model's folder says of it, with its own metadata unless others are given.
+
+    Raises:
+        ValueError: :meth:`SequenceModel.load` could not rebuild the model by it.
+    """
+    config = ModelConfig.of(model, model.metadata if metadata is None else metadata)
+    require_same_parts(model, _built(SequenceModel, config))
+    return config
 
 
 def class_count(model: SequenceModel) -> int:

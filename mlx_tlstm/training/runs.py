@@ -35,12 +35,11 @@ from mlx_tlstm.files import (
 from mlx_tlstm.models.folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
-    ModelConfig,
     write_config,
     write_weights,
 )
 from mlx_tlstm.models.metadata import ModelMetadata, metrics_from_json
-from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.models.sequence import SequenceModel, loadable_config
 from mlx_tlstm.models.trained import WEIGHTS, load_trained
 from mlx_tlstm.tasks import TASKS
 
@@ -239,14 +238,20 @@ class RunFolder:
         replace_text(self.path / TEST_FILE, json_text(metrics, indent=2))
 
     def describe_model(self, model: SequenceModel) -> None:
-        """Write ``config.json`` into the folders ``best`` and ``last``, unless it is there."""
-        config = ModelConfig.of(model, model.metadata)
-        for name in WEIGHTS:
-            file = self.path / name / CONFIG_FILE
-            if not file.exists():
-                file.parent.mkdir(exist_ok=True)
-                replace_file(file, partial(write_config, config=config))
-                sync(self.path)
+        """Write ``config.json`` into the folders ``best`` and ``last``, unless it is there.
+
+        Raises:
+            ValueError: No model could be loaded by it; nothing was written.
+        """
+        files = [self.path / name / CONFIG_FILE for name in WEIGHTS]
+        missing = [file for file in files if not file.exists()]
+        if not missing:
+            return
+        config = loadable_config(model)
+        for file in missing:
+            file.parent.mkdir(exist_ok=True)
+            replace_file(file, partial(write_config, config=config))
+            sync(self.path)
 
     def save_model(self, name: str, model: SequenceModel, metrics: Mapping[str, Any]) -> None:
         """Write a model's weights and their metrics to ``best`` or ``last``.

@@ -19,6 +19,7 @@ from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.random_state import random_key
 from mlx_tlstm.recurrence.snapshot import replace_weights
 from mlx_tlstm.recurrence.trees import arrays_of, by_name, of_rows, with_arrays
+from mlx_tlstm.rivals import BUILT_IN
 from mlx_tlstm.tasks import Batch, make_task
 from mlx_tlstm.tasks.seeding import Stream, random_generator
 from mlx_tlstm.training import memory_prediction
@@ -32,6 +33,7 @@ from mlx_tlstm.training.objective import (
     logits_at,
 )
 from mlx_tlstm.training.reports import StepReport
+from mlx_tlstm.training.trial import require_trainable
 from mlx_tlstm.training.workers import Workers
 
 BETA1 = 0.9
@@ -72,7 +74,8 @@ class Trainer:
             through it, unless that batch is fresh.
 
     Raises:
-        ValueError: A setting does not fit the task or the variant, or ``backend`` the machine.
+        ValueError: A setting does not fit the task or the variant, or ``backend`` the machine; or a
+            cell of the user's own cannot be trained, see :func:`trial.require_trainable`.
         FileNotFoundError: ``config.data`` does not exist.
         DataUnavailableError: The data can neither be downloaded nor found in the cache.
     """
@@ -102,6 +105,8 @@ class Trainer:
         )
         self.total_steps = self.task.train_steps
         self.model = build_model(config, self.task, backend)
+        if config.variant not in BUILT_IN:
+            require_trainable(self.model, size // config.accumulate, self.task.input_size)
         memory_prediction.require_fits(config, self.task, self.model, self.workers.size)
         self.weights = self.workers.from_first(
             tree_map(lambda weight: weight.astype(mx.float32), self.model.trainable_parameters())

@@ -198,6 +198,21 @@ def test_a_backend_is_refused():
         make_layer("plain", 3, 5, 1, backend="metal")
 
 
+def test_integers_that_are_no_parameter(settings, tmp_path, monkeypatch):
+    class Hidden(Plain):
+        def __init__(self, input_size, hidden_size):
+            super().__init__(input_size, hidden_size)
+            self._order = mx.arange(hidden_size)
+
+        def __call__(self, x, state):
+            output, state = super().__call__(x, state)
+            return output[:, self._order], state
+
+    monkeypatch.setitem(VARIANTS, "hidden", CellVariant(Hidden))
+    result = training.fit(settings("memorization").for_variant("hidden"), tmp_path / "run")
+    same(result.model, mlx_tlstm.load(tmp_path / "run"))
+
+
 def test_the_cell_gets_the_forget_bias_if_it_takes_one():
     assert make_layer("plain", 3, 5, 1, forget_bias=2.5).cell.forget_bias == 2.5
     make_layer("gru", 3, 5, 2, forget_bias=2.5)
@@ -213,6 +228,70 @@ def test_a_cell_that_fails_is_told_before_there_is_a_folder(settings, tmp_path, 
     with pytest.raises(ValueError, match=r"'cell' must be a module that returns \(output, state\)"):
         training.fit(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Lazy(Plain):
+    """It makes a parameter in its first step."""
+
+    def __call__(self, x, state):
+        if "scale" not in self:
+            self.scale = mx.ones((state.shape[-1],))
+        output, state = super().__call__(x, state)
+        return self.scale * output, state
+
+
+class Permuted(Plain):
+    """It holds integers as a parameter."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self.order = mx.arange(hidden_size)
+
+    def __call__(self, x, state):
+        output, state = super().__call__(x, state)
+        return output[:, self.order], state
+
+
+class Frozen(Permuted):
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self.freeze(keys=["order"], recurse=False)
+
+
+def made_otherwise(input_size, hidden_size, made=[]):  # noqa: B006
+    """Each time a cell with more parts than before."""
+    made.append(nn.Linear(3, 3))
+    cell = Plain(input_size, hidden_size)
+    cell.parts = list(made)
+    return cell
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (Lazy, r"'cell' must .* but got \['layer.cell.scale'\]|'step' must leave the arrays"),
+        (Permuted, r"'layer.cell.order' must be of floating-point .* '_'.* but got mlx.core.int32"),
+        (Frozen, "'layer.cell.order' must be of floating-point"),
+        (made_otherwise, "'load' would refuse it"),
+    ],
+)
+@pytest.mark.parametrize("changes", [{}, {"recompute": True}, {"dtype": "bfloat16"}])
+def test_a_model_that_could_not_be_loaded(cell, message, changes, settings, tmp_path, monkeypatch):
+    """It is told before there is a folder."""
+    monkeypatch.setitem(VARIANTS, "wrong", CellVariant(cell))
+    config = settings("memorization", **changes).for_variant("wrong")
+    with pytest.raises(ValueError, match=message):
+        training.fit(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_part_that_is_replaced_before_the_first_step(settings, tmp_path):
+    config = settings("memorization", depth=1, variant="plain")
+    trainer, run = training.prepare(config, tmp_path / "run")
+    trainer.model.readout = nn.Sequential(trainer.model.readout)
+    with pytest.raises(ValueError, match="'load' would refuse it"):
+        training.train(trainer, run)
+    assert trainer.step == 0
 
 
 @pytest.mark.parametrize(
