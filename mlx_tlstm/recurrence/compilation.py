@@ -8,8 +8,9 @@ machine's C++ compiler translates. On a CPU without a compiler the function runs
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -17,7 +18,7 @@ from mlx import nn
 from mlx.utils import tree_map
 
 from mlx_tlstm.recurrence.random_state import current_key, random_key, set_key
-from mlx_tlstm.recurrence.snapshot import parts, rebuilt, snapshot
+from mlx_tlstm.recurrence.snapshot import kept_arrays, parts, rebuilt, snapshot
 
 #: Time steps up to which a graph pays. Tracing 1,000 of them takes some five seconds and 5,000 ten
 #: times as long, while the plain function's cost grows with the number of steps alone.
@@ -51,7 +52,12 @@ class CompiledFunction:
     Args:
         model: The model.
         function: Takes a model, which is a copy, and trees of arrays; returns a tree of arrays.
-            What else it takes is a constant: each new value makes a new graph.
+            What else it takes is a constant: each new value makes a new graph. It leaves the
+            copy's arrays in their places: ``nn.value_and_grad`` needs one of its own.
+
+    Raises:
+        ValueError: In a call: ``function`` replaces arrays of the model, or reads values of arrays
+            while MLX records.
     """
 
     def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
@@ -110,6 +116,21 @@ class CompiledFunction:
         return results
 
 
+@contextlib.contextmanager
+def traceable(owner: str) -> Iterator[None]:
+    """Say what MLX means where a model that it traces within asks for an array's values."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(("[eval]", "[async_eval]")):
+            raise
+        raise ValueError(
+            f"[{owner}] 'model' must compute without reading an array's values (item, float, if, "
+            f"NumPy), since it is compiled, but MLX says: {error} MLX_DISABLE_COMPILE=1 runs it as "
+            "it is"
+        ) from error
+
+
 def _graph(model: nn.Module, function: Callable[..., Any]) -> _Graph:
     # Keeps alive what the graph is known by, but no weights.
     none = mx.array(0.0)
@@ -117,7 +138,9 @@ def _graph(model: nn.Module, function: Callable[..., Any]) -> _Graph:
 
     def plain(arrays: list[mx.array], *arguments: Any) -> Any:
         remaining = iter(arrays)
-        return function(rebuilt(template, lambda _: next(remaining)), *arguments)
+        copy = rebuilt(template, lambda _: next(remaining))
+        with kept_arrays(copy):
+            return function(copy, *arguments)
 
     draws = False
 
@@ -132,7 +155,8 @@ def _graph(model: nn.Module, function: Callable[..., Any]) -> _Graph:
     replayed = mx.compile(traced)
 
     def compiled(arrays: list[mx.array], *arguments: Any) -> Any:
-        results, key = replayed(mx.random.state[0], arrays, *arguments)
+        with traceable(type(template).__name__):
+            results, key = replayed(mx.random.state[0], arrays, *arguments)
         if draws:
             set_key(key)
         return results

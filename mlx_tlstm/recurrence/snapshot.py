@@ -7,12 +7,16 @@ never change, so that it takes almost no memory.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_flatten
+
+from mlx_tlstm.checks import require
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -53,6 +57,20 @@ def snapshot(model: AnyModule) -> AnyModule:
         return rebuilt(model, lambda array: array)
 
 
+@contextlib.contextmanager
+def kept_arrays(copy: nn.Module) -> Iterator[None]:
+    """Raise ``ValueError`` if a copy's arrays are replaced within, which nobody would ever see.
+
+    An array may be added, which the next copy makes again.
+    """
+    before = _own_arrays(copy)
+    yield
+    after = _own_arrays(copy)
+    replaced = [name for name, array in before.items() if after.get(name) is not array]
+    expected = "one whose steps replace none of its arrays: a copy runs (keep them in the state),"
+    require(not replaced, type(copy).__name__, "model", expected, replaced)
+
+
 def require_evaluated(owner: str, model: nn.Module) -> None:
     """Evaluate a model's arrays, so that any thread can read them.
 
@@ -78,6 +96,11 @@ def replace_weights(model: nn.Module, weights: Any) -> None:
 def rebuilt(model: AnyModule, array_for: Callable[[mx.array], mx.array]) -> AnyModule:
     """A copy of the module tree in which ``array_for`` replaces each array, in the tree's order."""
     return _rebuilt(model, array_for, {})
+
+
+def _own_arrays(model: nn.Module) -> dict[str, mx.array]:
+    """All arrays of the module tree, parameters and others, by name."""
+    return {name: leaf for name, leaf in tree_flatten(model) if isinstance(leaf, mx.array)}
 
 
 def _collect(

@@ -17,7 +17,7 @@ from mlx_tlstm.models.arrays import filled, require_like
 from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.random_state import random_key
-from mlx_tlstm.recurrence.snapshot import replace_weights
+from mlx_tlstm.recurrence.snapshot import kept_arrays, replace_weights, snapshot
 from mlx_tlstm.recurrence.trees import arrays_of, by_name, of_rows, with_arrays
 from mlx_tlstm.rivals import BUILT_IN
 from mlx_tlstm.tasks import Batch, make_task
@@ -32,8 +32,8 @@ from mlx_tlstm.training.objective import (
     encode,
     logits_at,
 )
+from mlx_tlstm.training.own_cell import require_trainable
 from mlx_tlstm.training.reports import StepReport
-from mlx_tlstm.training.trial import require_trainable
 from mlx_tlstm.training.workers import Workers
 
 BETA1 = 0.9
@@ -75,7 +75,7 @@ class Trainer:
 
     Raises:
         ValueError: A setting does not fit the task or the variant, or ``backend`` the machine; or a
-            cell of the user's own cannot be trained, see :func:`trial.require_trainable`.
+            cell of the user's own cannot be trained, see :mod:`mlx_tlstm.training.own_cell`.
         FileNotFoundError: ``config.data`` does not exist.
         DataUnavailableError: The data can neither be downloaded nor found in the cache.
     """
@@ -331,6 +331,7 @@ class Trainer:
     def _scaled_loss_and_gradients(
         self, model: SequenceModel, *arguments: Any
     ) -> tuple[tuple[mx.array, mx.array, Any], Any]:
+        model = snapshot(model)  # gradients are those of placeholders that it gets
         value_and_grad = nn.value_and_grad(model, partial(self._scaled_loss, model))
         (scaled, loss, state), gradients = value_and_grad(*arguments)
         # Compiled, MLX fails on two parts of the state that no step has changed and that are equal.
@@ -342,8 +343,9 @@ class Trainer:
     def _scaled_loss(
         self, model: SequenceModel, x: mx.array, targets: mx.array, state: Any, scale: float
     ) -> tuple[mx.array, mx.array, Any]:
-        y, state = model.layer(x, state)
-        logits = logits_at(model, y, self.task.loss_positions)
+        with kept_arrays(model):
+            y, state = model.layer(x, state)
+            logits = logits_at(model, y, self.task.loss_positions)
         loss = cross_entropy(logits, targets).mean()
         return loss * scale, loss, state
 

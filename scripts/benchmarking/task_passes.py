@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 from benchmarking.products import Product, layer_products, linear_products
 from mlx_tlstm import VARIANTS, Recurrent, SequenceModel, make_layer
 from mlx_tlstm.recurrence.compilation import CompiledFunction
+from mlx_tlstm.recurrence.snapshot import snapshot
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training import memory_prediction
 from mlx_tlstm.training.objective import cross_entropy, logits_at
@@ -113,6 +114,7 @@ class TaskPass:
         mx.eval(self.model.parameters(), self.x, self.targets)
 
     def _loss_and_gradients(self, model: SequenceModel) -> tuple[mx.array, Any]:
+        model = snapshot(model)
         return nn.value_and_grad(model, partial(self._loss, model))()
 
     def _loss(self, model: SequenceModel) -> mx.array:

@@ -21,6 +21,7 @@ from mlx_tlstm import TLSTM, TRNN, SequenceModel, make_layer
 from mlx_tlstm.kernels import tiles, tuning
 from mlx_tlstm.kernels.library import Kernel
 from mlx_tlstm.recurrence.compilation import CompiledFunction
+from mlx_tlstm.recurrence.snapshot import snapshot
 
 VALUES, GRADIENTS = 1e-5, 4e-5
 TENSOR_VARIANTS = [name for name in OUR_VARIANTS if name != "slstm"]
@@ -255,7 +256,8 @@ def losses(variant, backend, compiled=False):
         return nn.losses.cross_entropy(logits, symbols[:, 1:], reduction="mean")
 
     def gradient(model, symbols):
-        return nn.value_and_grad(model, loss)(model, symbols)
+        copy = snapshot(model)
+        return nn.value_and_grad(copy, loss)(copy, symbols)
 
     compiled_step = CompiledFunction(model, gradient)
     history = []

@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_tlstm import SequenceModel, make_layer
 from mlx_tlstm.recurrence.compilation import CompiledFunction
+from mlx_tlstm.recurrence.snapshot import snapshot
 
 BATCH, STEPS, INPUT, HIDDEN, CLASSES = 2, 5, 4, 7, 3
 #: With it the compiled loops of a CPU may round otherwise: a compiler may join a product and a sum.
@@ -36,6 +37,8 @@ def _inputs(batch=BATCH, steps=STEPS, seed=0):
 
 
 def _gradient(model, x, state, scale):
+    model = snapshot(model)
+
     def loss(x, state, scale):
         y, state = model(x, state)
         return (scale * y.square()).sum(), state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -283,6 +284,138 @@ def test_a_model_that_could_not_be_loaded(cell, message, changes, settings, tmp_
     with pytest.raises(ValueError, match=message):
         training.fit(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Normalised(Plain):
+    """With statistics that each step in training mode updates."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self.norm = nn.BatchNorm(hidden_size)
+
+    def __call__(self, x, state):
+        output, state = super().__call__(x, state)
+        return self.norm(output), state
+
+
+class Counting(Plain):
+    """With an array of its own, trained or not, that each step replaces."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self.calls, self._calls = mx.array(0.0), [mx.array(0)]
+
+    def __call__(self, x, state):
+        output, state = super().__call__(x, state)
+        if self.training:
+            self.calls = self.calls + 1
+        else:
+            self._calls[0] = self._calls[0] + 1
+        return output, state
+
+
+class Elsewhere(Plain):
+    """It keeps an array in an object that is no module."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self.kept = SimpleNamespace(mean=mx.zeros((input_size,)))
+
+    def __call__(self, x, state):
+        self.kept.mean = 0.9 * self.kept.mean + 0.1 * x.mean(axis=0)
+        return super().__call__(x - self.kept.mean, state)
+
+
+UPDATING = [(Normalised, "norm.running_mean"), (Counting, "calls"), (Elsewhere, "an object")]
+
+
+@pytest.mark.parametrize(("cell", "name"), UPDATING)
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"dtype": "float16"}])
+def test_arrays_that_a_step_updates(cell, name, changes, settings, tmp_path, monkeypatch):
+    """The updates would be lost."""
+    monkeypatch.setitem(VARIANTS, "updating", CellVariant(cell))
+    config = settings("memorization", **changes).for_variant("updating")
+    with pytest.raises(ValueError, match=rf"'(model|cell)' must be one whose .*{name}"):
+        training.fit(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("cell", "work"),
+    [
+        (Normalised, "session"),
+        (Counting, "session"),
+        (Counting, "evaluation"),
+        (Counting, "generation"),
+    ],
+)
+def test_arrays_that_a_step_updates_elsewhere(cell, work, settings, monkeypatch):
+    """Uncompiled they are the user's affair."""
+    task = training.Trainer(settings("wikipedia")).task
+    size = task.input_size
+    model = SequenceModel(Recurrent(cell(size, 5)), size)
+    x = mx.random.normal((3, 2, size))
+    before = mx.array(model.layer.cell.norm.running_mean if cell is Normalised else 0.0)
+    model(x)
+    after = model.layer.cell.norm.running_mean if cell is Normalised else model.layer.cell.calls
+    assert not mx.array_equal(before, after)
+    ways = {
+        "session": lambda: StreamingSession(model).push(x[:, 0]),
+        "evaluation": lambda: training.evaluate(model, task, "test"),
+        "generation": lambda: list(generate(model, [1], 2)),
+    }
+    with pytest.raises(
+        ValueError, match="'model' must be one whose steps replace none of its arrays"
+    ):
+        ways[work]()
+
+
+def test_arrays_that_are_made_once(settings, tmp_path, monkeypatch):
+    """Not as a parameter, they may be made in the first step."""
+
+    class Cached(Plain):
+        def __call__(self, x, state):
+            if "_order" not in self:
+                self._order = mx.arange(state.shape[-1])
+            output, state = super().__call__(x, state)
+            return output[:, self._order], state
+
+    monkeypatch.setitem(VARIANTS, "cached", CellVariant(Cached))
+    result = training.fit(settings("memorization").for_variant("cached"), tmp_path / "run")
+    same(result.model, mlx_tlstm.load(tmp_path / "run"))
+
+
+def reading(how):
+    class Reading(Plain):
+        def __call__(self, x, state):
+            output, state = super().__call__(x, state)
+            return output * how(state), state
+
+    return Reading
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda h: h.max().item(),
+        lambda h: 2 if h.sum() > 0 else 1,
+        lambda h: float(np.array(h).max()),
+    ],
+)
+def test_a_cell_that_reads_values(how, settings, tmp_path, monkeypatch):
+    message = r"must compute without reading an array's values .* MLX_DISABLE_COMPILE=1"
+    monkeypatch.setitem(VARIANTS, "reading", CellVariant(reading(how)))
+    with pytest.raises(ValueError, match=message):
+        training.fit(settings("memorization").for_variant("reading"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    model = SequenceModel(Recurrent(reading(how)(3, 5)), 4)
+    with pytest.raises(ValueError, match=message):
+        StreamingSession(model).push(mx.ones((3,)))
+    mx.disable_compile()
+    try:
+        training.fit(settings("memorization").for_variant("reading"), tmp_path / "run")
+    finally:
+        mx.enable_compile()
 
 
 def test_a_part_that_is_replaced_before_the_first_step(settings, tmp_path):
