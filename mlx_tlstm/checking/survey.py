@@ -415,7 +415,6 @@ def _bytes(setting: Setting, length: int) -> int:
             input_size=INPUT_SIZE,
             parameters=layer.cell.weight.size,
             rows=setting.rows,
-            parts=1,
             steps=length,
             loss_steps=length,
             output_size=INPUT_SIZE,

@@ -53,10 +53,10 @@ class StepSizes:
         input_size: R.
         parameters: Trained numbers in the model.
         rows: B, the sequences that go through the network at once.
-        parts: How many such parts a training step has; see ``TrainingConfig.accumulate``.
         steps: T, time steps of a sequence.
         loss_steps: Time steps with a loss.
         output_size: S.
+        parts: How many parts of B rows a training step has; see ``TrainingConfig.accumulate``.
         recompute: Whether the backward pass computes activations anew.
     """
 
@@ -64,11 +64,11 @@ class StepSizes:
     input_size: int
     parameters: int
     rows: int
-    parts: int
     steps: int
     loss_steps: int
     output_size: int
-    recompute: bool
+    parts: int = 1
+    recompute: bool = False
 
     @classmethod
     def of(
@@ -81,10 +81,10 @@ class StepSizes:
             input_size=task.input_size,
             parameters=sum(array.size for _, array in tree_flatten(model.trainable_parameters())),
             rows=max(1, config.batch_size // (config.accumulate * workers)),
-            parts=config.accumulate,
             steps=steps,
             loss_steps=len(range(*task.loss_positions.indices(steps))),
             output_size=task.output_size,
+            parts=config.accumulate,
             recompute=config.recompute,
         )
 

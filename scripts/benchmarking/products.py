@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import mlx.core as mx
 
+from mlx_tlstm.checks import require
 from mlx_tlstm.layers import Recurrent, StackedLSTM
 from mlx_tlstm.layers.layer import Layer
 from mlx_tlstm.recurrence.graphs import Node
 from mlx_tlstm.training.step_graph import gradient_nodes
 
-#: Products that are queued before their results are let go, and the largest operand of a weight
-#: gradient in elements (64 MiB).
+#: Products that are queued before their results are let go.
 _QUEUED = 8
-_WEIGHT_GRADIENT_ELEMENTS = 1 << 24
 
 
 class Product(NamedTuple):
@@ -37,41 +37,50 @@ class Product(NamedTuple):
         return 2 * self.m * self.k * self.n * self.times
 
 
-def layer_products(
-    layer: Layer, batch_size: int, length: int, input_size: int | None = None
-) -> list[Product]:
+def layer_products(layer: Layer, batch_size: int, length: int) -> list[Product]:
     """Those of the steps of a layer over ``[B, T, R]``, without the input projection's.
 
     A tLSTM or tRNN with N = B·<P> rows takes ``[N, <K>·M]`` by ``[<K>·M, O]`` in each of its
-    T + L - 1 steps, and ``[N, O]`` by ``[O, <K>·M]`` backward. A stacked LSTM takes, in each of T
-    steps, one such product for the pasts of all layers, and one a layer for what is below it. The
-    weight gradient is taken in pieces of many steps.
+    T + L - 1 steps, and ``[N, O]`` by ``[O, <K>·M]`` backward; in the last L - 1, where these run
+    on a corner of the tensor, N is that corner's. A stacked LSTM takes, in each of T steps, one
+    such product for the pasts of all layers, and one a layer for what is below it. The weight
+    gradient is taken of as many steps at once as the layer's own.
 
-    Those of another cell are read from its step's graph, and taken in each of T steps; its inputs,
-    ``input_size`` wide, are projected in the step, and that is among them.
+    Those of another cell are read from its step's graph, and taken in each of T steps; its inputs
+    are projected in the step, and that is among them.
+
+    Raises:
+        ValueError: It is another cell, whose step MLX cannot write out.
     """
     if isinstance(layer, Recurrent):
-        nodes = gradient_nodes(layer, batch_size, input_size or layer.input_size)
+        nodes = gradient_nodes(layer, batch_size, layer.input_size)
+        expected = "one whose step MLX can write out"
+        require(bool(nodes), "layer_products", "cell", expected, type(layer.cell).__name__)
         found = [node for node in nodes if node.get("name") in ("AddMM", "Matmul")]
         return [_of_node(node, length) for node in found]
     cell = layer.cell
+    transition = cell.active_transition(batch_size)
+    outputs, inputs = cell.weight.shape[0], math.prod(cell.weight.shape[1:])
     if isinstance(layer, StackedLSTM):
         M, L = cell.hidden_size, cell.depth
         passed = [(batch_size, M, length * L), (batch_size * L, M, length)]
-        rows, inputs, outputs, steps = batch_size * L, 2 * M, 4 * M, length
+        summed = [(transition, batch_size * L, length)]
     else:
-        outputs, inputs = cell.weight.shape[0], math.prod(cell.weight.shape[1:])
-        rows, steps = batch_size * cell.geometry.locations, length + cell.delay
-        passed = [(rows, inputs, steps)]
+        prepared = transition.prepare(cell.transition_parameters())
+        steps = Counter({transition: length})
+        steps.update(transition.corner(prepared, left)[0] for left in range(1, cell.delay + 1))
+        summed = [(one, batch_size * one.backend.geometry.locations, n) for one, n in steps.items()]
+        passed = [(rows, inputs, count) for _, rows, count in summed]
     products = []
     for m, k, times in passed:
         products.append(Product(m, k, outputs, times, "nt"))
         products.append(Product(m, outputs, k, times, "nn"))
-    piece = min(steps, max(1, _WEIGHT_GRADIENT_ELEMENTS // (rows * inputs)))
-    whole, rest = divmod(steps, piece)
-    products.append(Product(outputs, piece * rows, inputs, whole, "tn"))
-    if rest:
-        products.append(Product(outputs, rest * rows, inputs, 1, "tn"))
+    for one, rows, count in summed:
+        piece = min(count, one.weight_gradient_steps(batch_size))
+        whole, rest = divmod(count, piece)
+        products.append(Product(outputs, piece * rows, inputs, whole, "tn"))
+        if rest:
+            products.append(Product(outputs, rest * rows, inputs, 1, "tn"))
     return products
 
 

@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx_tlstm.checking.chains import Problem
 from mlx_tlstm.checking.timing import per_timestep_example
 from mlx_tlstm.geometry import Geometry
+from mlx_tlstm.kernels.tuning import apple_generation
 
 KERNEL_SIZE = 3
 INPUT_SIZE = 65  # symbols of the memorization task
@@ -104,10 +105,7 @@ def tf32() -> bool:
     """Whether MLX may multiply float32 matrices on the default device as TF32."""
     if mx.default_device().type != mx.gpu or os.environ.get("MLX_ENABLE_TF32", "1") == "0":
         return False
-    generation = re.match(r"applegpu_g(\d+)", str(mx.device_info().get("architecture", "")))
-    return mx.cuda.is_available() or (
-        generation is not None and int(generation[1]) >= _TF32_GENERATION
-    )
+    return mx.cuda.is_available() or (apple_generation() or 0) >= _TF32_GENERATION
 
 
 def tf32_text() -> str:

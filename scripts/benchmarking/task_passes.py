@@ -148,11 +148,9 @@ def predicted_bytes(point: Point) -> int:
         input_size=point.input_size,
         parameters=sum(array.size for _, array in tree_flatten(model.trainable_parameters())),
         rows=point.batch_size,
-        parts=1,
         steps=point.length,
         loss_steps=point.loss_steps,
         output_size=point.output_size,
-        recompute=False,
     )
     return memory_prediction.predict(sizes)
 

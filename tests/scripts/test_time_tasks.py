@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import functools
@@ -17,10 +18,12 @@ from benchmarking import products, task_passes, task_times
 from click.testing import CliRunner
 from experiments import pictures
 from experiments.widths import parameter_count
+from mlx import nn
 from mlx.utils import tree_flatten
 
-from mlx_tlstm import VARIANTS, make_layer
+from mlx_tlstm import VARIANTS, Recurrent, make_layer
 from mlx_tlstm.checking.timing import Timing, machine, measure
+from mlx_tlstm.ops import PlainBackend
 from mlx_tlstm.tasks import TASKS
 
 B, T, R, M, S = 2, 5, 3, 4, 7
@@ -73,14 +76,26 @@ def test_points_of_others_networks():
 @pytest.mark.parametrize(
     ("variant", "depth", "expected"),
     [
-        # 2x2 locations: N = 8 rows, 9·4 inputs, 16 gates and 9 kernel channels, 5 + 1 steps.
+        # 2x2 locations: N = 8 rows, 9·4 inputs, 16 gates and 9 kernel channels, 5 + 1 steps, the
+        # last of them on the whole tensor too.
         (
             "3d-tlstm+cn",
             2,
             [(8, 36, 25, 6, "nt"), (8, 25, 36, 6, "nn"), (25, 48, 36, 1, "tn")],
         ),
-        # K = 2 on one axis of three locations, 5 + 2 steps.
-        ("2d-tlstm-f", 3, [(6, 8, 18, 7, "nt"), (6, 18, 8, 7, "nn"), (18, 42, 8, 1, "tn")]),
+        # K = 2 on one axis of three locations, 5 + 2 steps, the last of them on two locations.
+        (
+            "2d-tlstm-f",
+            3,
+            [
+                (6, 8, 18, 6, "nt"),
+                (6, 18, 8, 6, "nn"),
+                (18, 36, 8, 1, "tn"),
+                (4, 8, 18, 1, "nt"),
+                (4, 18, 8, 1, "nn"),
+                (18, 4, 8, 1, "tn"),
+            ],
+        ),
         ("2d-tlstm-m", 1, [(2, 12, 16, 5, "nt"), (2, 16, 12, 5, "nn"), (16, 10, 12, 1, "tn")]),
         ("2d-trnn", 1, [(2, 12, 4, 5, "nt"), (2, 4, 12, 5, "nn"), (4, 10, 12, 1, "tn")]),
         # In each of 5 steps three layers, one after the other, and the pasts of all at once.
@@ -102,13 +117,58 @@ def test_products_of_layers(variant, depth, expected):
     assert as_tuples(products.layer_products(layer, B, T)) == sorted(expected)
 
 
-def test_large_weight_gradients_are_taken_in_pieces(monkeypatch):
-    layer = make_layer("2d-tlstm", R, M, 2)  # 4 rows of 12 inputs in each of 6 steps
-    whole = [p for p in products.layer_products(layer, B, T) if p.layout == "tn"]
-    monkeypatch.setattr(products, "_WEIGHT_GRADIENT_ELEMENTS", 4 * 4 * 12 + 1)
-    pieces = [p for p in products.layer_products(layer, B, T) if p.layout == "tn"]
-    assert as_tuples(pieces) == [(19, 8, 12, 1, "tn"), (19, 16, 12, 1, "tn")]
-    assert sum(p.operations for p in pieces) == sum(p.operations for p in whole)
+@pytest.mark.parametrize("variant", ["2d-tlstm", "3d-tlstm+cn", "3d-tlstm+ln", "2d-trnn"])
+@pytest.mark.parametrize("limit", ["_WEIGHT_GRADIENT_ELEMENTS", "_WEIGHT_GRADIENT_ROWS"])
+def test_products_are_those_that_a_layer_takes(monkeypatch, variant, limit):
+    """Of as many rows, as often, and of as many steps at once, with little room for these."""
+    layer = make_layer(variant, R, M, 4)
+    taken = []
+
+    def recorded(name, layout, rows_of):
+        method = getattr(PlainBackend, name)
+
+        def call(self, *arguments, **more):
+            taken.append((rows_of(arguments), layout))
+            return method(self, *arguments, **more)
+
+        monkeypatch.setattr(PlainBackend, name, call)
+
+    recorded("convolution", "nt", lambda given: given[0].size // M)
+    recorded("convolution_gradient", "nn", lambda given: given[0].size // given[0].shape[-1])
+    recorded("weight_gradient", "tn", lambda given: sum(H.size for H in given[0]) // M)
+    of_two_steps = 2 * B * layer.cell.geometry.locations
+    of_two_steps *= layer.cell.weight[0].size if limit.endswith("ELEMENTS") else 1
+    monkeypatch.setattr(f"mlx_tlstm.ops.convolution.{limit}", of_two_steps + 1)
+    x = mx.random.normal((B, T, R))
+    mx.grad(lambda x: layer(x)[0].sum())(x)
+    found = {}
+    for product in products.layer_products(layer, B, T):
+        key = (product.k if product.layout == "tn" else product.m, product.layout)
+        found[key] = found.get(key, 0) + product.times
+    assert found == collections.Counter(taken)
+
+
+def test_a_cell_that_cannot_be_read_has_no_floor():
+    """MLX writes out no gradient that reads a custom function's output; that is no floor of 0."""
+
+    class Cell(nn.Module):
+        input_size = hidden_size = M
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(M, M)
+
+        def initial_state(self, batch_size):
+            return mx.zeros((batch_size, M))
+
+        def __call__(self, x, state):
+            squashed = mx.custom_function(mx.tanh)
+            squashed.vjp(lambda given, d, output: d * (1 - output * output))
+            state = squashed(self.linear(x + state))
+            return state, state
+
+    with pytest.raises(ValueError, match="'cell' must be one whose step MLX can write out"):
+        products.layer_products(Recurrent(Cell()), B, T)
 
 
 def test_operations_of_a_pass():
