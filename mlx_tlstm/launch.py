@@ -22,7 +22,7 @@ from typing import TextIO
 import click
 
 from mlx_tlstm.streams import forgiving, safe_streams
-from mlx_tlstm.training.signals import stop_signals
+from mlx_tlstm.training.signals import Handled, stop_signals
 
 #: What mlx.launch says of a process that failed; colours may stand around it.
 _FAILURE = re.compile(rb"Node with rank (\d+) exited with code (-?\d+)")
@@ -96,7 +96,6 @@ def _signals() -> Iterator[tuple[list[int], Callable[[int], None]]]:
     """
     passed: list[int] = []
     numbers = stop_signals()
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
 
     def follow(group: int) -> None:
         def forward(number: int, frame: object) -> None:
@@ -109,11 +108,8 @@ def _signals() -> Iterator[tuple[list[int], Callable[[int], None]]]:
         for number in numbers:
             signal.signal(number, forward)
 
-    try:
+    with Handled(signal.SIG_IGN, numbers):
         yield passed, follow
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @safe_streams(keeps_results=True)

@@ -38,14 +38,8 @@ class TrainingInterrupted(KeyboardInterrupt):
         signal_number: The signal that came.
     """
 
-    def __init__(self, path: Path, samples: int, signal_number: int, built_in: bool = True) -> None:
-        command = f"python -m mlx_tlstm.train --resume {shlex.quote(str(path))}"
-        if not built_in:  # no command knows the user's cell
-            command = f"mlx_tlstm.training.resume({str(path)!r})"
-        super().__init__(
-            f"{STOP_WORDS[signal_number]} after {samples:,} samples, which are saved; "
-            f"to go on: {command}"
-        )
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
         self.signal_number = signal_number
 
 
@@ -274,9 +268,12 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
             except StopRequested as stop:
                 session.save_last()
                 session.save()
-                built_in = trainer.config.variant in BUILT_IN
                 number = stop.signal_number
-                raise TrainingInterrupted(run.path, trainer.samples, number, built_in) from None
+                raise TrainingInterrupted(
+                    f"{STOP_WORDS[number]} after {trainer.samples:,} samples, which are saved; "
+                    f"to go on: {_go_on(run)}",
+                    number,
+                ) from None
         finally:
             for callback in callbacks:
                 callback.on_end()
@@ -289,6 +286,12 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
         solved=session.solved,
         seconds=session.seconds,
     )
+
+
+def _go_on(run: RunFolder) -> str:
+    if run.config.variant in BUILT_IN:
+        return f"python -m mlx_tlstm.train --resume {shlex.quote(str(run.path))}"
+    return f"mlx_tlstm.training.resume({str(run.path)!r})"  # no command knows the user's cell
 
 
 def _remember_data(run: RunFolder) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 #: What a scheduler, a shell or a terminal that is closed asks a program to end with, and how a
 #: message says so.
@@ -36,6 +37,31 @@ class StopRequested(KeyboardInterrupt):
         self.signal_number = signal_number
 
 
+class Handled:
+    """A context in which signals have another handler; those from before come back at its end.
+
+    Args:
+        handler: As of ``signal.signal``.
+        numbers: The signals.
+    """
+
+    def __init__(self, handler: Any, numbers: Iterable[int]) -> None:
+        self._handler, self._numbers = handler, numbers
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in self._numbers:
+            self._previous[number] = signal.signal(number, self._handler)
+
+    def restore(self, *_: object) -> None:
+        """Put the handlers from before back already."""
+        for number, handler in self._previous.items():
+            # None: the handler before was not set from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    __exit__ = restore
+
+
 @contextlib.contextmanager
 def deferred_stop(
     elsewhere: Callable[[], bool] = lambda: False,
@@ -49,17 +75,12 @@ def deferred_stop(
     ``elsewhere`` returns True, another process was asked to stop, which counts as a SIGTERM here.
     """
     received: list[int] = []
-    previous: dict[int, object] = {}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            # None: the handler before was not set from Python.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    numbers = stop_signals()
 
     def hold(signal_number: int, frame: object) -> None:
         received.append(signal_number)
-        restore()
-        if signal.SIGHUP in previous:
+        handled.restore()
+        if signal.SIGHUP in numbers:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def check() -> None:
@@ -71,9 +92,6 @@ def deferred_stop(
     if threading.current_thread() is not threading.main_thread():
         yield check
         return
-    try:
-        for number in stop_signals():
-            previous[number] = signal.signal(number, hold)
+    handled = Handled(hold, numbers)
+    with handled:
         yield check
-    finally:
-        restore()

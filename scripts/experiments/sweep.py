@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,10 @@ from mlx_tlstm import training
 from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.training.reports import StepReport
 from mlx_tlstm.training.runs import CONFIG_FILE, RunInUseError
-from mlx_tlstm.training.signals import STOP_WORDS, StopRequested, stop_signals
+from mlx_tlstm.training.signals import STOP_WORDS, Handled, StopRequested, stop_signals
 
 #: A file a run, locked by the process that has taken it.
 CLAIMS = ".claims"
-
-
-class SweepInterrupted(training.TrainingInterrupted):
-    """Ctrl-C, SIGTERM or SIGHUP; no run has lost more than the work since its last checkpoint.
-
-    Attributes:
-        signal_number: The signal that came.
-    """
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        KeyboardInterrupt.__init__(self, message)
-        self.signal_number = signal_number
 
 
 def sweep(
@@ -59,7 +46,8 @@ def sweep(
     Raises:
         ValueError: See :func:`check_runs`; or a run's settings do not fit its task or the machine.
         FileNotFoundError, DataUnavailableError: The data of a run cannot be had.
-        SweepInterrupted: Ctrl-C, SIGTERM or SIGHUP came.
+        TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP came; no run has lost more than the work
+            since its last checkpoint.
         OSError: A file cannot be written.
     """
     check_runs(runs, folder)
@@ -70,7 +58,8 @@ def sweep(
     width = max((len(run.name) for run in runs), default=0)
     here = dataclasses.asdict(machine())
     try:
-        with _terminable():
+        # Between two runs they end the sweep as Ctrl-C does.
+        with Handled(_stop, [number for number in stop_signals() if number != signal.SIGINT]):
             while left:
                 elsewhere = []
                 for run in left:
@@ -86,7 +75,7 @@ def sweep(
     except KeyboardInterrupt as stop:
         number = getattr(stop, "signal_number", signal.SIGINT)
         done = len(runs) - len(unsettled(runs, folder))
-        raise SweepInterrupted(
+        raise training.TrainingInterrupted(
             f"{STOP_WORDS[number]} with {done} of {len(runs)} runs ended; "
             f"what was trained is saved; to go on: {command}",
             number,
@@ -134,20 +123,8 @@ def _train(
         return read_result(path)
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP between two runs end the sweep as Ctrl-C does."""
-
-    def stop(signal_number: int, frame: object) -> None:
-        raise StopRequested(signal_number)
-
-    numbers = [number for number in stop_signals() if number != signal.SIGINT]
-    previous = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _stop(signal_number: int, frame: object) -> None:
+    raise StopRequested(signal_number)
 
 
 class _Observer(training.Callback):

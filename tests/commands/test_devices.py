@@ -158,7 +158,8 @@ def test_the_stacked_lstm_has_operations_only(command, invoke, monkeypatch, tmp_
 
 def test_a_stopped_run_goes_on_where_it_ran(invoke, monkeypatch, tmp_path):
     def stopped(trainer, run, callbacks):
-        raise training.TrainingInterrupted(run.path, 4, signal.SIGINT)
+        command = f"python -m mlx_tlstm.train --resume {run.path}"
+        raise training.TrainingInterrupted(f"to go on: {command}", signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "train", stopped)

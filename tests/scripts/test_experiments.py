@@ -13,7 +13,7 @@ import pytest
 from experiments.paper import TABLES
 from experiments.planned import PlannedRun, check_runs
 from experiments.results import read_origin, read_result, record_origin
-from experiments.sweep import CLAIMS, SweepInterrupted, sweep
+from experiments.sweep import CLAIMS, sweep
 from filelock import FileLock
 from kill_and_resume import outcome
 from processes import ROOT
@@ -138,7 +138,9 @@ def test_stopped_and_going_on(settings, tmp_path, trained, monkeypatch):
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         signal_at(patch, signal.SIGINT, step=9)  # of six a run
-        with pytest.raises(SweepInterrupted, match=r"Interrupted with 1 of 3.*on: again") as caught:
+        with pytest.raises(
+            training.TrainingInterrupted, match=r"Interrupted with 1 of 3.*on: again"
+        ) as caught:
             sweep(runs, tmp_path, "again")
     assert caught.value.signal_number == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is handler
@@ -166,7 +168,7 @@ def test_stopped_between_runs(number, word, settings, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "prepare", stopped)
     handler = signal.getsignal(number)
-    with pytest.raises(SweepInterrupted, match=f"{word} with 1 of 2 runs ended"):
+    with pytest.raises(training.TrainingInterrupted, match=f"{word} with 1 of 2 runs ended"):
         sweep(runs, tmp_path, "again")
     assert signal.getsignal(number) is handler
 
@@ -189,7 +191,7 @@ def test_data_that_has_moved(settings, tmp_path, trained, monkeypatch):
     runs = runs_of(settings, "wikipedia", data=str(text))
     with monkeypatch.context() as patch:
         signal_at(patch, signal.SIGTERM, step=3)
-        with pytest.raises(SweepInterrupted):
+        with pytest.raises(training.TrainingInterrupted):
             sweep(runs, tmp_path / "out", "again")
     moved = text.rename(tmp_path / "here" / "text")
     planned = runs_of(settings, "wikipedia", data=str(moved))
