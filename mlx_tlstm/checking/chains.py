@@ -307,7 +307,7 @@ def bare_product(
     return Chain(start, multiply, _first_replaced)
 
 
-def bare_products(problem: Problem, steps: int) -> Callable[[], None]:
+def products_in_turn(problem: Problem, steps: int) -> Callable[[], None]:
     """The products of ``steps`` time steps, forward and backward, without the projection's."""
     runs = [
         (bare_product(problem, "convolution_forward"), steps),

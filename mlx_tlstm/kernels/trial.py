@@ -116,7 +116,7 @@ class Configuration:
             options.append("memory_convolution=False")
         if self.recompute:
             options.append("recompute=True")
-        geometry, dtype = self.geometry, str(self.dtype).rpartition(".")[-1]
+        geometry, dtype = self.geometry, tuning.dtype_name(self.dtype)
         sizes = f"P={geometry.tensor_size}, K={geometry.kernel_size}, M={self.hidden_size}"
         return ", ".join([f"{kind} {sizes}", dtype, *options])
 

@@ -30,6 +30,11 @@ _FIRST_WITH_PRODUCTS = 17
 ENVIRONMENT_VARIABLE = "MLX_TLSTM_TUNING"
 
 
+def dtype_name(dtype: mx.Dtype) -> str:
+    """The name without its module."""
+    return str(dtype).rpartition(".")[-1]
+
+
 @dataclasses.dataclass(frozen=True)
 class Product:
     """A matrix product ``[rows, depth]`` by ``[depth, columns]`` that a kernel computes.
@@ -49,8 +54,8 @@ class Product:
     depth: int
 
     def __str__(self) -> str:
-        dtype = str(self.dtype).rpartition(".")[-1]
-        return f"{self.kernel} {dtype} {self.rows}x{self.columns}x{self.depth}"
+        sizes = f"{self.rows}x{self.columns}x{self.depth}"
+        return f"{self.kernel} {dtype_name(self.dtype)} {sizes}"
 
 
 def path() -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from benchmarking.kernel_costs import Cost, step_costs
-from benchmarking.sizes import KERNEL_SIZE, Size, dtype_name
+from benchmarking.sizes import KERNEL_SIZE, Size
 from benchmarking.tables import NOT_RUN, Table
 from mlx_tlstm.checking.chains import CHAINS, Problem, bare_product, label, make_chain, products_of
 from mlx_tlstm.checking.timing import Timing, measure
@@ -30,8 +30,8 @@ def kernels_table(sizes: Iterable[Size], dtype: mx.Dtype, options: dict[str, Any
         costs = {cost.kernel: cost for cost in step_costs(problem, launched)}
         timing = timings[f"kernels, {size}"] = _timings(problem, options) if available else {}
         rows += [_row(size, name, tiles.get(name), costs.get(name), timing) for name in CHAINS]
-    title = f"Launches, K={KERNEL_SIZE}, channel normalisation, {dtype_name(dtype)}: milliseconds"
-    return Table(f"{title} of one", rows, timings)
+    title = f"Launches, K={KERNEL_SIZE}, channel normalisation, {tuning.dtype_name(dtype)}"
+    return Table(f"{title}: milliseconds of one", rows, timings)
 
 
 def _timings(problem: Problem, options: dict[str, Any]) -> dict[str, Timing]:

@@ -12,11 +12,12 @@ import mlx_tlstm
 from benchmarking import pytorch_process
 from benchmarking.products import bare_products, layer_products, linear_products
 from benchmarking.pytorch_process import TorchProcess, randomized
-from benchmarking.sizes import INPUT_SIZE, KERNEL_SIZE, Size, dtype_name
+from benchmarking.sizes import INPUT_SIZE, KERNEL_SIZE, Size
 from benchmarking.tables import NOT_RUN, Table
 from mlx_tlstm.checking import chains
 from mlx_tlstm.checking.passes import Pass, operations_per_step
 from mlx_tlstm.checking.timing import Timing, measure
+from mlx_tlstm.kernels.tuning import dtype_name
 
 LENGTHS = (392, 784)  # half an MNIST image and a whole one, pixel by pixel
 
@@ -93,7 +94,7 @@ class _Candidates:
         """The tLSTM's bare products; on a GPU, where they would run side by side, one by one."""
         if mx.default_device() == mx.gpu:
             problem = size.problem(self._dtype)
-            return chains.bare_products(problem, size.length + layer.delay)
+            return chains.products_in_turn(problem, size.length + layer.delay)
         rows = size.length * size.batch_size
         products = [
             *layer_products(layer, size.batch_size, size.length),

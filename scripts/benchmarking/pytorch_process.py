@@ -16,8 +16,10 @@ import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from benchmarking.sizes import dtype_name, unit_roundoff
+from benchmarking.sizes import unit_roundoff
 from mlx_tlstm.checking.passes import Pass
+from mlx_tlstm.kernels.trial import relative_error
+from mlx_tlstm.kernels.tuning import dtype_name
 
 TOLERANCE = 1e-4  # of float32 sums in another order, and what the time steps make of it
 _ROUNDINGS = 16  # the same for products of rounded factors
@@ -90,7 +92,7 @@ def check(
         ours |= {name: _numpy(array) for name, array in tree_flatten(d_parameters)}
     tolerance = max(TOLERANCE, _ROUNDINGS * unit_roundoff(mlx_pass.dtype))
     for name in sorted(ours.keys() | theirs.keys()):
-        error = np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name])
+        error = relative_error(ours[name], theirs[name])
         if not error <= tolerance:
             raise click.ClickException(
                 f"MLX and PyTorch differ by {error:.1e} in {name!r}, more than {tolerance:.0e}: "

@@ -96,11 +96,6 @@ LAYER_SIZES = (
 DEPTH_SIZES = tuple(Size((depth,), 100, 15, 42) for depth in (1, 2, 4, 10))
 
 
-def dtype_name(dtype: mx.Dtype) -> str:
-    """The name without its module."""
-    return str(dtype).rpartition(".")[-1]
-
-
 def tf32() -> bool:
     """Whether MLX may multiply float32 matrices on the default device as TF32."""
     if mx.default_device().type != mx.gpu or os.environ.get("MLX_ENABLE_TF32", "1") == "0":

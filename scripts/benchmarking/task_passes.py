@@ -11,7 +11,6 @@ import mlx.core as mx
 from experiments.paper import BEST_VARIANT, PAPER_VARIANTS, figure_of
 from experiments.widths import equal_width, parameter_count
 from mlx import nn
-from mlx.utils import tree_flatten
 
 from benchmarking.products import Product, layer_products, linear_products
 from mlx_tlstm import VARIANTS, Recurrent, SequenceModel, make_layer
@@ -129,7 +128,7 @@ class TaskPass:
         return results
 
 
-def products_of(point: Point) -> list[Product]:
+def pass_products(point: Point) -> list[Product]:
     """The matrix products of the same pass."""
     layer, (B, T) = _model(point).layer, (point.batch_size, point.length)
     projection = linear_products(B * T, point.input_size, point.hidden_size, input_gradient=False)
@@ -142,11 +141,11 @@ def products_of(point: Point) -> list[Product]:
 
 def predicted_bytes(point: Point) -> int:
     """Memory that a training step of these sizes needs, at least what the pass does."""
-    model = _model(point)
+    symbols = (point.input_size, point.output_size)
     sizes = memory_prediction.StepSizes(
-        layer=model.layer,
+        layer=_model(point).layer,
         input_size=point.input_size,
-        parameters=sum(array.size for _, array in tree_flatten(model.trainable_parameters())),
+        parameters=parameter_count(point.variant, symbols, point.hidden_size, point.depth),
         rows=point.batch_size,
         steps=point.length,
         loss_steps=point.loss_steps,

@@ -14,7 +14,7 @@ import click
 
 from benchmarking.products import bare_products
 from benchmarking.tables import Table
-from benchmarking.task_passes import Point, TaskPass, predicted_bytes, products_of
+from benchmarking.task_passes import Point, TaskPass, pass_products, predicted_bytes
 from mlx_tlstm.checking.timing import Timing, measure, per_timestep_example
 from mlx_tlstm.checks import require
 from mlx_tlstm.files import read_json, read_json_lines, replace_text
@@ -50,7 +50,7 @@ def measure_depths(points: Sequence[Point], rounds: int, warmup: int) -> list[Ro
     candidates = {}
     for point in points:
         candidates[f"{point.depth}"] = TaskPass(point).run
-        candidates[f"{point.depth} products"] = bare_products(products_of(point))
+        candidates[f"{point.depth} products"] = bare_products(pass_products(point))
     timings = measure(candidates, rounds=rounds, warmup=warmup)
     rows = []
     first = timings[f"{points[0].depth}"]
@@ -175,7 +175,7 @@ def by_task(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return tasks
 
 
-def size_text(rows: Sequence[Row]) -> str:
+def shared_sizes(rows: Sequence[Row]) -> str:
     """The sizes that a task's rows share, and M of each variant where it differs.
 
     Of more than a few M the least and the largest are named.
@@ -205,7 +205,7 @@ def task_table(task: str, rows: Sequence[Row]) -> Table:
         }
         for row in rows
     ]
-    return Table(f"{task}: milliseconds per timestep per example, {size_text(rows)}", cells)
+    return Table(f"{task}: milliseconds per timestep per example, {shared_sizes(rows)}", cells)
 
 
 def cost_of_depth(task: str, rows: Iterable[Row]) -> str:

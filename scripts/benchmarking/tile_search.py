@@ -14,6 +14,7 @@ from mlx_tlstm.checking.chains import Chain, Problem, label, make_chain, product
 from mlx_tlstm.checking.timing import Timing, measure
 from mlx_tlstm.kernels import convolution, tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
+from mlx_tlstm.kernels.trial import relative_error, to_numpy
 from mlx_tlstm.kernels.tuning import Product
 
 #: Rounding errors of a sum grow with the root of its terms, which are a few ten thousand.
@@ -44,12 +45,11 @@ def check(chain: Chain, plain: Chain, choices: list[Tile | None], product: Produ
         with tuning.forced(choice):
             results = chain.once()
         for got, value in zip(results, expected, strict=True):
-            error = mx.linalg.norm((got.astype(mx.float32) - value).reshape(-1))
-            relative = (error / mx.linalg.norm(value.reshape(-1))).item()
-            if not relative <= limit:
+            error = relative_error(to_numpy(got), to_numpy(value))
+            if not error <= limit:
                 raise click.ClickException(
                     f"{product} as {label(choice)} differs from plain operations by "
-                    f"{relative:.1e}, more than {limit:.1e}: nothing is stored for this size"
+                    f"{error:.1e}, more than {limit:.1e}: nothing is stored for this size"
                 )
 
 

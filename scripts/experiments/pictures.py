@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarking.task_passes import points_of
-from benchmarking.task_times import Row, by_task, size_text
+from benchmarking.task_times import Row, by_task, shared_sizes
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -146,8 +146,8 @@ def draw_runtime_panel(rows: Sequence[Row], axes: Axes) -> None:
     draw_runtime(points, axes)
     task = rows[0]["task"]
     variants = points_of(task, quick=False)
-    paper = size_text([dataclasses.asdict(point) for depths in variants for point in depths])
-    title = size_text(rows)
+    paper = shared_sizes([dataclasses.asdict(point) for depths in variants for point in depths])
+    title = shared_sizes(rows)
     if title != paper:
         title += f"\nreduced; the paper's: {paper}"
     axes.set_title(f"{task}, {title}", fontsize="medium")

@@ -216,7 +216,7 @@ def _departure(task: str, settings: Mapping[str, Any]) -> str:
     """The settings that are not the paper's, as a sentence; empty where all are."""
     paper = dataclasses.asdict(TASKS[task].paper())
     changed = [
-        f"{name.replace('_', ' ')} {_setting_text(value)}"
+        f"{name.replace('_', ' ')} {_as_written(value)}"
         for name, value in settings.items()
         if value != paper[name] and name not in ("variant", "depth")
     ]
@@ -225,7 +225,7 @@ def _departure(task: str, settings: Mapping[str, Any]) -> str:
     return f"{task} is trained with {', '.join(changed)} in place of the paper's."
 
 
-def _setting_text(value: Any) -> str:
+def _as_written(value: Any) -> str:
     """A setting's value as a person writes it."""
     if value is None:
         return "none"

@@ -66,7 +66,7 @@ class Case:
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.tensor_size))
         taps = "x".join(map(str, self.kernel_size))
-        dtype = str(self.dtype).removeprefix("mlx.core.")
+        dtype = tuning.dtype_name(self.dtype)
         tile = "-tile" + "x".join(map(str, self.tile.template.values())) if self.tile else ""
         tile = "-product" if self.product else tile
         return (

@@ -69,9 +69,9 @@ def test_bare_products_of_a_gpu_wait_for_one_another(monkeypatch):
     layer = TLSTM(**size.settings())
     candidates = layers._Candidates(mx.float32, None)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    chained = chains.bare_products
+    chained = chains.products_in_turn
     monkeypatch.setattr(
-        chains, "bare_products", lambda *arguments: counted.append(arguments) or chained(*arguments)
+        chains, "products_in_turn", lambda *given: counted.append(given) or chained(*given)
     )
     candidates._products(size, layer)()
     [(problem, steps)] = counted

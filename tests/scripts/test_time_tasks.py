@@ -50,8 +50,8 @@ def test_products_of_another_cell():
 
 def test_a_title_lists_few_sizes():
     rows = [{"hidden_size": M, "batch_size": 4, "length": 42} for M in (36, 50, 258, 144, 122)]
-    assert task_times.size_text(rows) == "M=36 to 258, B=4, T=42"
-    assert task_times.size_text(rows[:3]) == "M=258/50/36, B=4, T=42"
+    assert task_times.shared_sizes(rows) == "M=36 to 258, B=4, T=42"
+    assert task_times.shared_sizes(rows[:3]) == "M=258/50/36, B=4, T=42"
 
 
 def test_points_of_others_networks():
@@ -178,10 +178,10 @@ def test_operations_of_a_pass():
     layer = 3 * 2 * rows * steps * (3 * M) * (4 * M + 3)
     projection = 2 * 2 * B * T * 1 * M
     readout = 3 * 2 * B * 1 * M * 10  # MNIST's loss is at the last step
-    total = sum(product.operations for product in task_passes.products_of(point))
+    total = sum(product.operations for product in task_passes.pass_products(point))
     assert total == layer + projection + readout
     everywhere = dataclasses.replace(point, task="memorization")
-    total = sum(product.operations for product in task_passes.products_of(everywhere))
+    total = sum(product.operations for product in task_passes.pass_products(everywhere))
     assert total == layer + projection + T * readout
 
 
