@@ -6,10 +6,11 @@ the root, as in ``state.memory[0]``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from mlx_tlstm.checks import require
 
@@ -41,20 +42,20 @@ def by_name(tree: Any) -> dict[str, mx.array]:
 
 def arrays_of(tree: Any, like: Any) -> list[mx.array]:
     """The arrays of a tree in the order of ``like``, a tree of the same form."""
-    if _is_container(like):
-        return [array for key, _ in _keys(like) for array in arrays_of(tree[key], like[key])]
-    return [] if like is None else [tree]
+    found: list[mx.array] = []
+    tree_map(lambda part, array: None if part is None else found.append(array), like, tree)
+    return found
 
 
 def with_arrays(like: Any, arrays: Iterable[mx.array]) -> Any:
     """A tree of the form of ``like`` that holds these arrays, in its order."""
-    return _filled(like, iter(arrays))
+    arrays = iter(arrays)
+    return tree_map(lambda part: None if part is None else next(arrays), like)
 
 
 def of_rows(tree: Any, rows: slice) -> Any:
     """A state of some sequences of a batch; a number belongs to all of them."""
-    arrays = (array[rows] if array.ndim else array for array in arrays_of(tree, tree))
-    return with_arrays(tree, arrays)
+    return tree_map(lambda part: part if part is None or not part.ndim else part[rows], tree)
 
 
 def require_same_form(owner: str, name: str, tree: Any, like: Any, why: str) -> None:
@@ -94,13 +95,3 @@ def _keys(tree: Any) -> list[tuple[Any, str]]:
     if _is_named(tree):
         return [(index, f".{name}") for index, name in enumerate(tree._fields)]
     return [(index, f"[{index}]") for index in range(len(tree))]
-
-
-def _filled(like: Any, arrays: Iterator[mx.array]) -> Any:
-    if not _is_container(like):
-        return None if like is None else next(arrays)
-    parts = [(key, _filled(like[key], arrays)) for key, _ in _keys(like)]
-    if isinstance(like, dict):
-        return dict(parts)
-    values = [value for _, value in parts]
-    return type(like)(*values) if _is_named(like) else type(like)(values)
