@@ -21,7 +21,7 @@ import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 import mlx.core as mx
 from benchmarking import pytorch_process
 from benchmarking.kernel_times import kernels_table
-from benchmarking.layers import layer_tables, linear_table
+from benchmarking.layers import layer_tables
 from benchmarking.loops import loops_table
 from benchmarking.piece_times import pieces_table
 from benchmarking.sizes import DEPTH_SIZES, DTYPES, LAYER_SIZES, Size, SizeType, tf32_text
@@ -57,7 +57,6 @@ def _compile_text(no_compile: bool) -> str:
 @click.option(
     "--size", "sizes", type=SizeType(), multiple=True, help="Like 4x4,M=100,B=15,T=42; repeatable."
 )
-@click.option("--linear", is_flag=True, help="Time T=392 and T=784, beside mlx.nn.LSTM.")
 @click.option("--scan", is_flag=True, help="Time scan, mlx.nn.LSTM and a loop, T=98 to 1568.")
 @click.option("--depth", is_flag=True, help="Time depths 1 to 10, beside the stacked LSTM.")
 @click.option("--layers", is_flag=True, help="Time large layers, beside the stacked LSTM.")
@@ -78,7 +77,6 @@ def _compile_text(no_compile: bool) -> str:
 @click.option("--json", "json_path", type=OutputFile())
 def main(
     sizes: tuple[Size, ...],
-    linear: bool,
     scan: bool,
     depth: bool,
     layers: bool,
@@ -96,7 +94,7 @@ def main(
     if dtype != "float32" and not (layers or kernels):
         raise click.UsageError("--dtype goes with --layers and --kernels")
     tables_of_their_own = layers or kernels or pieces
-    plain = not tables_of_their_own and bool(sizes or not (linear or scan or depth))
+    plain = not tables_of_their_own and bool(sizes or not (scan or depth))
     large_sizes, type_ = sizes or LAYER_SIZES, DTYPES[dtype]
     mx.random.seed(0)
     compared = plain or layers or depth
@@ -115,8 +113,6 @@ def main(
         finally:
             if torch is not None:
                 torch.close()
-        if linear:
-            tables.append(linear_table(options))
         if scan:
             tables.append(loops_table(options))
         if kernels:

@@ -1,4 +1,4 @@
-"""The benchmark's tables of layers: beside PyTorch and bare products, over T and over the depth."""
+"""The benchmark's tables of layers: beside PyTorch and bare products, and over the depth."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import mlx.core as mx
-from mlx import nn
 
 import mlx_tlstm
 from benchmarking import pytorch_process
@@ -18,8 +17,6 @@ from mlx_tlstm.checking import chains
 from mlx_tlstm.checking.passes import Pass, operations_per_step
 from mlx_tlstm.checking.timing import Timing, measure
 from mlx_tlstm.kernels.tuning import dtype_name
-
-LENGTHS = (392, 784)  # half an MNIST image and a whole one, pixel by pixel
 
 
 def layer_tables(
@@ -154,34 +151,3 @@ class _Candidates:
             row[f"to {column}"] = f"{ours.ratio(theirs):.2f}" if theirs else NOT_RUN
         peak = f"{ours.peak_bytes / 2**20:.0f}"
         return row | {"peak MiB": peak, "rounds": str(len(ours.milliseconds))}
-
-
-def linear_table(options: dict[str, Any]) -> Table:
-    """Whether the time is linear in T: our layer and ``mlx.nn.LSTM``.
-
-    The latter is not compiled: its gradient's T arrays, each of all time steps, then took more than
-    24 GB at once.
-    """
-    hidden_size, batch_size = 100, 50
-    layers = {
-        "mlx-tlstm, P=3": lambda: mlx_tlstm.TLSTM(INPUT_SIZE, hidden_size, 3, norm="channel"),
-        "mlx.nn.LSTM": lambda: nn.LSTM(INPUT_SIZE, hidden_size),
-    }
-    candidates = {
-        f"{name}, T={length}": Pass(
-            build(), batch_size, length, INPUT_SIZE, compiled=name != "mlx.nn.LSTM"
-        ).run
-        for name, build in layers.items()
-        for length in LENGTHS
-    }
-    timings = measure(candidates, **options)
-    rows = []
-    for name in layers:
-        by_length = [timings[f"{name}, T={length}"] for length in LENGTHS]
-        times = (f"{timing.median:.0f}" for timing in by_length)
-        row = {"layer": name, **dict(zip((f"T={T}" for T in LENGTHS), times, strict=True))}
-        row["ratio"] = f"{by_length[1].ratio(by_length[0]):.2f}"
-        row["peak MiB"] = " / ".join(f"{t.peak_bytes / 2**20:.0f}" for t in by_length)
-        rows.append(row)
-    title = f"Twice as many timesteps, M={hidden_size}, B={batch_size}, milliseconds of a pass"
-    return Table(title, rows, {"linear": timings})

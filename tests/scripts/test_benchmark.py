@@ -109,7 +109,7 @@ def test_piece_rows():
 
 
 def test_types_go_with_layers_and_kernels():
-    result = CliRunner().invoke(benchmark.main, ["--linear", "--dtype", "bfloat16"])
+    result = CliRunner().invoke(benchmark.main, ["--scan", "--dtype", "bfloat16"])
     assert result.exit_code == 2
     assert "--dtype goes with --layers and --kernels" in result.output
 
