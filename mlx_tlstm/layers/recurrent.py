@@ -25,10 +25,12 @@ class Recurrent(Layer):
         state = cell.initial_state(batch_size)
 
     where the state is an array or a tree of them (see :func:`mlx_tlstm.scan`), of the same shapes
-    and types after each step. The layer is used as those of this package, by a
-    :class:`SequenceModel`, a :class:`StreamingSession`, ``training.evaluate`` and
-    ``visualize.record``. An output follows its input at once: its delay is 0. Time and memory grow
-    with T alone, also of the gradient.
+    and types after each step. Each array is ``[B, …]``, a row for each sequence of the batch, so
+    that training can cut a batch into parts; one without axes is a number that all sequences share.
+
+    The layer is used as those of this package, by a :class:`SequenceModel`, a
+    :class:`StreamingSession`, ``training.evaluate`` and ``visualize.record``. An output follows its
+    input at once: its delay is 0. Time and memory grow with T alone, also of the gradient.
 
     Where the cell has an attribute ``input_size``, R, inputs are checked against it. A read-out
     needs M: the cell's attribute ``hidden_size`` or, without it, the last axis of all arrays of the
@@ -40,7 +42,8 @@ class Recurrent(Layer):
             :func:`mlx_tlstm.scan`.
 
     Raises:
-        ValueError: ``cell`` is no such module, or ``checkpoint`` no positive integer.
+        ValueError: ``cell`` is no such module, its state is another, or ``checkpoint`` is no
+            positive integer.
     """
 
     def __init__(self, cell: nn.Module, checkpoint: int | None = None) -> None:
@@ -56,6 +59,7 @@ class Recurrent(Layer):
         require(not own, owner, "cell", expected, cell)
         if checkpoint is not None:
             checkpoint = require_integer(owner, "checkpoint", checkpoint)
+        _require_rows(owner, cell)
         self.cell = cell
         self.checkpoint = checkpoint
         #: What :func:`mlx_tlstm.make_layer` was asked for, where it made the layer.
@@ -163,6 +167,20 @@ class Recurrent(Layer):
             plain=not self.training,
         )
         return batched, tree_map(_batch_first, ys), after
+
+
+def _require_rows(owner: str, cell: nn.Module) -> None:
+    """Raise ``ValueError`` unless a batch's initial state has a row for each of its sequences."""
+    one, two = (named_arrays(owner, "initial_state", cell.initial_state(B)) for B in (1, 2))
+    names, others = ([name for name, _ in arrays] for arrays in (one, two))
+    expected = f"of the same arrays for 2 sequences as for 1 ({', '.join(names)})"
+    require(names == others, owner, "initial_state", expected, others)
+    for (name, first), (_, second) in zip(one, two, strict=True):
+        rows = first.shape[:1] == (1,) and second.shape == (2, *first.shape[1:])
+        number = first.shape == second.shape == ()
+        expected = "an array [B, …], the batch first, or a number that all sequences share,"
+        got = f"shapes {first.shape} and {second.shape} for 1 and 2 sequences"
+        require(rows or number, owner, name, expected, got)
 
 
 def _batch_first(array: mx.array | None) -> mx.array | None:

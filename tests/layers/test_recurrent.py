@@ -221,6 +221,60 @@ class NoState(nn.Module):
         return x, state
 
 
+class From(NoState):
+    """A cell whose initial state is what a function of the batch size makes."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def initial_state(self, batch_size):
+        return self.make(batch_size)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda B: mx.zeros((4, B, M)), r"'initial_state' must be .* \(4, 1, 5\) and \(4, 2, 5\)"),
+        (lambda B: mx.zeros((1, B, M)), r"'initial_state' must be an array"),
+        (
+            lambda B: (mx.zeros((B, M)), {"mean": mx.zeros((3,))}),
+            r"'initial_state\[1\]\.mean' must",
+        ),
+        (lambda B: mx.zeros((1, M)), "'initial_state' must be an array"),
+        (lambda B: mx.zeros((2 * B, M)), "'initial_state' must be an array"),
+        (lambda B: mx.zeros((B, B)), "'initial_state' must be an array"),
+        (lambda B: mx.zeros((B, M) if B > 1 else ()), "'initial_state' must be an array"),
+        (lambda B: [mx.zeros((M,))] * B, "'initial_state' must be of the same arrays"),
+        (lambda B: {f"{B}": mx.zeros((B, M))}, "'initial_state' must be of the same arrays"),
+        (lambda B: np.zeros((B, M)), r"'initial_state' must be an mx\.array, None"),
+    ],
+)
+def test_a_state_that_cannot_be_cut_into_sequences_is_refused(make, message):
+    with pytest.raises(ValueError, match=rf"\[Recurrent\] {message}"):
+        Recurrent(From(make))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda B: None,
+        lambda B: {},
+        lambda B: mx.array(0),
+        lambda B: mx.zeros((B,)),
+        lambda B: (
+            mx.zeros((B, 1, 2)),
+            [mx.array(1.0), {"none": None, "flags": mx.zeros((B,), mx.bool_)}],
+        ),
+    ],
+)
+def test_a_state_of_sequences_and_numbers_is_taken(make):
+    x = mx.random.normal((B, T, R))
+    y, state = Recurrent(From(make))(x)
+    assert mx.array_equal(y, x)
+    assert str(state) == str(make(B))
+
+
 @pytest.mark.parametrize(
     "cell", [3, nn.Linear(2, 2), NoState(), Cell, TLSTMCell(R, M, 2), lambda x, state: (x, state)]
 )
