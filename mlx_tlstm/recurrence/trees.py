@@ -6,7 +6,7 @@ the root, as in ``state.memory[0]``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -51,6 +51,21 @@ def with_arrays(like: Any, arrays: Iterable[mx.array]) -> Any:
     """A tree of the form of ``like`` that holds these arrays, in its order."""
     arrays = iter(arrays)
     return tree_map(lambda part: None if part is None else next(arrays), like)
+
+
+def distinct(tree: Any) -> tuple[list[mx.array], Callable[[Sequence[mx.array]], Any]]:
+    """The arrays of a tree, each object once, and what makes such a tree of others in their order.
+
+    One array may stand in thousands of places, which MLX would trace one by one.
+    """
+    places = [id(array) for array in arrays_of(tree, tree)]
+    once = dict(zip(places, arrays_of(tree, tree), strict=True))
+
+    def with_others(arrays: Sequence[mx.array]) -> Any:
+        others = dict(zip(once, arrays, strict=True))
+        return with_arrays(tree, [others[place] for place in places])
+
+    return list(once.values()), with_others
 
 
 def of_rows(tree: Any, rows: slice) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -18,7 +17,7 @@ from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.random_state import random_key
 from mlx_tlstm.recurrence.snapshot import kept_arrays, replace_weights, snapshot
-from mlx_tlstm.recurrence.trees import arrays_of, by_name, of_rows, with_arrays
+from mlx_tlstm.recurrence.trees import arrays_of, by_name, distinct, of_rows, with_arrays
 from mlx_tlstm.rivals import BUILT_IN
 from mlx_tlstm.tasks import Batch, make_task
 from mlx_tlstm.tasks.seeding import Stream, random_generator
@@ -332,12 +331,16 @@ class Trainer:
         self, model: SequenceModel, *arguments: Any
     ) -> tuple[tuple[mx.array, mx.array, Any], Any]:
         model = snapshot(model)  # gradients are those of placeholders that it gets
-        value_and_grad = nn.value_and_grad(model, partial(self._scaled_loss, model))
-        (scaled, loss, state), gradients = value_and_grad(*arguments)
+
+        def with_each_array_once(*arguments: Any) -> tuple[Any, ...]:
+            scaled, loss, state = self._scaled_loss(model, *arguments)
+            return scaled, loss, *distinct(state)
+
+        value_and_grad = nn.value_and_grad(model, with_each_array_once)
+        (scaled, loss, arrays, with_others), gradients = value_and_grad(*arguments)
         # Compiled, MLX fails on two parts of the state that no step has changed and that are equal.
         # One by one, since its graph of many at once takes minutes.
-        arrays = (mx.depends([array], [loss])[0] for array in arrays_of(state, state))
-        state = with_arrays(state, arrays)
+        state = with_others([mx.depends([array], [loss])[0] for array in arrays])
         return (scaled, loss, state), gradients
 
     def _scaled_loss(
