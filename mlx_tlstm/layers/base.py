@@ -51,6 +51,17 @@ def require_forget_bias(owner: str, forget_bias: object) -> float:
 MAX_ELEMENTS = 2**31 - 1
 
 
+#: Most layers that a step goes through one after the other: each is dozens of MLX's operations.
+MAX_LAYERS = 10_000
+
+
+def require_depth(owner: str, depth: object, most: int = MAX_LAYERS) -> int:
+    """``depth`` as a Python integer; ``ValueError`` unless it is one from 1 to ``most``."""
+    depth = require_integer(owner, "depth", depth)
+    require(depth <= most, owner, "depth", f"{most:,} or less", depth)
+    return depth
+
+
 def require_countable(owner: str, argument: str, shape: tuple[int, ...]) -> None:
     """Raise ``ValueError`` unless an array of ``shape`` has no more than MAX_ELEMENTS elements."""
     expected = f"of {MAX_ELEMENTS:,} elements or fewer, by smaller sizes,"

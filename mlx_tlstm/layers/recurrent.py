@@ -54,8 +54,8 @@ class Recurrent(Layer):
         valid = valid and callable(getattr(cell, "initial_state", None))
         expected = "an nn.Module with __call__(x, state) and initial_state(batch_size)"
         require(valid, owner, "cell", expected, cell)
-        own = isinstance(cell, RecurrentCell)
-        expected = "a cell of your own (those of this package have layers: TLSTM, TRNN, …)"
+        own = isinstance(cell, (RecurrentCell, Layer))
+        expected = "a cell of your own, and no layer (TLSTM, … are those of this package's cells)"
         require(not own, owner, "cell", expected, cell)
         if checkpoint is not None:
             checkpoint = require_integer(owner, "checkpoint", checkpoint)
@@ -163,6 +163,7 @@ class Recurrent(Layer):
             step,
             state,
             x.swapaxes(0, 1),
+            name="cell",
             checkpoint=self.checkpoint if self.training else None,
             plain=not self.training,
         )

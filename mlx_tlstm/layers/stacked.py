@@ -8,7 +8,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import mlx.core as mx
 
-from mlx_tlstm.checks import require_integer
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import (
     RecurrentCell,
@@ -16,6 +15,7 @@ from mlx_tlstm.layers.base import (
     gate_bias,
     normal,
     require_countable,
+    require_depth,
     require_forget_bias,
 )
 from mlx_tlstm.ops import PlainBackend, last_location
@@ -164,7 +164,7 @@ class StackedLSTMCell(RecurrentCell):
     ) -> None:
         super().__init__(input_size, hidden_size, recompute)
         owner = type(self).__name__
-        depth = require_integer(owner, "depth", depth)
+        depth = require_depth(owner, depth)
         forget_bias = require_forget_bias(owner, forget_bias)
         M = self.hidden_size
         self.depth = depth

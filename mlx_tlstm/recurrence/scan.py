@@ -79,19 +79,20 @@ def run_scan(
     time_axis: int = 0,
     checkpoint: int | None = None,
     plain: bool = False,
+    name: str = "step",
 ) -> tuple[Any, Any]:
-    """:func:`scan`, whose errors begin with ``owner``.
+    """:func:`scan`, whose errors begin with ``owner`` and call the step ``name``.
 
     With ``plain`` it is made of MLX's own operations only, which can be exported; see
     :func:`pieces`.
     """
-    require(callable(step), owner, "step", "a function (state, x) -> (state, y)", step)
+    require(callable(step), owner, name, "a function (state, x) -> (state, y)", step)
     time_axis = require_integer(owner, "time_axis", time_axis, minimum=0)
     if checkpoint is not None:
         checkpoint = require_integer(owner, "checkpoint", checkpoint)
     named_arrays(owner, "state", state)
     T = _length(owner, xs, length, time_axis)
-    steps = _Steps(owner, step, state, xs, time_axis, plain)
+    steps = _Steps(owner, name, step, state, xs, time_axis, plain)
     inputs = [mx.moveaxis(array, time_axis, 0) for array in arrays_of(xs, xs)]
     if checkpoint is None:
         state, outputs = steps.run(state, inputs, T)
@@ -106,6 +107,7 @@ class _Steps:
 
     Args:
         owner: Begins the errors.
+        name: Names the function in errors.
         function: One step.
         state: A state, for its form.
         xs: Inputs, for their form.
@@ -119,13 +121,14 @@ class _Steps:
     def __init__(
         self,
         owner: str,
+        name: str,
         function: StepFunction,
         state: Any,
         xs: Any,
         time_axis: int,
         plain: bool,
     ) -> None:
-        self.owner, self.function, self.state = owner, function, state
+        self.owner, self.name, self.function, self.state = owner, name, function, state
         self.output: Any = None
         self._xs, self._time_axis, self._plain = xs, time_axis, plain
         self._begun = False
@@ -148,7 +151,7 @@ class _Steps:
     def _checked(self, result: Any) -> tuple[Any, Any]:
         owner, time_axis = self.owner, self._time_axis
         pair = isinstance(result, tuple) and len(result) == 2
-        require(pair, owner, "step", "a function that returns (state, y)", result)
+        require(pair, owner, self.name, "a function that returns (state, y)", result)
         state, y = result
         require_same_form(owner, "state", state, self.state, "after each step, as before it,")
         if self._begun:
@@ -173,13 +176,13 @@ def _run_checkpointed(
 
     arrays = arrays_of(state, like)
     first = [*arrays, *(array[:1] for array in inputs)]
-    captured = CapturedArrays(steps.owner, "step", steps.function)
+    captured = CapturedArrays(steps.owner, steps.name, steps.function)
     captured.keep(used_arrays(captured, partial(run, first, 1)))
     cut, parts, read = [pieces(array, every) for array in inputs], [], captured.arrays
     for index, start in enumerate(range(0, length, every)):
         part = partial(run, length=min(every, length - start))
         arguments = [*arrays, *(array[index] for array in cut)]
-        results, read = checkpointed(steps.owner, "step", captured, part, arguments, read)
+        results, read = checkpointed(steps.owner, steps.name, captured, part, arguments, read)
         arrays, outputs = results[:count], results[count:]
         parts.append(outputs)
     captured.require_unchanged()

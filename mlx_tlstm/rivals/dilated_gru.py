@@ -8,7 +8,7 @@ from typing import NamedTuple
 import mlx.core as mx
 from mlx import nn
 
-from mlx_tlstm.checks import require, require_integer
+from mlx_tlstm.rivals.base import RivalCell
 
 #: The state holds 2^depth - 1 arrays.
 MAX_DEPTH = 16
@@ -45,7 +45,7 @@ class DilatedGRULayer(nn.Module):
         return z * past + (1 - z) * candidate
 
 
-class DilatedGRUCell(nn.Module):
+class DilatedGRUCell(RivalCell):
     r"""One time step of a dilated GRU, for :class:`mlx_tlstm.Recurrent`.
 
     Shiyu Chang and others, 2017, "Dilated Recurrent Neural Networks", Section 2. Each layer, l = 0
@@ -82,13 +82,13 @@ class DilatedGRUCell(nn.Module):
         ValueError: An argument is out of range; the message names it.
     """
 
+    max_depth = MAX_DEPTH
+
     def __init__(self, input_size: int, hidden_size: int, depth: int) -> None:
-        super().__init__()
-        owner = type(self).__name__
-        self.input_size = R = require_integer(owner, "input_size", input_size)
-        self.hidden_size = M = require_integer(owner, "hidden_size", hidden_size)
-        self.depth = L = require_integer(owner, "depth", depth)
-        require(L <= MAX_DEPTH, owner, "depth", f"{MAX_DEPTH} or less", depth)
+        super().__init__(input_size=input_size, hidden_size=hidden_size, depth=depth)
+        R, M, L = self.input_size, self.hidden_size, self.depth
+        below = max(R, M)
+        self._require_countable(gate_weight=(2 * M, below + M))
         self.layers = [DilatedGRULayer(M if layer else R, M) for layer in range(L)]
 
     def initial_state(self, batch_size: int) -> DilatedGRUState:

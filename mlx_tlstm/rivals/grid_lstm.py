@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import mlx.core as mx
-from mlx import nn
 
-from mlx_tlstm.checks import require_integer
 from mlx_tlstm.layers.base import gate_bias, normal, require_forget_bias
+from mlx_tlstm.rivals.base import RivalCell
 from mlx_tlstm.rivals.gates import LSTMState, by_layer, remember, zero_state
 
 
-class GridLSTMCell(nn.Module):
+class GridLSTMCell(RivalCell):
     r"""One time step of a two-dimensional Grid LSTM, for :class:`mlx_tlstm.Recurrent`.
 
     Nal Kalchbrenner, Ivo Danihelka and Alex Graves, 2015, "Grid Long Short-Term Memory". Each of L
@@ -53,12 +52,10 @@ class GridLSTMCell(nn.Module):
     def __init__(
         self, input_size: int, hidden_size: int, depth: int, forget_bias: float = 1.0
     ) -> None:
-        super().__init__()
-        owner = type(self).__name__
-        self.input_size = R = require_integer(owner, "input_size", input_size)
-        self.hidden_size = M = require_integer(owner, "hidden_size", hidden_size)
-        self.depth = require_integer(owner, "depth", depth)
-        self.forget_bias = require_forget_bias(owner, forget_bias)
+        super().__init__(input_size=input_size, hidden_size=hidden_size, depth=depth)
+        R, M, L = self.input_size, self.hidden_size, self.depth
+        self.forget_bias = require_forget_bias(type(self).__name__, forget_bias)
+        self._require_countable(input_weight=(2 * M, R), time_weight=(8 * M, M), state=(L, M))
         self.input_weight = normal((2 * M, R), fan_in=R)
         self.time_weight = normal((8 * M, M), fan_in=2 * M)
         self.depth_weight = normal((8 * M, M), fan_in=2 * M)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 from mlx import nn
 
-from mlx_tlstm.checks import require_integer
+from mlx_tlstm.rivals.base import RivalCell
 
 
 class IRNNState(NamedTuple):
@@ -16,7 +16,7 @@ class IRNNState(NamedTuple):
     hidden: mx.array
 
 
-class IRNNCell(nn.Module):
+class IRNNCell(RivalCell):
     r"""One time step of an IRNN, for :class:`mlx_tlstm.Recurrent`.
 
     Quoc V. Le, Navdeep Jaitly and Geoffrey E. Hinton, 2015, "A Simple Way to Initialize Recurrent
@@ -34,14 +34,13 @@ class IRNNCell(nn.Module):
     Parameters: ``input_weight [M, R]``, ``recurrent_weight [M, M]``, ``bias [M]``.
 
     Raises:
-        ValueError: An argument is no positive integer; the message names it.
+        ValueError: An argument is out of range; the message names it.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__()
-        owner = type(self).__name__
-        self.input_size = R = require_integer(owner, "input_size", input_size)
-        self.hidden_size = M = require_integer(owner, "hidden_size", hidden_size)
+        super().__init__(input_size=input_size, hidden_size=hidden_size)
+        R, M = self.input_size, self.hidden_size
+        self._require_countable(input_weight=(M, R), recurrent_weight=(M, M))
         self.input_weight = mx.random.normal((M, R), scale=0.001)
         self.recurrent_weight = mx.eye(M)
         self.bias = mx.zeros((M,))
@@ -53,5 +52,6 @@ class IRNNCell(nn.Module):
     def __call__(self, x: mx.array, state: IRNNState) -> tuple[mx.array, IRNNState]:
         """The output ``[B, M]`` for an input ``[B, R]``, and the next state."""
         projected = mx.addmm(self.bias, x.astype(self.bias.dtype), self.input_weight.T)
-        hidden = nn.relu(mx.addmm(projected, state.hidden, self.recurrent_weight.T))
+        # No addmm: MLX's vmap of one whose first argument alone is batched fails.
+        hidden = nn.relu(projected + state.hidden @ self.recurrent_weight.T)
         return hidden, IRNNState(hidden)

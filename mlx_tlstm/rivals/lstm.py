@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
-from mlx import nn
 
-from mlx_tlstm.checks import require_integer
 from mlx_tlstm.layers.base import require_forget_bias
+from mlx_tlstm.rivals.base import RivalCell
 from mlx_tlstm.rivals.gates import LSTMState, remember, zero_state
 
 
-class LSTMCell(nn.Module):
+class LSTMCell(RivalCell):
     r"""One time step of an LSTM of a single layer, for :class:`mlx_tlstm.Recurrent`.
 
     Martin Arjovsky, Amar Shah and Yoshua Bengio, 2016, "Unitary Evolution Recurrent Neural
@@ -47,11 +46,10 @@ class LSTMCell(nn.Module):
     """
 
     def __init__(self, input_size: int, hidden_size: int, forget_bias: float = 1.0) -> None:
-        super().__init__()
-        owner = type(self).__name__
-        self.input_size = R = require_integer(owner, "input_size", input_size)
-        self.hidden_size = M = require_integer(owner, "hidden_size", hidden_size)
-        self.forget_bias = require_forget_bias(owner, forget_bias)
+        super().__init__(input_size=input_size, hidden_size=hidden_size)
+        R, M = self.input_size, self.hidden_size
+        self.forget_bias = require_forget_bias(type(self).__name__, forget_bias)
+        self._require_countable(weight=(4 * M, R + M))
         from_input, from_past = math.sqrt(6 / (R + M)), math.sqrt(6 / (2 * M))
         self.weight = mx.concatenate(
             [

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import mlx.core as mx
-from mlx import nn
 
-from mlx_tlstm.checks import require_integer
 from mlx_tlstm.layers.base import normal, require_forget_bias
+from mlx_tlstm.rivals.base import RivalCell
 from mlx_tlstm.rivals.gates import LSTMState, zero_state
 
 
-class MultiplicativeLSTMCell(nn.Module):
+class MultiplicativeLSTMCell(RivalCell):
     r"""One time step of a multiplicative LSTM (mLSTM), for :class:`mlx_tlstm.Recurrent`.
 
     Ben Krause, Liang Lu, Iain Murray and Steve Renals, 2017, "Multiplicative LSTM for sequence
@@ -45,11 +44,10 @@ class MultiplicativeLSTMCell(nn.Module):
     """
 
     def __init__(self, input_size: int, hidden_size: int, forget_bias: float = 3.0) -> None:
-        super().__init__()
-        owner = type(self).__name__
-        self.input_size = R = require_integer(owner, "input_size", input_size)
-        self.hidden_size = M = require_integer(owner, "hidden_size", hidden_size)
-        self.forget_bias = require_forget_bias(owner, forget_bias)
+        super().__init__(input_size=input_size, hidden_size=hidden_size)
+        R, M = self.input_size, self.hidden_size
+        self.forget_bias = require_forget_bias(type(self).__name__, forget_bias)
+        self._require_countable(input_weight=(5 * M, R), weight=(4 * M, M))
         self.input_weight = normal((5 * M, R), fan_in=R)
         self.hidden_weight = normal((M, M), fan_in=M)
         self.weight = normal((4 * M, M), fan_in=M)

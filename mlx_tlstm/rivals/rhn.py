@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import mlx.core as mx
-from mlx import nn
 
-from mlx_tlstm.checks import require_integer
+from mlx_tlstm.rivals.base import RivalCell
 
 #: Where the transform gates' biases start on Wikipedia; it was -2 on Penn Treebank.
 TRANSFORM_BIAS = -4.0
@@ -21,7 +20,7 @@ class RecurrentHighwayState(NamedTuple):
     hidden: mx.array
 
 
-class RecurrentHighwayCell(nn.Module):
+class RecurrentHighwayCell(RivalCell):
     r"""One time step of a recurrent highway network (RHN), for :class:`mlx_tlstm.Recurrent`.
 
     Julian Georg Zilly, Rupesh Kumar Srivastava, Jan Koutník and Jürgen Schmidhuber, 2017,
@@ -48,15 +47,13 @@ class RecurrentHighwayCell(nn.Module):
     and ``bias``, each ``[2M]``. The rows are those of h, then of t.
 
     Raises:
-        ValueError: An argument is no positive integer; the message names it.
+        ValueError: An argument is out of range; the message names it.
     """
 
     def __init__(self, input_size: int, hidden_size: int, depth: int) -> None:
-        super().__init__()
-        owner = type(self).__name__
-        self.input_size = R = require_integer(owner, "input_size", input_size)
-        self.hidden_size = M = require_integer(owner, "hidden_size", hidden_size)
-        self.depth = L = require_integer(owner, "depth", depth)
+        super().__init__(input_size=input_size, hidden_size=hidden_size, depth=depth)
+        R, M, L = self.input_size, self.hidden_size, self.depth
+        self._require_countable(input_weight=(2 * M, R), weight=(2 * M, M))
 
         def uniform(*shape: int) -> mx.array:
             return mx.random.uniform(-UNIFORM_LIMIT, UNIFORM_LIMIT, shape)
@@ -82,7 +79,8 @@ class RecurrentHighwayCell(nn.Module):
         s = state.hidden.astype(mx.float32)
         for layer, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
             offset = bias if layer else bias + projected
-            activations = mx.addmm(offset, s.astype(dtype), weight.T).astype(mx.float32)
+            # No addmm: MLX's vmap of one whose first argument alone is batched fails.
+            activations = (offset + s.astype(dtype) @ weight.T).astype(mx.float32)
             h, t = mx.split(activations, 2, axis=-1)
             h, t = mx.tanh(h), mx.sigmoid(t)
             s = h * t + s * (1 - t)

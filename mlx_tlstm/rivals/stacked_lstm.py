@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import mlx.core as mx
-from mlx import nn
 
-from mlx_tlstm.checks import require_integer
 from mlx_tlstm.layers.base import gate_bias, normal, require_forget_bias
+from mlx_tlstm.rivals.base import RivalCell
 from mlx_tlstm.rivals.gates import LSTMState, by_layer, remember, zero_state
 
 
-class UntiedLSTMCell(nn.Module):
+class UntiedLSTMCell(RivalCell):
     r"""One time step of a stacked LSTM with a set of weights for each layer.
 
     It is for :class:`mlx_tlstm.Recurrent`. Nal Kalchbrenner, Ivo Danihelka and Alex Graves, 2015,
@@ -48,12 +47,10 @@ class UntiedLSTMCell(nn.Module):
     def __init__(
         self, input_size: int, hidden_size: int, depth: int, forget_bias: float = 1.0
     ) -> None:
-        super().__init__()
-        owner = type(self).__name__
-        self.input_size = R = require_integer(owner, "input_size", input_size)
-        self.hidden_size = M = require_integer(owner, "hidden_size", hidden_size)
-        self.depth = L = require_integer(owner, "depth", depth)
-        self.forget_bias = require_forget_bias(owner, forget_bias)
+        super().__init__(input_size=input_size, hidden_size=hidden_size, depth=depth)
+        R, M, L = self.input_size, self.hidden_size, self.depth
+        self.forget_bias = require_forget_bias(type(self).__name__, forget_bias)
+        self._require_countable(input_weight=(M, R), weight=(4 * M, 2 * M))
         self.input_weight = normal((M, R), fan_in=R)
         self.input_bias = mx.zeros((M,))
         # One array a layer: the gradient of a slice would be an array of all layers.

@@ -12,7 +12,14 @@ from layer_helpers import GRU, plain_loop
 from mlx import nn, optimizers
 from mlx.utils import tree_map
 
-from mlx_tlstm import Recurrent, SequenceModel, StreamingSession, TLSTMCell
+from mlx_tlstm import (
+    TLSTM,
+    Recurrent,
+    SequenceModel,
+    StackedLSTM,
+    StreamingSession,
+    TLSTMCell,
+)
 from mlx_tlstm.models.generation import generate
 from mlx_tlstm.tasks import Memorization
 from mlx_tlstm.training import encode, evaluate
@@ -276,7 +283,11 @@ def test_a_state_of_sequences_and_numbers_is_taken(make):
 
 
 @pytest.mark.parametrize(
-    "cell", [3, nn.Linear(2, 2), NoState(), Cell, TLSTMCell(R, M, 2), lambda x, state: (x, state)]
+    "cell",
+    [
+        *(3, nn.Linear(2, 2), NoState(), Cell, lambda x, state: (x, state)),
+        *(TLSTMCell(R, M, 2), StackedLSTM(R, M, 2), TLSTM(R, M, 2), Recurrent(Two())),
+    ],
 )
 def test_what_is_no_cell(cell):
     with pytest.raises(ValueError, match=r"\[Recurrent\] 'cell' must be (an nn\.Module with|a ce)"):
@@ -332,6 +343,35 @@ def test_a_cell_that_does_something_else(fault, message):
     _, x = layer_and_inputs()
     with pytest.raises(ValueError, match=rf"\[Recurrent\] {message}"):
         Recurrent(Faulty(fault))(x)
+
+
+class Caching(Cell):
+    def __call__(self, x, state):
+        self.cached = state * 1.0
+        return super().__call__(x, state)
+
+
+class Hiding(Cell):
+    def __call__(self, x, state):
+        y, state = super().__call__(x, state * self.by_name())
+        return y, state
+
+    def by_name(self):
+        return globals()["HID" + "DEN"]
+
+
+def test_errors_of_checkpoints_name_the_cell(monkeypatch):
+    layer, x = layer_and_inputs(Caching, checkpoint=2)
+    with pytest.raises(ValueError, match=r"\[Recurrent\] 'cell' must leave the arrays"):
+        layer(x)
+    layer, x = layer_and_inputs(Hiding, checkpoint=2)
+
+    def loss(hidden):
+        monkeypatch.setitem(globals(), "HIDDEN", hidden)
+        return layer(x)[0].sum()
+
+    with pytest.raises(ValueError, match=r"\[Recurrent\] 'cell' must read arrays from where"):
+        mx.grad(loss)(mx.array(1.0))
 
 
 def test_the_width_of_a_read_out():

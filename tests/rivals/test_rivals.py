@@ -208,6 +208,39 @@ def test_wrong_sizes_are_named(name, value):
             case.cell(**{**case.arguments, key: value})
 
 
+@every_rival
+@pytest.mark.parametrize("width", [2**31 - 1, 2**29, 2**28 + 1, 2**15])
+def test_arrays_of_too_many_elements_are_refused(name, width):
+    cell = CASES[name].cell
+    with pytest.raises(ValueError, match=rf"\[{cell.__name__}\] '\w+' must be of 2,147,483,647 el"):
+        cell(**{**CASES[name].arguments, "input_size": 2**17, "hidden_size": width})
+
+
+@every_rival
+@pytest.mark.parametrize("depth", [2**31 - 1, 10**6, 10_001])
+def test_too_many_layers_are_refused_before_any_is_made(name, depth):
+    case = CASES[name]
+    if "depth" in case.arguments:
+        expected = rf"\[{case.cell.__name__}\] 'depth' must be [\d,]+ or less but got {depth}"
+        with pytest.raises(ValueError, match=expected):
+            case.cell(**{**case.arguments, "depth": depth})
+
+
+@every_rival
+def test_shows_its_sizes(name):
+    case = CASES[name]
+    sizes = ", ".join(f"{key}={value}" for key, value in case.arguments.items())
+    assert repr(case.cell(**case.arguments)).startswith(f"{case.cell.__name__}({sizes}")
+
+
+@every_rival
+def test_vmap_of_values_and_gradients(name):
+    layer, _, x, _ = make(name)
+    many = mx.random.normal((2, *x.shape))
+    for run in (lambda x: layer(x)[0], mx.grad(lambda x: layer(x)[0].square().sum())):
+        assert_close(mx.vmap(run)(many), mx.stack([run(x) for x in many]), 1e-5)
+
+
 @pytest.mark.parametrize(
     "name",
     [n for n, one in CASES.items() if "forget_bias" in inspect.signature(one.cell).parameters],
