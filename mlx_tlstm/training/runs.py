@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -89,7 +90,9 @@ def _require_writable(path: Path) -> None:
 def _claim_default(config: TrainingConfig) -> Path:
     """Make a new folder; runs that start within the same second get different ones."""
     DEFAULT_PARENT.mkdir(exist_ok=True)
-    name = f"{config.task}-{config.variant}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # A variant's name is any text; a folder's has no separators, and 255 bytes at most.
+    variant = re.sub(r"[^\w.+-]", "_", config.variant)[:40]
+    name = f"{config.task}-{variant}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = DEFAULT_PARENT / name
     for number in itertools.count(2):
         try:

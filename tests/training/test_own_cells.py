@@ -28,6 +28,7 @@ from mlx_tlstm import (
 )
 from mlx_tlstm.models.generation import generate
 from mlx_tlstm.training.origin import training_command
+from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.training.workers import Workers
 
 
@@ -635,6 +636,17 @@ def test_a_graph_of_thousands_of_equal_arrays(settings):
     assert np.isfinite(trainer.train_step().loss)
     assert np.isfinite(training.evaluate(trainer.model, trainer.task, "test")["loss"])
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize(
+    "name", ["u/x", "../../evil", "ü" * 300, "a\nb", "nul\0", "..", "a b", "\\"]
+)
+def test_any_name_has_a_default_folder(name, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(VARIANTS, name, CellVariant(Plain))
+    folders = [RunFolder.create(None, settings("memorization", variant=name)) for _ in range(2)]
+    assert [folder.path.resolve().parent for folder in folders] == [tmp_path / "runs"] * 2
+    assert sorted(tmp_path.glob("runs/*")) == sorted(folder.path.resolve() for folder in folders)
 
 
 def test_names_that_two_arrays_would_share(settings, monkeypatch):
