@@ -10,7 +10,7 @@ found. Then MLX asks for the gradient of :func:`_guarded`, which raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -48,6 +48,38 @@ def used_arrays(captured: CapturedArrays, run: Callable[[], Arrays]) -> list[int
     return sorted(used)
 
 
+def refused_arguments(run: Callable[[Arrays], Arrays], arguments: Arrays) -> dict[int, str]:
+    """The indices of the arguments by which MLX cannot differentiate ``run``, with its errors.
+
+    Such is an array from which an index is made. ``run`` is called, but nothing is computed.
+    """
+
+    def differentiate(indices: list[int]) -> None:
+        def total(*traced: mx.array) -> mx.array:
+            every = list(arguments)
+            for index, array in zip(indices, traced, strict=True):
+                every[index] = array
+            with random_key(current_key()):
+                results = run(every)
+            sums = [mx.abs(array).sum().astype(mx.float32) for array in results if _inexact(array)]
+            return sum(sums, mx.array(0.0))
+
+        mx.vjp(total, [arguments[index] for index in indices], [mx.array(1.0)])
+
+    refused = {}
+    floating = [index for index, array in enumerate(arguments) if _inexact(array)]
+    try:
+        if floating:
+            differentiate(floating)
+    except (ValueError, RuntimeError):  # by one of them at least
+        for index in floating:
+            try:
+                differentiate([index])
+            except (ValueError, RuntimeError) as error:
+                refused[index] = str(error)
+    return refused
+
+
 def checkpointed(
     owner: str,
     name: str,
@@ -55,6 +87,7 @@ def checkpointed(
     run: Callable[[Arrays], Arrays],
     arguments: Arrays,
     arrays: Arrays,
+    refused: Mapping[int, str],
 ) -> tuple[Arrays, Arrays]:
     """``run(arguments)``, whose gradient computes everything in between anew.
 
@@ -68,6 +101,7 @@ def checkpointed(
         run: The function, pure but for ``mx.random``, whose numbers are repeated.
         arguments: Its arguments.
         arrays: ``captured.arrays``, or what the call before returned for them.
+        refused: The :func:`refused_arguments`.
 
     Raises:
         ValueError: While a gradient is formed that leads through arrays that were not found.
@@ -79,8 +113,17 @@ def checkpointed(
             return run(arguments)
 
     with captured.replaced([mx.stop_gradient(array) for array in captured.arrays]):
-        results = run([mx.stop_gradient(array) for array in arguments])
-    places = [index for index, array in enumerate(results) if _inexact(array)]
+        stopped = [mx.stop_gradient(array) for array in arguments]
+        results = run(stopped)
+    # What the function only hands on is no result of its own.
+    own = {id(array): argument for array, argument in zip(stopped, arguments, strict=True)}
+    results = [own.get(id(array), array) for array in results]
+    handed_on = {id(array) for array in arguments}
+    places = [
+        index
+        for index, array in enumerate(results)
+        if _inexact(array) and id(array) not in handed_on
+    ]
     if places:
         error = (
             f"[{owner}] '{name}' must read arrays from where they can be found, with 'checkpoint', "
@@ -89,7 +132,11 @@ def checkpointed(
             "'checkpoint' out"
         )
         guarded = _guarded(error, [results[place] for place in places])
-        passed = _gate(again, places, arguments, arrays, guarded)
+        given = [
+            _guarded(refused[index], [array])[0] if index in refused else array
+            for index, array in enumerate(arguments)
+        ]
+        passed = _gate(again, places, given, arrays, guarded, refused)
         for place, array in zip(places, passed[: len(places)], strict=True):
             results[place] = array
         arrays = passed[len(places) :]
@@ -110,11 +157,19 @@ def _guarded(error: str, arrays: Arrays) -> Arrays:
 
 
 def _gate(
-    again: _Again, places: list[int], arguments: Arrays, arrays: Arrays, results: Arrays
+    again: _Again,
+    places: list[int],
+    arguments: Arrays,
+    arrays: Arrays,
+    results: Arrays,
+    refused: Collection[int],
 ) -> Arrays:
-    """``results``, with derivatives of what ``again`` computes at ``places``, and ``arrays``."""
+    """``results``, with derivatives of what ``again`` computes at ``places``, and ``arrays``.
+
+    It has none by the arguments of the indices ``refused``.
+    """
     gate = mx.custom_function(lambda arguments, arrays, results: [*results, *arrays])
-    floating = [index for index, array in enumerate(arguments) if _inexact(array)]
+    floating = [index for index, a in enumerate(arguments) if _inexact(a) and index not in refused]
 
     def of_floating(arguments: Arrays) -> Callable[..., Arrays]:
         def function(*traced: mx.array) -> Arrays:
@@ -173,7 +228,7 @@ def _gate(
         ]
         many = mx.vmap(again, in_axes=(axes[0], axes[1]), out_axes=0)
         axes_after = [*[0] * len(results), *axes[1]]
-        return _gate(many, places, arguments, arrays, results), axes_after
+        return _gate(many, places, arguments, arrays, results, refused), axes_after
 
     return _list(gate(arguments, arrays, results))
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from mlx_tlstm.checks import require, require_integer
 from mlx_tlstm.recurrence.captured import CapturedArrays
-from mlx_tlstm.recurrence.checkpointing import checkpointed, used_arrays
+from mlx_tlstm.recurrence.checkpointing import checkpointed, refused_arguments, used_arrays
 from mlx_tlstm.recurrence.pieces import pieces, time_steps
 from mlx_tlstm.recurrence.trees import arrays_of, named_arrays, require_same_form, with_arrays
 
@@ -179,10 +179,16 @@ def _run_checkpointed(
     captured = CapturedArrays(steps.owner, steps.name, steps.function)
     captured.keep(used_arrays(captured, partial(run, first, 1)))
     cut, parts, read = [pieces(array, every) for array in inputs], [], captured.arrays
+    refused: dict[int, dict[int, str]] = {}  # by the length of a part
     for index, start in enumerate(range(0, length, every)):
-        part = partial(run, length=min(every, length - start))
+        steps_of_part = min(every, length - start)
+        part = partial(run, length=steps_of_part)
         arguments = [*arrays, *(array[index] for array in cut)]
-        results, read = checkpointed(steps.owner, steps.name, captured, part, arguments, read)
+        if steps_of_part not in refused:
+            refused[steps_of_part] = refused_arguments(part, arguments)
+        results, read = checkpointed(
+            steps.owner, steps.name, captured, part, arguments, read, refused[steps_of_part]
+        )
         arrays, outputs = results[:count], results[count:]
         parts.append(outputs)
     captured.require_unchanged()

@@ -539,3 +539,26 @@ def test_the_search_leaves_pytest_alone():
     search = Search(step)
     assert [a is decay for a in search.arrays] == [True]
     assert len(search._barren) < 500
+
+
+@pytest.mark.parametrize("checkpoint", [1, 2, T + 1])
+def test_inputs_that_are_used_as_an_index(checkpoint):
+    """MLX has no gradient through an index; none is asked for by what is not differentiated."""
+    w, state, _ = problem()
+    xs = mx.eye(5)[mx.arange(T * BATCH).reshape(T, BATCH) % 5]
+    table = mx.random.normal((5, WIDTH))
+
+    def step(state, x, table):
+        state = mx.tanh(state @ w + table[mx.argmax(x, -1)])
+        return state, state
+
+    def loss(run, table, first, xs):
+        last, ys = run(partial(step, table=table), first, xs)
+        return last.sum() + (ys**2).sum()
+
+    scanned, arguments = partial(scan, checkpoint=checkpoint), (table, state, xs)
+    expected = mx.grad(partial(loss, plain_loop), argnums=(0, 1))(*arguments)
+    found = mx.grad(partial(loss, scanned), argnums=(0, 1))(*arguments)
+    assert_close(found, expected, TOLERANCE)
+    with pytest.raises(ValueError, match="Cannot calculate VJP with respect to indices"):
+        mx.grad(partial(loss, scanned), argnums=2)(*arguments)
