@@ -43,9 +43,19 @@ def used_arrays(captured: CapturedArrays, run: Callable[[], Arrays]) -> list[int
         sums = [mx.abs(array).sum().astype(mx.float32) for array in results if _inexact(array)]
         return sum(sums, mx.array(0.0))
 
-    if captured.arrays:
-        mx.vjp(total, captured.arrays, [mx.array(1.0)])
-    return sorted(used)
+    try:
+        if captured.arrays:
+            mx.vjp(total, captured.arrays, [mx.array(1.0)])
+        return sorted(used)
+    except (ValueError, RuntimeError):  # of an array from which an index is made
+        found = []
+    for index, array in enumerate(captured.arrays):
+        used.clear()
+        before, after = captured.arrays[:index], captured.arrays[index + 1 :]
+        with contextlib.suppress(ValueError, RuntimeError):
+            mx.vjp(lambda a: total(*before, a, *after), [array], [mx.array(1.0)])  # noqa: B023
+            found += used
+    return found
 
 
 def refused_arguments(run: Callable[[Arrays], Arrays], arguments: Arrays) -> dict[int, str]:

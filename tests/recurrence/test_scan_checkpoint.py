@@ -562,3 +562,18 @@ def test_inputs_that_are_used_as_an_index(checkpoint):
     assert_close(found, expected, TOLERANCE)
     with pytest.raises(ValueError, match="Cannot calculate VJP with respect to indices"):
         mx.grad(partial(loss, scanned), argnums=2)(*arguments)
+
+
+def test_a_found_array_that_is_used_as_an_index():
+    _, state, xs = problem()
+    choice, embedding = mx.eye(5)[2], nn.Embedding(5, WIDTH)
+
+    def step(s, x):
+        s = mx.tanh(s + x + embedding(mx.argmax(choice)))
+        return s, s
+
+    expected, found = (
+        nn.value_and_grad(embedding, lambda run=run: run(step, state, xs)[1].sum())()
+        for run in (plain_loop, partial(scan, checkpoint=2))
+    )
+    assert_close(found, expected, TOLERANCE)
