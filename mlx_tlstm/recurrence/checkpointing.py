@@ -10,6 +10,7 @@ found. Then MLX asks for the gradient of :func:`_guarded`, which raises.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
