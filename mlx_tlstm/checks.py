@@ -135,7 +135,8 @@ def require_choice(owner: str, argument: str, value: object, choices: Iterable[o
     names = ", ".join(repr(choice) for choice in choices)
     # Of one class first: an array would be compared element by element.
     valid = any(isinstance(value, type(choice)) and value == choice for choice in choices)
-    require(valid, owner, argument, f"one of {names}", value)
+    expected = names if len(choices) == 1 else f"one of {names}"
+    require(valid, owner, argument, expected, value)
 
 
 def require_keys(

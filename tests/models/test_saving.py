@@ -392,7 +392,7 @@ def argument(name, value):
     [
         (drop("layer"), r"'config' must be complete: keys are missing but got \['layer'\]"),
         (drop("format"), r"keys are missing but got \['format'\]"),
-        (put("format", 2), r"'format' must be one of 1 but got 2"),
+        (put("format", 2), r"'format' must be 1 but got 2"),
         (put("code", "x"), r"'config' must be free of unknown keys but got \['code'\]"),
         (put("layer", "os.system"), r"'layer' must be one of 'TLSTM', 'TRNN', 'StackedLSTM'"),
         (put("layer", ["TLSTM"]), r"'layer' must be one of"),

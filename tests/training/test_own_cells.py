@@ -183,10 +183,10 @@ def test_an_interrupted_run_says_how_to_go_on(settings, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth": 2}, r"'depth \(of plain\)' must be one of 1 but got 2"),
-        ({"kernel_size": 3}, r"'kernel_size \(of plain\)' must be one of None but got 3"),
-        ({"memory_init": "hold"}, r"'memory_init \(of plain\)' must be one of 'uniform'"),
-        ({"weight_scale": 2.0}, r"'weight_scale \(of plain\)' must be one of 1.0 but got 2.0"),
+        ({"depth": 2}, r"'depth \(of plain\)' must be 1 but got 2"),
+        ({"kernel_size": 3}, r"'kernel_size \(of plain\)' must be None but got 3"),
+        ({"memory_init": "hold"}, r"'memory_init \(of plain\)' must be 'uniform'"),
+        ({"weight_scale": 2.0}, r"'weight_scale \(of plain\)' must be 1.0 but got 2.0"),
     ],
 )
 def test_settings_that_the_cell_does_not_have(changes, message, settings, tmp_path):
@@ -272,7 +272,7 @@ def made_otherwise(input_size, hidden_size, made=[]):  # noqa: B006
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        (Lazy, r"'cell' must .* but got \['layer.cell.scale'\]|'step' must leave the arrays"),
+        (Lazy, r"'cell' must .* but got \['layer.cell.scale'\]|'cell' must leave the arrays"),
         (Permuted, r"'layer.cell.order' must be of floating-point .* '_'.* but got mlx.core.int32"),
         (Frozen, "'layer.cell.order' must be of floating-point"),
         (made_otherwise, "'load' would refuse it"),
@@ -474,7 +474,7 @@ def test_long_sequences_keep_no_gradient_of_each_step():
     sizes = {"hidden_size": 400, "length": 60, "batch_size": 4}
     for recompute in (False, True):
         sizes |= {"variant": "gru", "depth": 1, "recompute": recompute}
-        measured = check_prediction(factor=2.5, **sizes)
+        measured = check_prediction(factor=5.0, **sizes)
         assert measured < 50 << 20
 
 
