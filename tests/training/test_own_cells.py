@@ -464,9 +464,9 @@ def test_a_replaced_part_is_not_saved(tmp_path):
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("name", "depth"), [("gru", 3), ("plain", 1)])
 def test_the_predicted_memory(name, depth, recompute):
-    """Never too low; for so small a step as the second cell's twice of what is needed."""
+    """Never too low; for so small a step as the second cell's up to thrice of what is needed."""
     sizes = {"hidden_size": 200, "length": 60, "batch_size": 60}
-    check_prediction(factor=2.5, variant=name, depth=depth, recompute=recompute, **sizes)
+    check_prediction(factor=3.0, variant=name, depth=depth, recompute=recompute, **sizes)
 
 
 def test_long_sequences_keep_no_gradient_of_each_step():
