@@ -31,8 +31,9 @@ from mlx_tlstm.training.trainer import NonFiniteError, Trainer
 
 STATE_FILE = "state.json"
 #: Files that a checkpoint copies, to put them back: their names in the checkpoint and in the run.
-RUN_FILES = {name: name for name in (METRICS_FILE, EVENTS_FILE)} | {
-    f"{name}.safetensors": f"{name}/{WEIGHTS_FILE}" for name in WEIGHTS
+#: Models come first: whenever a process is killed, what is there has its record.
+RUN_FILES = {f"{name}.safetensors": f"{name}/{WEIGHTS_FILE}" for name in WEIGHTS} | {
+    name: name for name in (METRICS_FILE, EVENTS_FILE)
 }
 #: A rollback multiplies the learning rate by this.
 ROLLBACK_FACTOR = 0.5

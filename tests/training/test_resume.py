@@ -96,6 +96,41 @@ def test_killed_while_writing(run_of, settings, tmp_path):
     assert not list(run.rglob(".writing-*"))
 
 
+def test_killed_while_going_back_to_a_checkpoint(settings, tmp_path, monkeypatch):
+    """What an evaluation after the checkpoint left goes, the model before its record."""
+
+    class Copy(training.Callback):
+        def on_evaluation(self, record):
+            if record["step"] == 5:
+                shutil.copytree(tmp_path / "run", tmp_path / "cut")
+
+    config = settings("memorization", samples=24, eval_every=4, checkpoint_every=4)
+    config = config.replace(checkpoint_seconds=0)
+    training.fit(config, tmp_path / "run", [Copy()])
+    expected, replace = outcome(tmp_path / "run"), training.disk.replace_file
+    for files in itertools.count():
+        run, left = tmp_path / f"cut{files}", iter(range(files))
+        shutil.copytree(tmp_path / "cut", run)
+
+        def replace_some(path, write, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            replace(path, write)
+
+        monkeypatch.setattr(training.disk, "replace_file", replace_some)
+        try:
+            training.resume(run)
+        except KeyboardInterrupt:
+            check_models(run)
+        else:
+            break
+        finally:
+            monkeypatch.setattr(training.disk, "replace_file", replace)
+    assert files >= 3  # the records and two models
+    finish(config, tmp_path / "cut0")
+    assert outcome(tmp_path / "cut0") == expected
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("run_of", RUNS)
 def test_killed_at_random_moments(run_of, settings, tmp_path):
