@@ -179,7 +179,7 @@ def test_checkpoints_that_are_gone(stopped):
     run, _ = stopped
     shutil.rmtree(run / "checkpoints")
     metrics = (run / "metrics.jsonl").read_text()
-    with pytest.raises(training.CheckpointError, match=r"holds metrics\.jsonl, .* and none"):
+    with pytest.raises(training.CheckpointError, match=r"holds .*metrics\.jsonl and none"):
         training.resume(run)
     assert (run / "metrics.jsonl").read_text() == metrics
 
