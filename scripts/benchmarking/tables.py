@@ -46,7 +46,11 @@ class Table:
         return tuple(self.rows[0])
 
     def text(self, markdown: bool) -> str:
-        """Aligned columns, with Markdown's rules if asked for."""
+        """Title and aligned columns, with Markdown's rules if asked for."""
+        return (f"### {self.title}\n\n" if markdown else f"{self.title}\n") + self.body(markdown)
+
+    def body(self, markdown: bool) -> str:
+        """What is below the title."""
         cells = [self.header, *(tuple(row.values()) for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         between, edge = (" | ", "| ") if markdown else ("  ", "")
@@ -59,8 +63,7 @@ class Table:
             cells.insert(
                 1, tuple("-" * (w - 1) + (":" if i else "-") for i, w in enumerate(widths))
             )
-        title = f"### {self.title}\n" if markdown else self.title
-        return "\n".join([title, *map(line, cells)])
+        return "\n".join(map(line, cells))
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

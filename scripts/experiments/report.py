@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import shlex
@@ -357,7 +358,7 @@ def write_report(
 
     Args:
         stem: Folder and name.
-        tables: For people; the last one is also the CSV.
+        tables: For people; the last one is also the CSV, and folded away below what comes before.
         figure: The picture.
         results: All runs behind it, for programs.
         notes: Lines to stand below.
@@ -369,7 +370,8 @@ def write_report(
     if figure is not None:
         save_figure(figure, stem)
         parts.append(f"![{last.title}]({stem.name}.png)")
-    parts += [table.text(markdown=True) for table in tables]
+    parts += [table.text(markdown=True) for table in tables[:-1]]
+    parts.append(_folded(last) if tables[:-1] else last.text(markdown=True))
     parts.append("\n".join(f"- {note}" for note in notes))
     values = {
         "title": last.title,
@@ -385,3 +387,9 @@ def write_report(
     for ending, text in texts.items():
         replace_text(stem.with_name(f"{stem.name}.{ending}"), text)
     return texts["md"]
+
+
+def _folded(table: Table) -> str:
+    """A table that opens at a click, on GitHub and on the site."""
+    summary = f'<details markdown="1">\n<summary>{html.escape(table.title, quote=False)}</summary>'
+    return f"{summary}\n\n{table.body(markdown=True)}\n\n</details>"

@@ -186,8 +186,11 @@ def test_a_part_of_a_figure(data_options, tmp_path):
     assert (tmp_path / "figure-4.png").read_bytes().startswith(b"\x89PNG")
     assert "</svg>" in (tmp_path / "figure-4.svg").read_text()
     text = (tmp_path / "figure-4.md").read_text()
-    assert text.startswith("![Fig. 4: performance of different configurations](figure-4.png)")
+    title = "Fig. 4: performance of different configurations"
+    assert text.startswith(f"![{title}](figure-4.png)")
     assert "### memorization, smoke scale (2 symbols, M=10): best test accuracy (%)" in text
+    folded = f"<summary>{title}</summary>\n\n| task"
+    assert text.count("<details") == text.count(folded) == text.count("|\n\n</details>\n\n- ") == 1
     before = (tmp_path / "figure-4.csv").read_text()
     assert "run" not in run(reproduce, *options, "--report").split("\n")[0]
     assert (tmp_path / "figure-4.csv").read_text() == before
@@ -198,6 +201,7 @@ def test_nothing_was_run(tmp_path):
     for target in plans.TARGETS:
         assert (tmp_path / f"{target}.md").exists()
         assert not (tmp_path / f"{target}.png").exists()
+    assert "<details" not in (tmp_path / "table-1.md").read_text()  # it has nothing else
     rows = rows_of(tmp_path / "table-2.csv")
     assert {row["paper"] for row in rows} == {"51%", ">50%", ">99%"}
     assert not any(row["ours, laptop scale"] for row in rows)
