@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_tlstm.checking import chains
 from mlx_tlstm.checking.chains import Problem
-from mlx_tlstm.checking.passes import Pass, operations_per_step
+from mlx_tlstm.checking.passes import operations_per_step
+from mlx_tlstm.checking.settings import INPUT_SIZE, product_rate, settings
 from mlx_tlstm.checking.timing import machine, measure
-from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import dispatch, proof, tiles, trial, tuning
 from mlx_tlstm.kernels.trial import Configuration, KernelError, Trial
 from mlx_tlstm.layers import TLSTM
-from mlx_tlstm.layers.base import DTYPES, RecurrentLayer
+from mlx_tlstm.layers.base import DTYPES
 from mlx_tlstm.layers.variants import VARIANTS, make_layer
 from mlx_tlstm.reference import ReferenceBackend
-from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.training import memory_prediction
 
 #: Seconds after which nothing new begins, on a device with kernels and on a CPU.
 SECONDS, SECONDS_ON_CPU = 110.0, 50.0
@@ -34,81 +31,14 @@ _KERNELS_END, _LAYERS_END = 0.4, 0.7
 
 #: The variants that kernels run; the stacked LSTM has plain operations only.
 VARIANTS_WITH_KERNELS = [name for name, one in VARIANTS.items() if one.kernels]
-#: R of the layers that are timed; what it is hardly matters.
-INPUT_SIZE = 64
 #: Plain operations and equations differ by rounding in float32, which the steps multiply.
 EQUATIONS_TOLERANCE = 1e-4
 #: What single kernels are given: the paper's 3D tLSTM of memorization, L = 10.
 PROBLEM = Problem(Geometry((10, 10), (3, 3)), hidden_size=100, batch_size=15)
 
 _LAUNCHES = 10  # of a kernel, timed together
-_STEPS = 16  # of a sequence that is timed, at most
-_OPERATIONS = 4e10  # multiplications and additions in it, for which steps are left out
-_SECONDS_OF_A_PASS = 4.0  # a slower one is not waited for
 _SUM = 2.0**-17  # rounding of sums of a few ten thousand terms in float32
 _ROUNDINGS = 8  # of a product, that a kernel's result may be off by besides
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """The sizes at which tasks train.
-
-    Args:
-        names: The tasks, each with "quick" or "paper".
-        config: Their settings.
-        steps: T.
-    """
-
-    names: tuple[str, ...]
-    config: TrainingConfig
-    steps: int
-
-    @property
-    def rows(self) -> int:
-        """B, the sequences that go through the network at once."""
-        return self.config.batch_size // self.config.accumulate
-
-    def layer(self, backend: str | None = None) -> RecurrentLayer:
-        config = self.config
-        layer = make_layer(
-            config.variant,
-            INPUT_SIZE,
-            config.hidden_size,
-            config.depth,
-            kernel_size=config.kernel_size,
-            recompute=config.recompute,
-            backend=backend,
-        )
-        layer.set_dtype(getattr(mx, config.dtype))
-        return layer
-
-    def __str__(self) -> str:
-        config = self.config
-        sizes = f"L={config.depth}, M={config.hidden_size}, B={self.rows}"
-        return f"{' and '.join(self.names)} ({config.variant}, {sizes})"
-
-
-def settings() -> list[Setting]:
-    """The settings of all tasks, the quick ones first; equal ones are listed once."""
-    found: dict[tuple, Setting] = {}
-    for scale in ("quick", "paper"):
-        for name, task in TASKS.items():
-            config = getattr(task, scale)()
-            steps = task.sequence_steps(config.length)
-            key = (config.variant, config.depth, config.hidden_size, config.batch_size, steps)
-            names = found[key].names if key in found else ()
-            found[key] = Setting((*names, f"{name} {scale}"), config, steps)
-    return list(found.values())
-
-
-@contextlib.contextmanager
-def _default(device: mx.Device) -> Iterator[None]:
-    before = mx.default_device()
-    mx.set_default_device(device)
-    try:
-        yield
-    finally:
-        mx.set_default_device(before)
 
 
 class Survey:
@@ -316,64 +246,19 @@ class Survey:
         candidates = [("cpu", "ops")]
         if mx.default_device().type == mx.gpu:
             candidates += [("gpu", "ops"), *([("gpu", self.backend)] if self.backend else [])]
-        rates = {}
-        for device, _ in candidates:
-            with _default(mx.Device(getattr(mx, device))):
-                rates[device] = _rate()
+        rates = {device: product_rate(device) for device, _ in candidates}
         for setting in settings():
             if self._late(f"times of {setting}"):
                 continue
-            entry = self._timed(setting, candidates, rates)
-            self._enter("settings", entry)
-            times = ", ".join(f"{name} {ms:.3g}" for name, ms in entry["step ms"].items())
-            quickest = f"; quickest: {entry['quickest']}" if len(entry["step ms"]) > 1 else ""
-            self._say(f"{setting}: ms a time step, forward and backward: {times or '–'}{quickest}")
-
-    def _timed(
-        self, setting: Setting, candidates: list[tuple[str, str]], rates: dict[str, float]
-    ) -> dict[str, Any]:
-        layer = setting.layer("ops")
-        cell = layer.cell
-        rows = setting.rows * cell.geometry.locations
-        each = 6 * rows * cell.weight.size  # multiplications and additions of a step
-        length = int(max(1, min(setting.steps, _STEPS, _OPERATIONS // each - cell.delay)))
-        steps = length + cell.delay
-        runs, left_out = {}, {}
-        for device, backend in candidates:
-            name = f"{device} {backend}"
-            with _default(mx.Device(getattr(mx, device))):
-                seconds = each * steps / rates[device]
-                if seconds > _SECONDS_OF_A_PASS:
-                    left_out[name] = f"would take some {seconds:.0f} s"
-                    continue
-                if (needed := _bytes(setting, length)) > memory_prediction.limit() // 2:
-                    left_out[name] = f"needs {memory_prediction.describe(needed)}"
-                    continue
-                try:
-                    one = Pass(setting.layer(backend), setting.rows, length)
-                    one.run()
-                except (RuntimeError, ValueError) as error:
-                    left_out[name] = " ".join(str(error).split())
-                    continue
-
-                def run(one: Pass = one, device: str = device) -> None:
-                    with _default(mx.Device(getattr(mx, device))):
-                        one.run()
-
-                runs[name] = run
-        times = {}
-        if runs:
-            timings = measure(runs, rounds=3, warmup=0, seconds=2.0, pause=0.0)
-            times = {name: timing.median / steps for name, timing in timings.items()}
-        for name, reason in left_out.items():
-            self._leave_out(f"time of {setting} on {name}: {reason}")
-        return {
-            "name": str(setting),
-            "steps": steps,
-            "step ms": times,
-            "quickest": min(times, key=lambda name: times[name]) if times else None,
-            "left out": left_out,
-        }
+            steps, times, left_out = setting.step_times(candidates, rates)
+            for name, reason in left_out.items():
+                self._leave_out(f"time of {setting} on {name}: {reason}")
+            entry = {"name": str(setting), "steps": steps, "step ms": times}
+            entry["quickest"] = min(times, key=times.__getitem__) if times else None
+            self._enter("settings", entry | {"left out": left_out})
+            words = ", ".join(f"{name} {ms:.3g}" for name, ms in times.items())
+            quickest = f"; quickest: {entry['quickest']}" if len(times) > 1 else ""
+            self._say(f"{setting}: ms a time step, forward and backward: {words or '–'}{quickest}")
 
     def _verdict(self) -> tuple[bool, str]:
         """Whether all is right, and one line that says so."""
@@ -395,29 +280,3 @@ class Survey:
         else:
             verdict = "kernels right on this device, their speed not measured"
         return True, verdict if self._all_kernels else f"{verdict}, as far as there was time"
-
-
-def _rate() -> float:
-    """Multiplications and additions a second of the default device's matrix products."""
-    size = 1024 if mx.default_device().type == mx.cpu else 4096
-    left, right = (mx.random.normal((size, size), key=mx.random.key(i)) for i in range(2))
-    mx.eval(left, right)
-    timing = measure({"": lambda: mx.eval(left @ right)}, rounds=2, warmup=1, pause=0.0)[""]
-    return 2 * size**3 / (timing.minimum / 1e3)
-
-
-def _bytes(setting: Setting, length: int) -> int:
-    """Bytes that a training step with ``length`` inputs needs; a pass needs no more."""
-    layer = setting.layer("ops")
-    return memory_prediction.predict(
-        memory_prediction.StepSizes(
-            layer=layer,
-            input_size=INPUT_SIZE,
-            parameters=layer.cell.weight.size,
-            rows=setting.rows,
-            steps=length,
-            loss_steps=length,
-            output_size=INPUT_SIZE,
-            recompute=setting.config.recompute,
-        )
-    )

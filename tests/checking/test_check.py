@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from kernel_devices import computes_wrong, needs_compiler
 from mlx.utils import tree_map
 
-from mlx_tlstm.checking import chains, survey
+from mlx_tlstm.checking import chains, settings, survey
 from mlx_tlstm.commands.checking import JSON_NAME
 from mlx_tlstm.commands.checking import check as command
 from mlx_tlstm.geometry import Geometry
@@ -57,7 +57,7 @@ class TestOnACPU:
         first = survey.settings()[:1]
         monkeypatch.setattr(survey, "settings", lambda: first)
         monkeypatch.setattr(survey, "VARIANTS_WITH_KERNELS", ["2d-trnn"])
-        monkeypatch.setattr(survey, "_STEPS", 2)
+        monkeypatch.setattr(settings, "_STEPS", 2)
         code, lines, record = check(tmp_path)
         assert code == 0
         [entry] = record["settings"]
@@ -69,10 +69,10 @@ class TestOnACPU:
         first = survey.settings()[:1]
         monkeypatch.setattr(survey, "settings", lambda: first)
         monkeypatch.setattr(survey, "VARIANTS_WITH_KERNELS", [])
-        monkeypatch.setattr(survey, "_SECONDS_OF_A_PASS", 0.0)
+        monkeypatch.setattr(settings, "_SECONDS_OF_A_PASS", 0.0)
         _, lines, _ = check(tmp_path)
         assert any("on cpu ops: would take some" in line for line in lines)
-        monkeypatch.setattr(survey, "_SECONDS_OF_A_PASS", 9.0)
+        monkeypatch.setattr(settings, "_SECONDS_OF_A_PASS", 9.0)
         monkeypatch.setattr("mlx_tlstm.training.memory_prediction.limit", lambda: 1000)
         _, lines, record = check(tmp_path)
         assert any("on cpu ops: needs 1" in line or "MiB" in line for line in lines)
@@ -91,7 +91,7 @@ class TestOnACPU:
 
 
 def test_every_tasks_settings_are_there():
-    names = [name for setting in survey.settings() for name in setting.names]
+    names = [name for setting in settings.settings() for name in setting.names]
     expected = [f"{task} {scale}" for scale in ("quick", "paper") for task in TASKS]
     assert sorted(names) == sorted(expected)
 
