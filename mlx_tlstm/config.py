@@ -20,12 +20,13 @@ from mlx_tlstm.checks import (
 )
 from mlx_tlstm.files import json_text, read_json, to_path
 from mlx_tlstm.layers.base import DTYPES
-from mlx_tlstm.layers.tlstm import MEMORY_INITS
 from mlx_tlstm.layers.variants import variant_named
 
 ON_DIVERGENCE = ("stop", "rollback")
 #: In place of a number for ``forget_bias``.
 BY_LAG = "lag"
+#: Settings of the starting weights that are gone: what was trained with them has its weights.
+_GONE = ("memory_init", "weight_scale")
 _OWNER = "TrainingConfig"
 
 
@@ -82,9 +83,6 @@ class TrainingConfig:
             number of layers.
         hidden_size: M, the number of channels at each location of the tensor.
         kernel_size: K, the kernel's size on every tensor axis, 2 or more; by default the variant's.
-        memory_init: What the untrained memory convolution does: spread memory evenly over its taps
-            (``"uniform"``), move it towards the output (``"shift"``) or keep it in place
-            (``"hold"``).
         batch_size: Sequences in a training step.
         accumulate: Compute each batch in so many parts, one after the other: the same step in less
             memory. The number divides ``batch_size``.
@@ -97,8 +95,6 @@ class TrainingConfig:
         forget_bias: Starting bias of the forget gate: a number or ``"lag"``, with which half of a
             memory is left after the number of time steps for which memorization or addition needs
             it.
-        weight_scale: Factor on the starting weights of the recurrence, those between two time
-            steps; at 1 their standard deviation is 1/sqrt(fan in).
         beta2: Adam's decay rate of the running mean of squared gradients, from 0 to below 1.
         clip_norm: Largest gradient norm; 0 turns this clipping off.
         clip_value: Largest size of an element of the gradient, before its norm is clipped; 0 turns
@@ -132,9 +128,7 @@ class TrainingConfig:
     samples: int | None = field(default=None, metadata=_integer(63))
     epochs: int | None = field(default=None, metadata=_integer(63))
     kernel_size: int | None = field(default=None, metadata=_integer(31, minimum=2))
-    memory_init: str = field(default="uniform", metadata=_choice(MEMORY_INITS))
     forget_bias: float | str = field(default=1.0, metadata=_number("any", lambda _: True, BY_LAG))
-    weight_scale: float = field(default=1.0, metadata=_POSITIVE)
     learning_rate: float = field(default=1e-3, metadata=_POSITIVE)
     beta2: float = field(default=0.999, metadata=_SHARE)
     clip_norm: float = field(default=1.0, metadata=_SWITCHED)
@@ -201,5 +195,6 @@ class TrainingConfig:
         """A configuration from a mapping of its fields; errors name ``source`` as their origin."""
         fields = dataclasses.fields(cls)
         required = [field.name for field in fields if field.default is dataclasses.MISSING]
-        require_keys(cls.__name__, source, values, [field.name for field in fields], required)
-        return cls(**values)  # type: ignore[arg-type]
+        known = [field.name for field in fields]
+        require_keys(cls.__name__, source, values, [*known, *_GONE], required)
+        return cls(**{name: value for name, value in values.items() if name not in _GONE})

@@ -75,11 +75,6 @@ class Geometry:
         """Tap that reads a location itself, floor(K/2) on each axis."""
         return tuple(K // 2 for K in self.kernel_size)
 
-    def tap_index(self, offset: int) -> int:
-        """Row-major index of the tap that lies ``offset`` from the centre on every axis."""
-        tap = tuple(centre + offset for centre in self.centre)
-        return int(np.ravel_multi_index(tap, self.kernel_size))
-
     def corner(self, steps: int) -> Geometry:
         """The part of the tensor that the output after ``steps`` more steps depends on.
 

@@ -282,17 +282,25 @@ assert mx.allclose(state.cell, final.cell, atol=1e-5)
 # itself moves: each location mixes its neighbours' memories by its kernel $\mathbf q_{t,p}$.
 #
 # To see the convolution alone, the gates are held still here: nothing new comes in ($\mathbf I =
-# 0$), nothing is forgotten ($\mathbf F = 1$), and the kernels are those that `memory_init` starts
-# with. One location of twelve holds a memory at the start; columns show what is where after each
-# step.
+# 0$), nothing is forgotten ($\mathbf F = 1$), and the kernels are the same everywhere: even, as
+# training starts, or with three quarters on one tap. One location of twelve holds a memory at the
+# start; columns show what is where after each step.
 
 # %%
 P, PLACE, FREE_STEPS = 12, 5, 4  # in that many steps the pulse touches no boundary
+BEFORE, CENTRE = 0, 1  # taps of K = 3
 
 
-def pulse(**settings):
+def favour(layer, tap):
+    """Start all kernels with 3/4 on one tap, which six times the odds of the others' give."""
+    layer.cell.bias[4 * M + tap] = np.log(6)
+
+
+def pulse(tap=None, **settings):
     """A recording of a memory at one location, with all gates held still."""
     layer = TLSTM(R, M, P, **settings)
+    if tap is not None:
+        favour(layer, tap)
     cell = layer.cell
     cell.weight = mx.zeros_like(cell.weight)
     cell.bias[M : 2 * M], cell.bias[2 * M : 3 * M] = -100.0, 100.0  # input, forget
@@ -303,9 +311,9 @@ def pulse(**settings):
 
 pulses = {
     "no memory convolution": pulse(memory_convolution=False),
-    'memory_init="hold"': pulse(memory_init="hold"),
-    'memory_init="uniform" (the paper\'s)': pulse(),
-    'memory_init="shift"': pulse(memory_init="shift"),
+    "mostly from its own location": pulse(CENTRE),
+    "even": pulse(),
+    "mostly from the location before": pulse(BEFORE),
 }
 figure, axes = plt.subplots(2, 2, figsize=(12, 6.5), layout="constrained")
 for picture, (name, recording) in zip(axes.flat, pulses.items(), strict=True):
@@ -313,9 +321,9 @@ for picture, (name, recording) in zip(axes.flat, pulses.items(), strict=True):
     picture.set_title(name, fontsize="medium")
 
 # %% [markdown]
-# Memory without a convolution stays where it is; the gates can only let it fade. "hold" keeps it
-# in place and lets some leak to both sides, "uniform" spreads it, and "shift" moves it on. How
-# far it moves in a step is the mean offset under the kernel, which `memory_offsets` gives, with
+# Memory without a convolution stays where it is; the gates can only let it fade. The centre tap
+# keeps it in place and lets some leak to both sides, even taps spread it, and the tap before moves
+# it on. How far it moves in a step is the mean offset under the kernel, which `memory_offsets` gives, with
 # the sign turned: a location that reads from -1 takes in what moves +1. As long as no boundary is
 # near, no memory is lost: the kernels are softmaxes, and sum to 1.
 
@@ -345,7 +353,8 @@ for name, recording in pulses.items():
 # (The first location has no one before it: its tap towards the input repeats its own memory.)
 
 # %%
-layer = TLSTM(R, M, 6, memory_init="shift")
+layer = TLSTM(R, M, 6)
+favour(layer, BEFORE)
 recording = record(layer, x)
 assert recording.kernels[0].std(axis=0).min() > 0  # over the steps
 assert recording.kernels[0].std(axis=1).min() > 0  # over the locations
@@ -362,12 +371,14 @@ draw_memory_offsets(recording)
 SEEDS = 2 if SMALL else 8
 
 
-def reach_of_gradients(**settings):
+def reach_of_gradients(tap=None, **settings):
     """Median over starts of |∂y_t / ∂x_{t-n}|, averaged over t, for n = 0 … T - 1."""
     reaches = []
     for seed in range(SEEDS):
         mx.random.seed(seed)
         layer = TLSTM(R, M, 6, forget_bias=4.0, **settings)
+        if tap is not None:
+            favour(layer, tap)
         field = receptive_field(layer, mx.random.normal((T, R)))
         reaches.append([np.diagonal(field, -n).mean() for n in range(T)])
     return np.median(reaches, axis=0)
@@ -375,8 +386,8 @@ def reach_of_gradients(**settings):
 
 reaches = {
     "none": reach_of_gradients(memory_convolution=False),
-    "uniform": reach_of_gradients(),
-    "shift": reach_of_gradients(memory_init="shift"),
+    "even": reach_of_gradients(),
+    "mostly from the location before": reach_of_gradients(BEFORE),
 }
 figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
 for (name, reach), line in zip(reaches.items(), ("-", "--", "-."), strict=True):

@@ -64,7 +64,7 @@ class Tagger(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(SYMBOLS, WIDTH)
-        self.recurrent = TLSTM(WIDTH, HIDDEN, tensor_size=2, norm="channel", memory_init="hold")
+        self.recurrent = TLSTM(WIDTH, HIDDEN, tensor_size=2, norm="channel")
         self.dropout = nn.Dropout(0.1)
         self.head = nn.Linear(HIDDEN, SYMBOLS)
 

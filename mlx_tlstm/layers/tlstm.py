@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx import nn
 
-from mlx_tlstm.checks import require, require_choice, require_flag, require_integer
+from mlx_tlstm.checks import require_choice, require_flag, require_integer
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.layers.base import RecurrentLayer, gate_bias, require_forget_bias
 from mlx_tlstm.layers.tensor import TensorCell
 from mlx_tlstm.recurrence.contract import MemoryUpdate
 from mlx_tlstm.recurrence.transition import TLSTMTransition
-
-#: What the untrained memory convolution may do; see :class:`TLSTM`.
-MEMORY_INITS = ("uniform", "shift", "hold")
-#: Share of the memory kernel that "shift" and "hold" give their tap at the start (ours).
-FAVOURED_TAP = 0.75
 
 
 class TLSTMState(NamedTuple):
@@ -57,7 +51,6 @@ class TLSTMCell(TensorCell):
         memory_convolution: bool = True,
         norm: str | None = None,
         forget_bias: float = 1.0,
-        memory_init: str = "uniform",
         recompute: bool = False,
         backend: str | None = None,
     ) -> None:
@@ -65,20 +58,12 @@ class TLSTMCell(TensorCell):
         geometry = Geometry.checked(owner, tensor_size, kernel_size)
         memory_convolution = require_flag(owner, "memory_convolution", memory_convolution)
         require_choice(owner, "norm", norm, (None, "channel", "layer"))
-        require_choice(owner, "memory_init", memory_init, MEMORY_INITS)
         forget_bias = require_forget_bias(owner, forget_bias)
-        needless = not memory_convolution and memory_init != "uniform"
-        expected = "'uniform' where 'memory_convolution' is False"
-        require(not needless, owner, "memory_init", expected, memory_init)
         M, taps = require_integer(owner, "hidden_size", hidden_size), geometry.taps
         channels = 4 * M + (taps if memory_convolution else 0)
         update = MemoryUpdate(memory_convolution, norm)
         super().__init__(input_size, M, geometry, update, channels, recompute, backend)
         self.bias = gate_bias(channels, M, taps * M, forget_bias)
-        if memory_init != "uniform":
-            favoured = geometry.tap_index(-1 if memory_init == "shift" else 0)
-            odds = FAVOURED_TAP / (1 - FAVOURED_TAP)
-            self.bias[4 * M + favoured] = math.log(odds * (taps - 1))
         self.norm = None if norm is None else Normalization((*geometry.tensor_size, M))
 
     def transition_parameters(self) -> list[mx.array]:
@@ -128,9 +113,6 @@ class TLSTM(RecurrentLayer):
         norm: ``None``, ``"channel"`` or ``"layer"``. With ``"layer"`` and a depth above 1 an
             output depends on later inputs, since the statistics run over the whole tensor.
         forget_bias: Starting bias of the forget gate.
-        memory_init: Where the memory kernels start: ``"uniform"`` spreads memory evenly over the
-            taps (the paper's), ``"shift"`` favours the tap towards the input, so that memory moves
-            one location a step, ``"hold"`` the centre tap, so that it stays.
         recompute: Keep no gate activations for the backward pass, but compute them anew there:
             one more convolution a step, the same gradients, less memory.
         backend: What runs the steps: kernels, ``"metal"`` or ``"cuda"``; ``"ops"``, plain

@@ -30,7 +30,6 @@ class LayerRequest:
     depth: int
     forget_bias: float
     kernel_size: int | None
-    memory_init: str
     recompute: bool
     backend: str | None
 
@@ -103,8 +102,6 @@ class TensorVariant(Variant):
         return depth - 1
 
     def build(self, request: LayerRequest) -> RecurrentLayer:
-        if not self.memory_convolution:
-            request.require("memory_init", "uniform")
         K = self.kernel_size if request.kernel_size is None else request.kernel_size
         K = require_integer(_OWNER, "kernel_size", K, minimum=2)
         tensor_size = (request.depth * (K - K % 2) // 2,) * self.axes
@@ -116,7 +113,6 @@ class TensorVariant(Variant):
             memory_convolution=self.memory_convolution,
             norm=self.norm,
             forget_bias=request.forget_bias,
-            memory_init=request.memory_init,
             recompute=request.recompute,
             backend=request.backend,
         )
@@ -206,7 +202,6 @@ def _is_needed(parameter: inspect.Parameter) -> bool:
 
 def _refuse_tensor_arguments(request: LayerRequest) -> None:
     request.require("kernel_size", None)
-    request.require("memory_init", "uniform")
     request.require("backend", None, "ops")
 
 
@@ -245,7 +240,6 @@ def make_layer(
     depth: int,
     forget_bias: float = 1.0,
     kernel_size: int | None = None,
-    memory_init: str = "uniform",
     recompute: bool = False,
     backend: str | None = None,
 ) -> Layer:
@@ -259,7 +253,6 @@ def make_layer(
             layers. A tensor gets P = L (K - K mod 2) / 2 locations on every axis (Eq. 9).
         forget_bias: Starting bias of the forget gate; a network without one ignores it.
         kernel_size: K in place of the variant's.
-        memory_init: See :class:`TLSTM`; only layers with memory convolution take another value.
         recompute: See :class:`TLSTM`.
         backend: See :class:`TLSTM`; networks without a tensor have plain operations only.
 
@@ -274,7 +267,5 @@ def make_layer(
     )
     recompute = require_flag(_OWNER, "recompute", recompute)
     forget_bias = require_forget_bias(_OWNER, forget_bias)
-    request = LayerRequest(
-        variant, *sizes, forget_bias, kernel_size, memory_init, recompute, backend
-    )
+    request = LayerRequest(variant, *sizes, forget_bias, kernel_size, recompute, backend)
     return named.build(request)

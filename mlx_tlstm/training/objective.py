@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from mlx_tlstm.checks import require, require_choice
+from mlx_tlstm.checks import require
 from mlx_tlstm.config import BY_LAG, TrainingConfig
 from mlx_tlstm.layers.base import RecurrentLayer, normal
 from mlx_tlstm.layers.layer import Layer
@@ -34,9 +34,6 @@ def check_layer(config: TrainingConfig, backend: str | None = None) -> None:
     layer = _make_layer(config, task_type(config.task), 1, config.hidden_size, backend)
     if isinstance(layer, RecurrentLayer):
         layer.cell.selected_backend()
-    else:
-        name = f"weight_scale (of {config.variant})"
-        require_choice("TrainingConfig", name, config.weight_scale, (1.0,))
 
 
 def lag_forget_bias(steps: int) -> float:
@@ -59,7 +56,6 @@ def build_model(config: TrainingConfig, task: Task, backend: str | None = None) 
         # A one-hot input picks one row: with 1/sqrt(R) it would drown in the hidden state.
         projection = layer.cell.input_projection
         projection.weight = normal(projection.weight.shape, task.input_fan_in)
-        layer.cell.weight = config.weight_scale * layer.cell.weight
     model = SequenceModel(layer, task.output_size)
     model.set_dtype(getattr(mx, config.dtype))
     command = training_command(config)
@@ -81,7 +77,6 @@ def _make_layer(
         config.depth,
         _forget_bias(config, task),
         config.kernel_size,
-        config.memory_init,
         config.recompute,
         backend,
     )

@@ -21,11 +21,9 @@ BOOKKEEPING = ("checkpoint_every", "checkpoint_seconds", "keep_checkpoints")
 #: the folder's name.
 _WAYS = {
     "forget_bias": "forget",
-    "memory_init": "",
     "beta2": "beta",
     "clip_norm": "clip",
     "clip_value": "clipvalue",
-    "weight_scale": "scale",
 }
 
 

@@ -103,11 +103,6 @@ STUDIES = {
                 {**_BEST, "clip_norm": 0.0},
                 {**_BEST, "clip_norm": 0.0, "clip_value": 1.0},
             ),
-            "memory's start": (
-                _BEST,
-                {**_BEST, "memory_init": "shift"},
-                {**_BEST, "memory_init": "hold"},
-            ),
             "two axes": (_2D, {**_2D, **_BEST}),
             "no normalization": (_PLAIN, {**_PLAIN, **_BEST}),
             "5 symbols, L = 4": (_FIVE_SYMBOLS, {**_FIVE_SYMBOLS, **_BEST}),

@@ -18,7 +18,6 @@ from mlx_tlstm import (
     SequenceModel,
     StackedLSTM,
     TLSTMCell,
-    TLSTMState,
     TRNNCell,
     make_layer,
 )
@@ -63,29 +62,6 @@ def test_kernel_size_in_place_of_the_variants():
     layer = make_layer("3d-tlstm", 5, 6, depth=3, kernel_size=5)
     assert layer.cell.geometry.tensor_size == (6, 6)
     assert layer.depth == 3
-
-
-@pytest.mark.parametrize(("memory_init", "offset"), [("shift", -1), ("hold", 0)])
-@pytest.mark.parametrize(
-    ("tensor_size", "kernel_size"), [((5,), (2,)), ((5,), (3,)), ((4, 3), (5, 2))]
-)
-def test_memory_init_favours_one_tap(tensor_size, kernel_size, memory_init, offset):
-    cell = TLSTMCell(3, 6, tensor_size, kernel_size, memory_init=memory_init)
-    Q = mx.softmax(cell.bias[24:]).reshape(kernel_size)
-    tap = tuple(K // 2 + offset for K in kernel_size)
-    assert float(Q[tap]) == pytest.approx(0.75, rel=1e-5)
-    assert float(mx.sum(Q)) == pytest.approx(1.0, rel=1e-5)
-
-
-def test_shift_moves_memory_towards_the_output():
-    cell = TLSTMCell(3, 2, (6,), 3, forget_bias=30.0, memory_init="shift")
-    cell.weight = mx.zeros_like(cell.weight)
-    cell.bias[:2] = 0  # nothing is written
-    memory = mx.zeros((1, 6, 2))
-    memory[:, 1] = 1.0
-    state = cell(mx.zeros((1, 3)), TLSTMState(mx.zeros((1, 6, 2)), memory))
-    expected = [0.125, 0.125, 0.75, 0, 0, 0]
-    np.testing.assert_allclose(np.array(state.cell[0, :, 0]), expected, atol=1e-6)
 
 
 def test_starting_biases():
@@ -204,18 +180,12 @@ X = mx.zeros((2, 7, 5))
         (lambda: TLSTM(5, 6, (3, 3), (3, 1)), "'kernel_size' must be .* but got \\(3, 1\\)"),
         (lambda: TLSTM(5, 6, 3, norm="batch"), "'norm' must be one of None, .* but got 'batch'"),
         (lambda: TLSTM(5, 6, 3, memory_convolution=1), "'memory_convolution' must be True or"),
-        (lambda: TLSTM(5, 6, 3, memory_init="zero"), "'memory_init' must be one of 'uniform'"),
-        (
-            lambda: TLSTM(5, 6, 3, memory_convolution=False, memory_init="hold"),
-            "'memory_init' must be 'uniform' where .* but got 'hold'",
-        ),
         (lambda: TLSTM(5, 6, 3, forget_bias=float("nan")), "'forget_bias' must be a finite"),
         (lambda: TRNNCell(5, 6, 3, 1), "\\[TRNNCell\\] 'kernel_size' must be"),
         (lambda: TRNN(5, -1, 3), "'hidden_size' must be an integer of 1 or more but got -1"),
         (lambda: StackedLSTM(5, 6, 0), "'depth' must be an integer of 1 or more but got 0"),
         (lambda: make_layer("4d", 5, 6, 3), "'variant' must be one of 'slstm', .* but got '4d'"),
         (lambda: make_layer("slstm", 5, 6, 3, kernel_size=3), "'kernel_size \\(of slstm\\)'"),
-        (lambda: make_layer("2d-trnn", 5, 6, 3, memory_init="hold"), "'memory_init \\(of 2d-trnn"),
         (lambda: make_layer("2d-tlstm", 5, 6, 2.5), "'depth' must be an integer .* but got 2.5"),
         (lambda: make_layer("2d-tlstm", 5, 6, 2, kernel_size=1), "'kernel_size' must be .* got 1"),
         (lambda: SequenceModel(nn.Linear(2, 3), 4), "'layer' must be a TLSTM, TRNN, Stack"),

@@ -84,7 +84,7 @@ def test_round_trip(variant, dtype, tmp_path):
     [
         TLSTM(INPUT, HIDDEN, (2, 3, 4), (2, 3, 5), norm="channel", recompute=True),
         TLSTM(INPUT, HIDDEN, (2, 3), (4, 3), memory_convolution=False, norm="layer"),
-        TLSTM(INPUT, HIDDEN, 1, forget_bias=3.0, memory_init="hold", backend="ops"),
+        TLSTM(INPUT, HIDDEN, 1, forget_bias=3.0, backend="ops"),
         TRNN(INPUT, HIDDEN, (3, 2), (2, 4)),
         StackedLSTM(INPUT, HIDDEN, 2, recompute=True),
     ],
@@ -598,7 +598,7 @@ def test_weights_without_metrics(saved):
         TASKS["memorization"].quick(),
         TASKS["pmnist"].paper(),
         quick("wikipedia", data="/home/somebody/my text.xml", dtype="float16", recompute=True),
-        quick("addition", kernel_size=2, memory_init="shift", clip_norm=0.0, accumulate=2),
+        quick("addition", kernel_size=2, forget_bias="lag", clip_norm=0.0, accumulate=2),
     ],
 )
 def test_training_command_gives_the_configuration(config, tmp_path, monkeypatch):

@@ -105,8 +105,8 @@ def test_names():
     assert PlannedRun.of(quick).name == "memorization-3d-tlstm+cn-L4-s0-forget2"
     config = quick.replace(variant="2d-tlstm+cn", forget_bias=1.0)
     assert PlannedRun.of(config).name == "memorization-2d-tlstm+cn-L4-s0"
-    changed = config.replace(memory_init="shift", clip_norm=0, weight_scale=0.5, seed=3, depth=2)
-    assert PlannedRun.of(changed).name == "memorization-2d-tlstm+cn-L2-s3-shift-clip0-scale0.5"
+    changed = config.replace(clip_norm=0, clip_value=0.5, seed=3, depth=2)
+    assert PlannedRun.of(changed).name == "memorization-2d-tlstm+cn-L2-s3-clip0-clipvalue0.5"
     ways = {"forget_bias": "lag", "beta2": 0.99, "clip_value": 1.0}
     name = "starts-2d-tlstm+cn-L4-s0-forgetlag-beta0.99-clipvalue1"
     assert PlannedRun.of(config.replace(**ways), "starts").name == name

@@ -167,12 +167,12 @@ def test_pictures_are_written(folder, invoke, tmp_path):
 def test_runs_of_other_settings_are_left_out(folder, drawn):
     make_run(folder, "memorization", "slstm", 1, (0.1,))
     make_run(folder, "memorization", "3d-tlstm", 1, (0.2,))
-    make_run(folder, "memorization", "3d-tlstm", 1, (0.9,), name="shifted", memory_init="shift")
+    make_run(folder, "memorization", "3d-tlstm", 1, (0.9,), name="other", clip_norm=2.0)
     make_run(folder, "memorization", "3d-tlstm", 1, (0.9,), name="longer", samples=10**6)
     make_run(folder, "memorization", "3d-tlstm", 4, (), name="new")
     figure, messages = drawn("figure-4", folder)
     assert points(figure.axes[0]) == {"slstm": ([1], [10]), "3d-tlstm": ([1], [20])}
-    assert "2 runs left out, as their settings are others: longer, shifted" in messages
+    assert "2 runs left out, as their settings are others: longer, other" in messages
     assert "1 run left out, as they have no evaluation yet: new" in messages
 
 

@@ -185,8 +185,6 @@ def test_an_interrupted_run_says_how_to_go_on(settings, tmp_path):
     [
         ({"depth": 2}, r"'depth \(of plain\)' must be 1 but got 2"),
         ({"kernel_size": 3}, r"'kernel_size \(of plain\)' must be None but got 3"),
-        ({"memory_init": "hold"}, r"'memory_init \(of plain\)' must be 'uniform'"),
-        ({"weight_scale": 2.0}, r"'weight_scale \(of plain\)' must be 1.0 but got 2.0"),
     ],
 )
 def test_settings_that_the_cell_does_not_have(changes, message, settings, tmp_path):

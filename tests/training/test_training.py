@@ -72,24 +72,6 @@ def same(first, second):
     )
 
 
-def test_weight_scale(settings):
-    """The recurrence's weights are scaled; projection, read-out and biases are not."""
-    config = settings("memorization")
-    task = make_task(config)
-    plain, scaled = (
-        dict(tree_flatten(build_model(config.replace(weight_scale=scale), task).parameters()))
-        for scale in (1.0, 0.5)
-    )
-    assert plain.keys() == scaled.keys()
-    for name, weight in plain.items():
-        factor = 0.5 if name == "layer.cell.weight" else 1
-        assert np.array_equal(factor * weight, scaled[name]), name
-    assert config.replace(weight_scale=2).weight_scale == 2
-    for value in (0, -1.0, float("inf"), "1"):
-        with pytest.raises(ValueError, match="'weight_scale' must be"):
-            config.replace(weight_scale=value)
-
-
 @pytest.mark.parametrize("axes", [1, 2])
 def test_first_gradient_under_channel_normalization(axes):
     """No memory is zero in all channels, where the gradient would grow at every step."""
@@ -170,7 +152,6 @@ def test_learns_and_stops_when_solved(settings, tmp_path, monkeypatch):
         hidden_size=24,
         batch_size=15,
         learning_rate=1e-2,
-        memory_init="hold",
         samples=12_000,
         eval_every=600,
     )
@@ -588,6 +569,17 @@ def test_damaged_runs(name, content, message, settings, tmp_path):
     _damage(tmp_path, name, content)
     with pytest.raises(ValueError, match=message):
         training.load_run(tmp_path / "run")
+
+
+def test_a_run_with_settings_that_are_gone(settings, tmp_path):
+    """They said how weights start, and the run has its own."""
+    config, run = settings("memorization"), tmp_path / "run"
+    training.fit(config, run)
+    path = run / "config.json"
+    gone = {"memory_init": "shift", "weight_scale": 0.5}
+    path.write_text(json.dumps(json.loads(path.read_text()) | gone))
+    assert RunFolder.open(run).config == config
+    assert training.load_run(run)[0].config == config
 
 
 def test_unknown_split_and_weights(settings, tmp_path):

@@ -102,15 +102,15 @@ def test_learning_curves(make_run):
 def test_runs_are_labelled_by_what_differs(make_run):
     variant = "2d-tlstm+cn"
     runs = [
-        make_run((0.1,), variant=variant, memory_init="hold", forget_bias=1.0),
+        make_run((0.1,), variant=variant, beta2=0.99, forget_bias=1.0),
         make_run((0.1,), variant=variant, forget_bias=4.0, learning_rate=0.003, hidden_size=50),
         make_run((0.1,), "addition", length=5, depth=7),
     ]
     figure = draw_learning_curves(runs)
     assert legend(figure) == [
-        "memorization, L=4, M=100, memory init hold, forget bias 1, learning rate 0.001",
-        "memorization, L=4, M=50, memory init uniform, forget bias 4, learning rate 0.003",
-        "addition, L=7, M=200, memory init uniform, forget bias 1, learning rate 0.001",
+        "memorization, L=4, M=100, forget bias 1, learning rate 0.001, beta2 0.99",
+        "memorization, L=4, M=50, forget bias 4, learning rate 0.003, beta2 0.999",
+        "addition, L=7, M=200, forget bias 1, learning rate 0.001, beta2 0.999",
     ]
     assert figure.axes[0].get_title() == variant
     looks = {(line.get_color(), line.get_linestyle()) for line in lines(figure)}
@@ -310,7 +310,9 @@ def test_many_variants_are_labelled_by_their_names(make_run):
 
 def test_no_label_is_clipped(make_run):
     """Legends stand beside or below the lines, inside the picture."""
-    long = [make_run((0.1, 0.9), learning_rate=rate, memory_init="hold") for rate in (1e-3, 2e-3)]
+    long = [
+        make_run((0.1, 0.9), learning_rate=rate, on_divergence="rollback") for rate in (1e-3, 2e-3)
+    ]
     long.append(make_run((0.2, 0.8), forget_bias=4.0))
     points = {name: {1: timing(1.0), 10: timing(20.0)} for name in VARIANTS}
     for figure in (draw_learning_curves(long), draw_runtime(points)):
