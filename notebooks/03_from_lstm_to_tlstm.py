@@ -323,9 +323,9 @@ for picture, (name, recording) in zip(axes.flat, pulses.items(), strict=True):
 # %% [markdown]
 # Memory without a convolution stays where it is; the gates can only let it fade. The centre tap
 # keeps it in place and lets some leak to both sides, even taps spread it, and the tap before moves
-# it on. How far it moves in a step is the mean offset under the kernel, which `memory_offsets` gives, with
-# the sign turned: a location that reads from -1 takes in what moves +1. As long as no boundary is
-# near, no memory is lost: the kernels are softmaxes, and sum to 1.
+# it on. How far it moves in a step is the mean offset under the kernel, which `memory_offsets`
+# gives, with the sign turned: a location that reads from -1 takes in what moves +1. As long as no
+# boundary is near, no memory is lost: the kernels are softmaxes, and sum to 1.
 
 
 # %%
