@@ -102,7 +102,8 @@ def _signals() -> Iterator[tuple[list[int], Callable[[int], None]]]:
             if number == signal.SIGHUP and passed:
                 return  # no second signal: a closed terminal may send several
             passed.append(number)
-            with contextlib.suppress(ProcessLookupError):
+            # macOS says of a group that is ending that it may not be signalled.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGTERM if number == signal.SIGHUP else number)
 
         for number in numbers:

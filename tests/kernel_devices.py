@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,8 +55,11 @@ def on_gpu(backend: str) -> Iterator[None]:
         mx.set_default_device(mx.cpu)
 
 
-def claims_gpu(monkeypatch: pytest.MonkeyPatch, architecture: str, cuda: bool = False) -> None:
+def claims_gpu(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, cuda: bool = False, macos: str = "26.2"
+) -> None:
     """MLX says that the default device is a GPU, Apple's or NVIDIA's, of an architecture."""
+    monkeypatch.setattr(platform, "mac_ver", lambda: ("" if cuda else macos, ("", "", ""), ""))
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     monkeypatch.setattr(mx, "device_info", lambda *_: {"architecture": architecture})
     monkeypatch.setattr(mx.metal, "is_available", lambda: not cuda)

@@ -13,11 +13,17 @@ from mlx_tlstm import training
 from mlx_tlstm.checks import shortened
 from mlx_tlstm.kernels.trial import KernelError
 from mlx_tlstm.tasks import DataUnavailableError
+from mlx_tlstm.training.device_errors import device_failed
 
 #: A shell reports a program that a signal ended by the signal's number above this one.
 SIGNALLED = 128
 #: Characters of an error; the system's own repeat a path of any length.
 LONGEST = 2000
+DEVICE_ADVICE = (
+    "Less memory is needed with a smaller batch, and in training with accumulate or recompute; "
+    "other programs may be using the device; --backend ops leaves out this package's kernels, and "
+    "--device cpu the GPU. A run goes on from its last checkpoint with --resume."
+)
 
 
 @contextlib.contextmanager
@@ -48,6 +54,11 @@ def clean_errors(bad_input: bool, go_on: str = "") -> Iterator[None]:
         raise click.ClickException(shortened(str(error), LONGEST)) from error
     except MemoryError as error:
         raise click.ClickException(f"There is too little memory. {error}".strip()) from error
+    except RuntimeError as error:
+        if not device_failed(error):
+            raise
+        reason = shortened(str(error), LONGEST)
+        raise click.ClickException(f"The device has failed: {reason} {DEVICE_ADVICE}") from error
     except training.TrainingInterrupted as error:
         click.echo(f"{error}{go_on}", err=True)
         sys.exit(SIGNALLED + error.signal_number)

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import os
+import platform
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,8 +24,9 @@ from mlx_tlstm.checks import require
 from mlx_tlstm.files import cache_folder, read_json, replace_text, to_path
 from mlx_tlstm.kernels.tiles import Tile, choose
 
-#: The first Apple GPU generation with units for whole matrix products (M5).
-_FIRST_WITH_PRODUCTS = 17
+#: The first generation of Apple's GPUs with units for whole matrix products (M5), that of those
+#: whose names end in "p" (of iPhones' chips), and the macOS from which on MLX uses them.
+_FIRST_WITH_UNITS, _FIRST_SMALL_WITH_UNITS, _MACOS = 17, 18, (26, 2)
 
 #: Names another file than the one in the user's cache folder.
 ENVIRONMENT_VARIABLE = "MLX_TLSTM_TUNING"
@@ -84,6 +86,27 @@ def apple_generation() -> int | None:
     """
     found = re.match(r"applegpu_g(\d+)", architecture())
     return None if found is None else int(found[1])
+
+
+def products_have_units() -> bool:
+    """Whether MLX's matrix products run on units of the default device that kernels do not reach.
+
+    CUDA has no 8x8 matrices: the kernels' are made of shuffles and fused multiply-adds, three
+    instructions where cuBLAS needs less than one. On Apple's GPUs it is as MLX decides it.
+    """
+    if mx.default_device().type != mx.gpu:
+        return False
+    if mx.cuda.is_available():
+        return True
+    first = _FIRST_SMALL_WITH_UNITS if architecture().endswith("p") else _FIRST_WITH_UNITS
+    return (apple_generation() or 0) >= first and _macos() >= _MACOS
+
+
+def _macos() -> tuple[int, ...]:
+    """The version of macOS; nothing elsewhere."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", platform.mac_ver()[0]))
+    # What was built before macOS 26 is told 16.
+    return (26, *numbers[1:]) if numbers[:1] == (16,) else numbers
 
 
 def _read(file: Path) -> dict[str, dict[str, dict | None]]:
@@ -157,21 +180,9 @@ def _choice(product: Product, variables: tuple, device_type: mx.DeviceType) -> T
     winners = _winners(path(), device())
     if str(product) in winners:
         return winners[str(product)]
-    if _products_are_faster():
+    if products_have_units():
         return None
     return choose(product.rows, product.columns)
-
-
-def _products_are_faster() -> bool:
-    """Whether MLX's own matrix products are better made for the default device than the kernels'.
-
-    CUDA has no 8x8 matrices: the kernels' are made of shuffles and fused multiply-adds, three
-    instructions where cuBLAS needs less than one. On Apple's GPUs of M5 and later MLX's products
-    run on units that 8x8 matrices do not reach.
-    """
-    if mx.default_device().type != mx.gpu:
-        return False
-    return mx.cuda.is_available() or (apple_generation() or 0) >= _FIRST_WITH_PRODUCTS
 
 
 def store(winners: dict[Product, Tile | None], file: Path | None = None) -> Path:

@@ -231,8 +231,9 @@ def limit() -> int:
     if mx.default_device().type == mx.cpu:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     info = mx.device_info()
-    # Metal names what it recommends; CUDA only what there is.
-    return int(info.get("max_recommended_working_set_size") or info["total_memory"])
+    # Metal names what it recommends, but for some virtual machines; CUDA only what there is.
+    names = ("max_recommended_working_set_size", "total_memory", "memory_size")
+    return int(next(info[name] for name in names if info.get(name)))
 
 
 def require_fits(

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlx_tlstm.checks import require
+from mlx_tlstm.training.device_errors import device_failed
 
 #: What the first process may announce, by number.
 OPERATIONS = ("end", "step", "arrays", "restore")
@@ -91,7 +92,8 @@ class Workers:
         """The mean over all processes of each array in a tree."""
         if self.size == 1:
             return tree
-        return tree_map(lambda array: mx.distributed.all_sum(array) / self.size, tree)
+        summed = self._together(mx.distributed.all_sum, tree)
+        return tree_map(lambda array: array / self.size, summed)
 
     def joined(self, tree: Any) -> Any:
         """The shares of all processes, joined along the batch axis, which is the first.
@@ -100,14 +102,26 @@ class Workers:
         """
         if self.size == 1:
             return tree
-        return tree_map(lambda a: mx.distributed.all_gather(a) if a.ndim else a, tree)
+        return self._together(lambda a: mx.distributed.all_gather(a) if a.ndim else a, tree)
 
     def from_first(self, tree: Any) -> Any:
         """The first process's arrays, in all processes; the others pass some of the same shapes."""
         if self.size == 1:
             return tree
         zero_unless_first = tree if self.first else tree_map(mx.zeros_like, tree)
-        return tree_map(mx.distributed.all_sum, zero_unless_first)
+        return self._together(mx.distributed.all_sum, zero_unless_first)
+
+    def _together(self, operation: Callable[[mx.array], mx.array], tree: Any) -> Any:
+        """The arrays of a tree after an operation in which all processes take part.
+
+        They are evaluated before and after: a GPU whose work waits for another machine stops it
+        after some seconds, on a Mac after five.
+        """
+        with self.watched():
+            mx.eval(tree)
+            found = tree_map(operation, tree)
+            mx.eval(found)
+        return found
 
     def text_from_first(self, text: str) -> str:
         """The first process's text, in all processes."""
@@ -129,7 +143,7 @@ class Workers:
         try:
             yield
         except RuntimeError as error:
-            if self.size == 1:
+            if self.size == 1 or device_failed(error):
                 raise
             raise WorkerLostError(
                 f"[Workers] worker {self.rank} of {self.size} lost the others, whose messages say "

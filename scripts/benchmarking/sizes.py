@@ -13,14 +13,11 @@ import mlx.core as mx
 from mlx_tlstm.checking.chains import Problem
 from mlx_tlstm.checking.timing import per_timestep_example
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels.tuning import apple_generation
+from mlx_tlstm.kernels.tuning import products_have_units
 
 KERNEL_SIZE = 3
 INPUT_SIZE = 65  # symbols of the memorization task
 DTYPES = {name: getattr(mx, name) for name in ("float32", "float16", "bfloat16")}
-
-#: The first Apple GPU generation that multiplies float32 matrices as TF32 unless told not to.
-_TF32_GENERATION = 17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +95,7 @@ DEPTH_SIZES = tuple(Size((depth,), 100, 15, 42) for depth in (1, 2, 4, 10))
 
 def tf32() -> bool:
     """Whether MLX may multiply float32 matrices on the default device as TF32."""
-    if mx.default_device().type != mx.gpu or os.environ.get("MLX_ENABLE_TF32", "1") == "0":
-        return False
-    return mx.cuda.is_available() or (apple_generation() or 0) >= _TF32_GENERATION
+    return os.environ.get("MLX_ENABLE_TF32", "1") != "0" and products_have_units()
 
 
 def tf32_text() -> str:

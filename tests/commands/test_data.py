@@ -171,3 +171,31 @@ def test_more_than_the_memory_holds(monkeypatch):
     result = _data("memorization")
     assert result.exit_code == 1
     assert result.output == "Error: There is too little memory. Unable to allocate 240 GiB\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommand…).",
+        "[metal::malloc] Attempting to allocate 9 bytes which is greater than the maximum allowed",
+        "[metal::load_device] No Metal device available.",
+        "[malloc] Unable to allocate 7516192768 bytes.",
+        "cudaMallocAsync(&ptr, size, stream) failed: out of memory",
+    ],
+)
+def test_a_device_that_fails(monkeypatch, text):
+    def fail(*_):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(Memorization, "train_batch", fail)
+    result = _data("memorization")
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: The device has failed: {text} Less memory is needed")
+
+
+def test_other_errors_of_mlx_are_no_device_s(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("[matmul] Last dimension of first input ...")
+
+    monkeypatch.setattr(Memorization, "train_batch", fail)
+    assert isinstance(_data("memorization").exception, RuntimeError)

@@ -26,19 +26,26 @@ def stored(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "cuda", "product"),
+    ("architecture", "cuda", "macos", "product"),
     [
-        ("applegpu_g13g", False, False),
-        ("applegpu_g16s", False, False),
-        ("applegpu_g17p", False, True),
-        ("applegpu_g18s", False, True),
-        ("air64_v27", False, False),
-        ("", False, False),
-        ("sm_90", True, True),
+        ("applegpu_g13g", False, "26.2", False),
+        ("applegpu_g16s", False, "26.2", False),
+        ("applegpu_g17g", False, "26.2", True),
+        ("applegpu_g17s", False, "27.0.1", True),
+        ("applegpu_g17s", False, "16.2", True),  # what a Python built before macOS 26 is told
+        ("applegpu_g17s", False, "26.1", False),
+        ("applegpu_g17s", False, "15.7.1", False),
+        ("applegpu_g17p", False, "26.2", False),  # A19, which MLX leaves out
+        ("applegpu_g18p", False, "26.2", True),
+        ("air64_v27", False, "26.2", False),
+        ("", False, "26.2", False),
+        ("sm_90", True, "", True),
     ],
 )
-def test_what_runs_before_anything_is_tuned(stored, monkeypatch, architecture, cuda, product):
-    claims_gpu(monkeypatch, architecture, cuda)
+def test_what_runs_before_anything_is_tuned(
+    stored, monkeypatch, architecture, cuda, macos, product
+):
+    claims_gpu(monkeypatch, architecture, cuda, macos)
     for one in PRODUCTS:
         assert (tuning.select(one) is None) == product
         tuning.store({one: CANDIDATES[0]})

@@ -117,11 +117,11 @@ def test_types_go_with_layers_and_kernels():
 @pytest.mark.parametrize(
     ("setting", "architecture", "cuda", "expected"),
     [
-        (None, "applegpu_g17p", False, True),
+        (None, "applegpu_g17s", False, True),
         (None, "applegpu_g16s", False, False),
         (None, "sm_90", True, True),
         ("0", "sm_90", True, False),
-        ("1", "applegpu_g17p", False, True),
+        ("1", "applegpu_g17s", False, True),
     ],
 )
 def test_tf32(monkeypatch, setting, architecture, cuda, expected):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ import pytest
 from processes import ROOT, environment
 
 from mlx_tlstm import launch
-from mlx_tlstm.training.workers import Workers
+from mlx_tlstm.training.workers import WorkerLostError, Workers
 
 SETTINGS = "--depth 2 --hidden-size 8 --batch-size 4 --eval-every 16 --samples 64 --length 2"
 TASKS = {
@@ -185,6 +186,24 @@ class TestAlone:
         assert workers.share(5) == slice(0, 5)
         workers.announce("step")
         assert not workers.stop_asked
+
+    @pytest.mark.parametrize("method", ["mean", "joined", "from_first"])
+    def test_no_device_waits_for_other_machines(self, method, monkeypatch):
+        """What is sent is evaluated before, and what comes back before it is used."""
+        order = []
+        for name in ("all_sum", "all_gather"):
+            monkeypatch.setattr(mx.distributed, name, lambda a: order.append("exchange") or a)
+        monkeypatch.setattr(mx, "eval", lambda tree: order.append("evaluation"))
+        getattr(Workers(0, 2), method)({"a": mx.ones(2), "b": [mx.ones((2, 3))]})
+        assert order == ["evaluation", "exchange", "exchange", "evaluation"]
+
+    def test_a_device_that_fails_is_no_lost_worker(self):
+        for text, expected in (
+            ("[METAL] Command buffer execution failed", RuntimeError),
+            ("[ring] recv failed", WorkerLostError),
+        ):
+            with pytest.raises(expected, match=re.escape(text)), Workers(0, 2).watched():
+                raise RuntimeError(text)
 
     def test_shares_cover_a_batch(self):
         rows = [list(range(6))[Workers(rank, 3).share(6)] for rank in range(3)]

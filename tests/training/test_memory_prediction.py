@@ -195,6 +195,9 @@ def test_limits(monkeypatch):
     assert memory.limit() == 7
     monkeypatch.setattr(mx, "device_info", lambda: {"total_memory": 9})
     assert memory.limit() == 9
+    of_a_virtual_mac = {"max_recommended_working_set_size": 0, "memory_size": 11}
+    monkeypatch.setattr(mx, "device_info", lambda: of_a_virtual_mac)
+    assert memory.limit() == 11
     assert memory.device_name() == "the GPU"
 
 
