@@ -41,15 +41,16 @@ def source(file_name: str) -> str:
 
 
 def text(kernel_name: str) -> tuple[str, str]:
-    """Header and body of a kernel, for Metal."""
-    body = source(f"{kernel_name}.metal")
-    return _stripped(_included(body, [])), _stripped(_INCLUDE.sub("", body))
+    """Header and body of a kernel, for Metal; MLX writes a signature between the two."""
+    name = f"{kernel_name}.metal"
+    body = source(name)
+    return _included(body, []) + _named(f"{name} signature", ""), _named(name, _own(body))
 
 
 def cuda_text(kernel_name: str) -> tuple[str, str]:
     """The same for CUDA."""
     header, body = text(kernel_name)
-    prelude = [_stripped(source(name)) for name in cuda.preludes(header + body)]
+    prelude = [_named(name, source(name)) for name in cuda.preludes(header + body)]
     return cuda.cuda_header("".join(prelude), header), cuda.cuda_body(body)
 
 
@@ -60,8 +61,21 @@ def _included(text: str, seen: list[str]) -> str:
         if name not in seen:
             seen.append(name)
             file = source(name)
-            files.append(_included(file, seen) + _INCLUDE.sub("", file))
+            files.append(_included(file, seen) + _named(name, _own(file)))
     return "".join(files)
+
+
+def _own(text: str) -> str:
+    """A file's text without the lines that include others."""
+    return _INCLUDE.sub("", text)
+
+
+def _named(name: str, text: str) -> str:
+    """What MLX is handed of a file, and its name, by which a compiler says where an error is.
+
+    Else it would name MLX's own header, which MLX puts in front. Lines count without comments.
+    """
+    return f'#line 1 "mlx_tlstm/{name}"\n{_stripped(text)}'
 
 
 def _stripped(text: str) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-#: Comments, string literals, attributes' brackets, identifiers, white space, any other character.
+#: Comments, lines that name a file, string literals, attributes' brackets, identifiers, white
+#: space, any other character.
 TOKEN = re.compile(
-    r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\])*"|\[\[|\]\]|::|[A-Za-z_]\w*|\s+|.', re.DOTALL
+    r'//[^\n]*|/\*.*?\*/|#line[^\n]*|"(?:\\.|[^"\\])*"|\[\[|\]\]|::|[A-Za-z_]\w*|\s+|.', re.DOTALL
 )
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _ASSIGNMENT = re.compile(r"(?<![=!<>])=(?!=)")
@@ -54,7 +55,7 @@ def rewrite_definitions(body: str, spelling: Spelling) -> str:
                 position = end + 1
                 continue
         output.append(token)
-        if not token.isspace() and not token.startswith(("//", "/*")):
+        if not token.isspace() and not token.startswith(("//", "/*", "#line")):
             at_statement_start = token in ("{", "}", ";")
         position += 1
     return "".join(output)

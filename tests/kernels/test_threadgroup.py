@@ -23,6 +23,7 @@ def rewrite(body: str) -> str:
             "<0:float|a|>\nif (b) { <1:int|c|> }",
         ),
         ("threadgroup float // one\n  a[2];", "<0:float|a|[2]>\n"),
+        ('#line 1 "a.metal"\nthreadgroup float a;', '#line 1 "a.metal"\n<0:float|a|>'),
         ("/* x; */ threadgroup float a[N == 2 ? 3 : 4];", "/* x; */ <0:float|a|[N == 2 ? 3 : 4]>"),
     ],
 )
