@@ -11,6 +11,7 @@ import fcntl
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ def to_path(owner: str, argument: str, value: object) -> Path:
     path = Path(text)
     # As a Path, ./~x is ~x, which would be a home folder to whom it is passed on.
     return path.absolute() if str(path).startswith("~") else path
+
+
+def without_home(text: str) -> str:
+    """``text`` with ``~`` for the path of the home folder, which names a user."""
+    home = os.path.expanduser("~")
+    if not home.strip("/~"):
+        return text
+    homes = "|".join(map(re.escape, (os.path.realpath(home), home)))
+    return re.sub(rf"(?:{homes})(?!\w)", "~", text)
 
 
 def cache_folder() -> Path:

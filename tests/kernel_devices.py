@@ -97,3 +97,28 @@ def computes_wrong(
         return results
 
     monkeypatch.setattr(Kernel, "__call__", launched)
+
+
+def fails(
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: str,
+    error: Exception,
+    before: Callable[[], object] = lambda: None,
+) -> None:
+    """The device raises an error in place of a kernel's launches, and does something before."""
+    launch = Kernel.__call__
+
+    def launched(self: Kernel, inputs: list[mx.array], **rest: Any) -> list[mx.array]:
+        if self.name == kernel:
+            before()
+            raise error
+        return launch(self, inputs, **rest)
+
+    monkeypatch.setattr(Kernel, "__call__", launched)
+
+
+def fails_later() -> None:
+    """Begin what MLX's stream on the CPU fails at after a while."""
+    large = mx.ones((1000, 1000))
+    singular = mx.zeros((3, 3)) + 0 * (large @ large)[0, 0]
+    mx.async_eval(mx.linalg.inv(singular, stream=mx.cpu))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_tlstm.files import absence, read_json, read_json_lines, to_path
+from mlx_tlstm.files import absence, read_json, read_json_lines, to_path, without_home
 
 DEEP = b"[" * 200_000
 
@@ -73,6 +73,26 @@ class TestToPath:
     def test_no_path(self, value):
         with pytest.raises(ValueError, match=r"^\[x\] 'y' must be a path but got"):
             to_path("x", "y", value)
+
+    @pytest.mark.parametrize(
+        ("home", "text", "expected"),
+        [
+            ("/Users/ann", "no /Users/ann/a/mlx.metallib", "no ~/a/mlx.metallib"),
+            ("/Users/ann/", "'/Users/ann'; /Users/ann.", "'~'; ~."),
+            ("/Users/ann", "/Users/anna/a, /a", "/Users/anna/a, /a"),
+            ("/Users/a+b (c)", "/Users/a+b (c)/d", "~/d"),
+            ("/", "/a/b", "/a/b"),
+            ("", "/a/b", "/a/b"),
+        ],
+    )
+    def test_texts_without_it(self, monkeypatch, home, text, expected):
+        monkeypatch.setenv("HOME", home)
+        assert without_home(text) == expected
+
+    def test_texts_with_the_folder_that_it_is_a_link_to(self, home, tmp_path, monkeypatch):
+        (tmp_path / "link").symlink_to(home)
+        monkeypatch.setenv("HOME", str(tmp_path / "link"))
+        assert without_home(f"{home}/a {tmp_path}/link/b") == "~/a ~/b"
 
     def test_unknown_home(self):
         with pytest.raises(ValueError, match="from a home folder that is known, or one that"):

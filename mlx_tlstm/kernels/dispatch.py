@@ -7,6 +7,7 @@ import os
 import mlx.core as mx
 
 from mlx_tlstm.checks import require, require_choice
+from mlx_tlstm.kernels import faults
 from mlx_tlstm.kernels.backend import KernelBackend
 from mlx_tlstm.kernels.tuning import apple_generation, architecture
 from mlx_tlstm.ops import PlainBackend
@@ -57,7 +58,10 @@ def kernel_backend() -> tuple[str | None, str]:
         return "cuda", ""
     if not mx.metal.is_available():
         return None, "MLX has neither Metal nor CUDA here"
-    reason = _without_matrices()
+    try:
+        reason = _without_matrices()
+    except RuntimeError as error:  # MLX says that there is Metal also where it finds no device
+        reason = f"no Metal device: {faults.in_a_line(error)}"
     return (None, reason) if reason else ("metal", "")
 
 

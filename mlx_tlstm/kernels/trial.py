@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import convolution, tuning
+from mlx_tlstm.kernels import convolution, faults, tuning
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.recurrence.contract import MemoryUpdate
 from mlx_tlstm.recurrence.loop import Keep, run
@@ -38,8 +38,6 @@ _MARGIN = 8
 _LEAST_ROUNDING = 2.0**-21
 #: Rounding that is believed at most: twice that of bfloat16, the coarsest type of a product.
 _LARGEST_ROUNDING = 2.0**-7
-#: Characters of an error that a message has room for: a compiler's can be pages long.
-_ERROR_LENGTH = 400
 
 
 class KernelError(RuntimeError):
@@ -158,12 +156,13 @@ def prove(configuration: Configuration, compiled: bool = False) -> Proof:
                 found = trial.results(variant, configuration.dtype, compiled)
         except Exception as error:  # whatever a compiler or a driver has to say
             first_error = first_error or error
+            faults.settle()
             continue
         with mx.stream(mx.cpu):
             moved = trial.moved(rounding).results(configuration.plain, mx.float32)
         return Proof(variant, rounding, _compared(configuration, found, expected, moved, rounding))
-    text = " ".join(str(first_error).split())[:_ERROR_LENGTH]
-    raise _fault(configuration, f"{type(first_error).__name__}: {text}") from first_error
+    reason = f"{type(first_error).__name__}: {faults.in_a_line(first_error)}"
+    raise fault(configuration, reason) from first_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,13 +316,16 @@ def _compared(
     wrong = [name for name, (error, tolerance) in errors.items() if error > tolerance]
     if wrong:
         listed = ", ".join("{} by {:.1e} (allowed {:.1e})".format(n, *errors[n]) for n in wrong)
-        raise _fault(configuration, f"wrong numbers, off by more than rounding: {listed}")
+        raise fault(configuration, f"wrong numbers, off by more than rounding: {listed}")
     return errors
 
 
-def _fault(configuration: Configuration, reason: str) -> KernelError:
+def fault(
+    configuration: Configuration, reason: str, found: str = "do not run right"
+) -> KernelError:
+    """The error that says what was ``found`` of the kernels here, and why."""
     return KernelError(
-        f"[kernels] The kernels of {configuration} do not run right on {tuning.device()} with MLX "
+        f"[kernels] The kernels of {configuration} {found} on {tuning.device()} with MLX "
         f"{mx.__version__} ({reason}). A layer that chooses by itself runs plain operations "
         "instead, which backend='ops' or MLX_TLSTM_BACKEND=ops asks for. Please send the project "
         "the file that 'python -m mlx_tlstm.check' writes."

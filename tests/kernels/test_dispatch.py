@@ -66,6 +66,20 @@ def test_unknown_names():
         TLSTM(4, 7, (3,), backend="gpu")
 
 
+def test_a_mac_without_a_device(monkeypatch):
+    """MLX's Metal says that it is there, and raises at the first question."""
+
+    def none(*_):
+        raise RuntimeError("[metal::load_device] No Metal device available. This typically …")
+
+    claims_gpu(monkeypatch, "")
+    monkeypatch.setattr(mx, "device_info", none)
+    available, reason = dispatch.kernel_backend()
+    assert available is None
+    assert reason.startswith("no Metal device: [metal::load_device] No Metal device available")
+    assert dispatch.select_backend("TLSTM", None, 2) == "ops"
+
+
 @pytest.mark.parametrize(
     ("architecture", "runs"),
     [

@@ -3,16 +3,18 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from functools import partial
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from kernel_devices import computes_wrong, needs_compiler, on_cpu, on_gpu
+from kernel_devices import computes_wrong, fails, fails_later, needs_compiler, on_cpu, on_gpu
 from kernel_mutations import Mutation, in_sources
 from metal_on_cpu import graph
 from mlx import nn, optimizers
@@ -209,6 +211,37 @@ class TestFaults:
         place = r"mlx_tlstm/geometry\.h:\d+:\d+: error: .*nonsense"
         with in_sources(nonsense), pytest.raises(trial.KernelError, match=place):
             trial.prove(configuration())
+
+    def test_the_error_behind_a_compilers_warnings_is_told(self, device, monkeypatch):
+        """MLX's own header makes some in the Metal of macOS 14 and 15."""
+        place = "mlx/backend/metal/kernels/utils.h:7"
+        warning = "warning: inline variables are a C++17 extension [-Wc++17-extensions]\n  inline\n"
+        text = "[metal::Device] Unable to build metal library from source\n"
+        text += "".join(f"{place}{i}:3: {warning}  ^\n" for i in range(9))
+        text += "mlx_tlstm/tiles.h:60:10: error: no matching function\n" + 9 * "note: candidate\n"
+        fails(monkeypatch, "memory_forward", RuntimeError(text))
+        told = re.escape(
+            "(RuntimeError: [metal::Device] Unable to build metal library from source "
+            "mlx_tlstm/tiles.h:60:10: error: no matching function note: candidate"
+        )
+        with pytest.raises(trial.KernelError, match=told) as raised:
+            trial.prove(configuration())
+        assert str(raised.value.__cause__) == text
+
+    def test_the_home_folder_is_not_named(self, device, monkeypatch):
+        monkeypatch.setenv("HOME", "/Users/ann")
+        text = "Failed to load the metallib /Users/ann/lib/mlx.metallib"
+        fails(monkeypatch, "memory_forward", RuntimeError(text))
+        with pytest.raises(trial.KernelError, match=r"load the metallib ~/lib/mlx\.metallib"):
+            trial.prove(configuration())
+
+    def test_a_late_error_hits_nobody_else(self, device, monkeypatch):
+        """MLX raises an error of what still runs at the next operation, whoever's it is."""
+        fails(monkeypatch, "memory_forward", RuntimeError("at once"), before=fails_later)
+        with pytest.raises(trial.KernelError, match="at once"):
+            trial.prove(configuration())
+        time.sleep(0.2)
+        assert mx.array_equal(mx.ones(3) + 1, mx.full(3, 2.0))
 
     def test_a_launch_that_is_too_large(self, device, monkeypatch):
         monkeypatch.setattr(Kernel, "__call__", limited(64))
