@@ -1,11 +1,13 @@
 """Has a layer's kernels proven on this device before any result depends on them.
 
 What :mod:`~mlx_tlstm.kernels.trial` finds right is remembered on the disk, and proven anew when the
-kernels, MLX, the system or the device change.
+kernels, MLX, the system or the device change. Before a proof begins, that is written there as well:
+where it hangs or ends the process, the next one does not run into it again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,9 +19,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_tlstm.files import cache_folder, read_json, replace_text
-from mlx_tlstm.kernels import library, tuning
-from mlx_tlstm.kernels.trial import Configuration, KernelError, prove
+from mlx_tlstm.files import cache_folder, read_json, replace_text, without_home
+from mlx_tlstm.kernels import library, trial, tuning
+from mlx_tlstm.kernels.trial import Configuration, KernelError, Proof, prove
 from mlx_tlstm.recurrence.transition import TensorTransition
 
 #: Settings of Metal and MLX that change what is compiled, or what a pipeline is granted.
@@ -80,24 +82,75 @@ _warned: set[str] = set()
 _lock = threading.Lock()
 
 
-def _settled(configuration: Configuration) -> TensorTransition | str:
-    key = _key(configuration)
-    text = json.dumps(key, sort_keys=True)
-    path = cache_folder() / "proofs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
-    variants = configuration.variants()
-    if (stored := _read(path, key)) in range(len(variants)):
-        return variants[stored]
+def prove_anew(configuration: Configuration, compiled: bool = False) -> Proof:
+    """Prove the kernels whatever is known of them, and remember the outcome on the disk.
+
+    Args:
+        configuration: Which kernels.
+        compiled: See :func:`mlx_tlstm.kernels.trial.prove`.
+
+    Raises:
+        KernelError: The kernels are not right here.
+    """
+    path, key = _place(configuration)
+    begun = {"process": os.getpid(), "host": platform.node()}
+    _write(path, {"key": key, "begun": begun})
     try:
-        proof = prove(configuration)
+        proof = prove(configuration, compiled)
+    except BaseException:
+        _remove(path)
+        raise
+    variant = configuration.variants().index(proof.kernels)
+    _write(path, {"key": key, "variant": variant, "errors": proof.errors})
+    return proof
+
+
+def try_again(configuration: Configuration) -> None:
+    """Have kernels tried at their next use though a process hung or ended in their proof."""
+    path, key = _place(configuration)
+    if _is_gone(_read(path, key).get("begun")):
+        _remove(path)
+
+
+def _settled(configuration: Configuration) -> TensorTransition | str:
+    path, key = _place(configuration)
+    stored = _read(path, key)
+    variants = configuration.variants()
+    if (variant := stored.get("variant")) in range(len(variants)):
+        return variants[variant]
+    if _is_gone(stored.get("begun")):
+        reason = (
+            "the process that last tried them hung or was ended; to try again, remove "
+            f"{without_home(str(path))}"
+        )
+        return str(trial.fault(configuration, reason, found="were never proven"))
+    try:
+        return prove_anew(configuration).kernels
     except KernelError as fault:
         return str(fault)
-    record = {"key": key, "variant": variants.index(proof.kernels), "errors": proof.errors}
+
+
+def _is_gone(begun: Any) -> bool:
+    """Whether a process that began a proof is no more; of another host's nobody knows."""
+    if not isinstance(begun, dict) or begun.get("host") != platform.node():
+        return False
+    process = begun.get("process")
+    if process == os.getpid():
+        return True  # an earlier one of this number: here one thread at a time proves
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(record, indent=2) + "\n")
-    except OSError:
-        pass  # the next process proves it again
-    return proof.kernels
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError, TypeError):
+        pass  # somebody else's, or none that was ever written here
+    return False
+
+
+def _place(configuration: Configuration) -> tuple[Path, dict[str, Any]]:
+    """The file of a configuration's proof, and what it is of."""
+    key = _key(configuration)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_folder() / "proofs" / f"{name}.json", key
 
 
 def _key(configuration: Configuration) -> dict[str, Any]:
@@ -112,12 +165,23 @@ def _key(configuration: Configuration) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, key: dict[str, Any]) -> Any:
-    """The number of the variant that is right, if the file is whole and of just this key."""
+def _read(path: Path, key: dict[str, Any]) -> dict[str, Any]:
+    """What the file says, if it is whole and of just this key."""
     try:
         record = read_json(path, "proof")
     except (OSError, ValueError):
-        return None
-    if not isinstance(record, dict) or record.get("key") != key:
-        return None
-    return record.get("variant")
+        return {}
+    return record if isinstance(record, dict) and record.get("key") == key else {}
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(record, indent=2) + "\n")
+    except OSError:
+        _remove(path)  # the next process proves the kernels again
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -355,10 +356,81 @@ class TestCache:
         assert runs(tlstm())
 
 
+def proven_by(program, tmp_path):
+    """Exit code of a process whose layer's first kernel runs ``program``, on zeros."""
+    lines = [
+        "import os, mlx.core as mx",
+        "from mlx_tlstm import TLSTM",
+        "from mlx_tlstm.kernels import dispatch",
+        "from mlx_tlstm.kernels.library import Kernel",
+        "dispatch.kernel_backend = lambda: ('metal', '')",
+        "def call(*_, **__):",
+        f"    {program}",
+        "Kernel.__call__ = call",
+        "TLSTM(2, 4, (3,), norm='channel')(mx.zeros((2, 3, 2)))",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    return subprocess.run(command, env=environment, capture_output=True).returncode
+
+
+@needs_compiler
+class TestUnfinished:
+    """What hangs the GPU or ends the process is not run into again at each start."""
+
+    def test_a_process_that_ends_in_its_proof(self, device, tmp_path, monkeypatch):
+        assert proven_by("os._exit(9)", tmp_path) == 9
+        [file] = stored(tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path.parent))
+        named = re.escape(f"hung or was ended; to try again, remove ~/{tmp_path.name}/")
+        with pytest.warns(RuntimeWarning, match=named) as caught:
+            assert not runs(tlstm())
+        assert len(caught) == 1
+        assert file.name in str(caught[0].message)
+        assert device == []
+        with pytest.raises(trial.KernelError, match=named):
+            tlstm(backend="metal")(x_of(tlstm()))
+        file.unlink()
+        proof.forget()
+        assert runs(tlstm())
+
+    def test_one_that_is_interrupted_leaves_nothing(self, tmp_path):
+        assert proven_by("raise KeyboardInterrupt", tmp_path) != 0
+        assert stored(tmp_path) == []
+
+    @pytest.mark.parametrize(
+        ("begun", "tried"),
+        [
+            (
+                {"process": os.getppid(), "host": platform.node()},
+                True,
+            ),  # that proves at this moment
+            ({"process": os.getpid(), "host": platform.node()}, False),  # an earlier one's number
+            ({"process": 1 << 80, "host": platform.node()}, True),
+            ({"process": "1", "host": platform.node()}, True),
+            ({"process": os.getpid(), "host": "another"}, True),
+            ([], True),
+        ],
+    )
+    def test_whose_proof_is_unfinished(self, device, tmp_path, begun, tried):
+        assert runs(tlstm())
+        [file] = stored(tmp_path)
+        key = json.loads(file.read_text())["key"]
+        file.write_text(json.dumps({"key": key, "begun": begun}))
+        proof.forget()
+        with contextlib.nullcontext() if tried else pytest.warns(RuntimeWarning, match="hung"):
+            assert runs(tlstm()) == tried
+
+    def test_proving_anew_tries_anyway(self, device, tmp_path):
+        assert proven_by("os._exit(9)", tmp_path) == 9
+        assert proof.prove_anew(configuration()).errors
+        assert runs(tlstm())
+
+
 @needs_compiler
 def test_threads_that_come_at_once(device, monkeypatch):
     proofs, prove = [], proof.prove
-    monkeypatch.setattr(proof, "prove", lambda one: proofs.append(one) or prove(one))
+    monkeypatch.setattr(proof, "prove", lambda one, _: proofs.append(one) or prove(one))
     layers, chosen = [tlstm() for _ in range(4)], []
     together = threading.Barrier(4)
 
