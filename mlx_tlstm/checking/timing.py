@@ -160,9 +160,9 @@ def machine() -> Machine:
     kind = "cpu" if device == mx.cpu else "gpu"
     affinity = getattr(os, "sched_getaffinity", None)
     return Machine(
-        processor=mx.device_info(mx.cpu).get("device_name", platform.machine()),
+        processor=device_facts(mx.cpu).get("device_name", platform.machine()),
         cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
-        device=f"{kind} ({mx.device_info(device).get('device_name', 'unknown')})",
+        device=f"{kind} ({device_facts(device).get('device_name', 'unknown')})",
         system=platform.platform(terse=True),
         python=platform.python_version(),
         mlx=mx.__version__,
@@ -171,7 +171,19 @@ def machine() -> Machine:
     )
 
 
+def device_facts(device: mx.Device | mx.DeviceType) -> dict[str, Any]:
+    """What MLX knows of a device; nothing where there is none, as on a Mac without a screen."""
+    try:
+        return dict(mx.device_info(device))
+    except RuntimeError:
+        return {}
+
+
 def _commit(folder: Path) -> str | None:
+    # A Mac without developer tools has a git that opens a window which offers to install them.
+    if not (folder / ".git").exists():
+        return None
+
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -157,6 +157,36 @@ def test_commit_of_a_checkout(tmp_path):
     assert timing._commit(tmp_path / "inside") is None
 
 
+def test_commit_of_a_worktree(tmp_path):
+    identity = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
+    for arguments in (["init"], ["commit", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *identity, *arguments, "--quiet"], cwd=tmp_path, check=True)
+    tree = tmp_path / "tree"
+    subprocess.run(["git", "worktree", "add", "--quiet", str(tree)], cwd=tmp_path, check=True)
+    assert (tree / ".git").is_file()
+    assert len(timing._commit(tree)) == 12
+
+
+def test_git_is_not_run_where_there_is_no_checkout(tmp_path, monkeypatch):
+    """On a Mac without developer tools that opens a window."""
+    git = tmp_path / "bin" / "git"
+    git.parent.mkdir()
+    git.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(git.parent), prepend=os.pathsep)
+    assert timing._commit(tmp_path) is None
+    assert not (tmp_path / "ran").exists()
+
+
+def test_machine_whose_device_is_missing(monkeypatch):
+    def none(*_):
+        raise RuntimeError("[metal::load_device] No Metal device available.")
+
+    monkeypatch.setattr(mx, "device_info", none)
+    assert machine().device.endswith("(unknown)")
+    assert timing.device_facts(mx.gpu) == {}
+
+
 def test_operations_of_a_step_grow_with_a_stacked_lstm_only():
     tensor = [passes.operations_per_step(TLSTM(4, 7, (P,), norm="channel")) for P in (2, 3)]
     # Additions over steps that mx.compile joins, so many at a time.
