@@ -2,5 +2,6 @@
 
 :mod:`~mlx_tlstm.checking.chains` are launches of single kernels, :mod:`~mlx_tlstm.checking.passes`
 passes of layers, timed at the tasks' sizes by :mod:`~mlx_tlstm.checking.settings`;
-:mod:`~mlx_tlstm.checking.survey` runs and compares them.
+:mod:`~mlx_tlstm.checking.comparisons` compares what has to agree, and
+:mod:`~mlx_tlstm.checking.survey` runs all of it into a record.
 """

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import mlx.core as mx
 
 from mlx_tlstm.checking.passes import Pass
 from mlx_tlstm.checking.timing import measure
 from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.kernels import proof
+from mlx_tlstm.kernels.trial import Configuration
 from mlx_tlstm.layers.base import RecurrentLayer
 from mlx_tlstm.layers.variants import make_layer
 from mlx_tlstm.tasks import TASKS
@@ -22,6 +24,23 @@ INPUT_SIZE = 64
 _STEPS = 16  # of a sequence that is timed, at most
 _OPERATIONS = 4e10  # multiplications and additions in it, for which steps are left out
 _SECONDS_OF_A_PASS = 4.0  # a slower one is not waited for
+
+
+class LeftOutError(Exception):
+    """Why something is not timed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TimedPass:
+    """A pass of so many time steps on a device, which a call runs."""
+
+    device: str
+    one: Pass
+    steps: int
+
+    def __call__(self) -> None:
+        with on_device(self.device):
+            self.one.run()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,49 +77,33 @@ class Setting:
         layer.set_dtype(getattr(mx, config.dtype))
         return layer
 
-    def step_times(
-        self, candidates: Iterable[tuple[str, str]], rates: Mapping[str, float]
-    ) -> tuple[int, dict[str, float], dict[str, str]]:
-        """Time forward and backward passes.
+    def pass_on(self, device: str, backend: str, rate: float) -> TimedPass:
+        """A forward and backward pass that has run once.
 
         Args:
-            candidates: Pairs of a device, ``"cpu"`` or ``"gpu"``, and a backend.
-            rates: :func:`product_rate` of each device.
+            device: ``"cpu"`` or ``"gpu"``.
+            backend: Of the layer.
+            rate: :func:`product_rate` of the device.
 
-        Returns:
-            How many time steps a pass has; milliseconds of one of them by device and backend; why
-            some were not timed.
+        Raises:
+            LeftOutError: It would take too long, or need too much memory.
         """
-        cell = self.layer("ops").cell
-        each = 6 * self.rows * cell.geometry.locations * cell.weight.size  # operations of a step
-        length = int(max(1, min(self.steps, _STEPS, _OPERATIONS // each - cell.delay)))
-        steps = length + cell.delay
-        runs, left_out = {}, {}
-        for device, backend in candidates:
-            name, seconds = f"{device} {backend}", each * steps / rates[device]
-            if seconds > _SECONDS_OF_A_PASS:
-                left_out[name] = f"would take some {seconds:.0f} s"
-                continue
-            with _default(device):
-                if (needed := self._bytes(length)) > memory_prediction.limit() // 2:
-                    left_out[name] = f"needs {memory_prediction.describe(needed)}"
-                    continue
-                try:
-                    one = Pass(self.layer(backend), self.rows, length)
-                    one.run()
-                except (RuntimeError, ValueError) as error:
-                    left_out[name] = " ".join(str(error).split())
-                    continue
-
-            def run(one: Pass = one, device: str = device) -> None:
-                with _default(device):
-                    one.run()
-
-            runs[name] = run
-        if not runs:
-            return steps, {}, left_out
-        timings = measure(runs, rounds=3, warmup=0, seconds=2.0, pause=0.0)
-        return steps, {name: one.median / steps for name, one in timings.items()}, left_out
+        with on_device(device):
+            cell = self.layer("ops").cell
+            each = (
+                6 * self.rows * cell.geometry.locations * cell.weight.size
+            )  # operations of a step
+            length = int(max(1, min(self.steps, _STEPS, _OPERATIONS // each - cell.delay)))
+            steps = length + cell.delay
+            if (seconds := each * steps / rate) > _SECONDS_OF_A_PASS:
+                raise LeftOutError(f"would take some {seconds:.0f} s")
+            if (needed := self._bytes(length)) > memory_prediction.limit() // 2:
+                raise LeftOutError(f"needs {memory_prediction.describe(needed)}")
+            layer = self.layer(backend)
+            proof.try_again(Configuration.of(layer.cell, self.rows))
+            one = TimedPass(device, Pass(layer, self.rows, length), steps)
+        one()
+        return one
 
     def _bytes(self, length: int) -> int:
         """Bytes that a training step with ``length`` inputs needs; a pass needs no more."""
@@ -137,10 +140,16 @@ def settings() -> list[Setting]:
     return list(found.values())
 
 
+def step_times(passes: Mapping[str, TimedPass]) -> dict[str, float]:
+    """Milliseconds of a time step of passes that are timed side by side."""
+    timings = measure(passes, rounds=3, warmup=0, seconds=2.0, pause=0.0)
+    return {name: one.median / passes[name].steps for name, one in timings.items()}
+
+
 def product_rate(device: str) -> float:
     """Multiplications and additions a second of a device's matrix products."""
     size = 1024 if device == "cpu" else 4096
-    with _default(device):
+    with on_device(device):
         left, right = (mx.random.normal((size, size), key=mx.random.key(i)) for i in range(2))
         mx.eval(left, right)
         timing = measure({"": lambda: mx.eval(left @ right)}, rounds=2, warmup=1, pause=0.0)[""]
@@ -148,7 +157,8 @@ def product_rate(device: str) -> float:
 
 
 @contextlib.contextmanager
-def _default(device: str) -> Iterator[None]:
+def on_device(device: str) -> Iterator[None]:
+    """MLX's default device is ``"cpu"`` or ``"gpu"`` inside."""
     before = mx.default_device()
     mx.set_default_device(mx.Device(getattr(mx, device)))
     try:

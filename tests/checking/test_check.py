@@ -3,20 +3,22 @@
 import json
 import subprocess
 import sys
+from typing import NamedTuple
 
 import mlx.core as mx
 import pytest
 from click.testing import CliRunner
-from kernel_devices import computes_wrong, needs_compiler
+from kernel_devices import claims_gpu, computes_wrong, fails, fails_later, needs_compiler
 from mlx.utils import tree_map
 
-from mlx_tlstm.checking import chains, settings, survey
+from mlx_tlstm.checking import chains, comparisons, settings, survey
 from mlx_tlstm.commands.checking import JSON_NAME
 from mlx_tlstm.commands.checking import check as command
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import trial, tuning
-from mlx_tlstm.kernels.library import Kernel
+from mlx_tlstm.kernels import dispatch, proof, trial, tuning
+from mlx_tlstm.kernels.library import KERNELS, Kernel
 from mlx_tlstm.kernels.tiles import CANDIDATES
+from mlx_tlstm.layers.variants import make_layer
 from mlx_tlstm.ops import PlainBackend
 from mlx_tlstm.tasks import TASKS
 
@@ -48,7 +50,7 @@ class TestOnACPU:
         code, lines, record = check(tmp_path, "--seconds", 0)
         assert code == 1
         assert lines[-1].startswith(
-            "wrong on this device: plain operations on the CPU, 3d-tlstm+ln"
+            "not right on this device: plain operations on the CPU, 3d-tlstm+ln"
         )
         assert record["right"] is False
         assert sum("WRONG" in line for line in lines) == 4  # the four with a norm
@@ -76,7 +78,7 @@ class TestOnACPU:
         monkeypatch.setattr("mlx_tlstm.training.memory_prediction.limit", lambda: 1000)
         _, lines, record = check(tmp_path)
         assert any("on cpu ops: needs 1" in line or "MiB" in line for line in lines)
-        assert record["settings"][0]["quickest"] is None
+        assert record["settings"] == []
 
     def test_a_file_that_cannot_be_written_is_said_first(self, tmp_path):
         code, lines, record = check(tmp_path / "missing")
@@ -141,12 +143,12 @@ def test_single_kernels_compute_what_plain_operations_do(kernel_calls, norm):
 
 
 @pytest.fixture
-def small(kernel_calls, monkeypatch):
+def small(kernel_calls, monkeypatch, tmp_path):
     """The check at sizes for which the stand-in is quick; it cannot run what is compiled."""
-    prove = trial.prove
-    monkeypatch.setattr(trial, "prove", lambda configuration, compiled: prove(configuration))
+    monkeypatch.setattr(proof, "prove", lambda one, compiled: trial.prove(one))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(survey, "PROBLEM", chains.Problem(Geometry((3,), (3,)), 8, 2))
-    monkeypatch.setattr(survey, "_LAUNCHES", 1)
+    monkeypatch.setattr(comparisons, "_LAUNCHES", 1)
     monkeypatch.setattr(survey, "DTYPES", ("float32", "bfloat16"))
     monkeypatch.setattr(survey, "VARIANTS_WITH_KERNELS", ["2d-trnn", "2d-tlstm+ln"])
     monkeypatch.setattr(survey, "settings", list)
@@ -176,17 +178,10 @@ class TestWithKernels:
             "memory_backward, bfloat16",
             "memory_gather, bfloat16",
         ]
-        assert lines[-1].startswith("wrong on this device: memory_backward, float32")
+        assert lines[-1].startswith("not right on this device: memory_backward, float32")
 
     def test_a_kernel_that_fails_is_named_and_the_check_goes_on(self, small, tmp_path, monkeypatch):
-        launch = Kernel.__call__
-
-        def fails(self, inputs, **rest):
-            if self.name == "stack":
-                raise RuntimeError("[metal::Device] Unable to build metal library")
-            return launch(self, inputs, **rest)
-
-        monkeypatch.setattr(Kernel, "__call__", fails)
+        fails(monkeypatch, "stack", RuntimeError("[metal::Device] Unable to build metal library"))
         code, _, record = check(tmp_path)
         assert code == 1
         failed = [entry for entry in record["kernels"] if not entry["right"]]
@@ -213,5 +208,248 @@ class TestWithKernels:
         times = {"gpu metal": 2.0, "gpu ops": 2.0}
         one.record["settings"] = [{"name": "mnist paper", "step ms": times, "quickest": quickest}]
         assert one._verdict() == (True, verdict)
-        one._all_kernels = False
+        one._late.add("proofs")
         assert one._verdict() == (True, f"{verdict}, as far as there was time")
+
+
+TIMEOUT = (
+    "[METAL] Command buffer execution failed: Caused GPU Timeout Error "
+    "(00000002:kIOGPUCommandBufferCallbackErrorTimeout)."
+)
+THREADS = (
+    "Thread group size (128) is greater than  the maximum allowed threads per threadgroup (64)."
+)
+
+
+def raises(error):
+    def raising(*_, **__):
+        raise error
+
+    return raising
+
+
+class OnePass(NamedTuple):
+    """In place of a layer's, which fails with kernels."""
+
+    backend: str
+
+    def run(self):
+        if self.backend == "metal":
+            raise RuntimeError(TIMEOUT)
+
+
+@pytest.fixture
+def zeros(monkeypatch, tmp_path):
+    """A device whose kernels write zeros, and a check without layers and tasks."""
+
+    def launched(self, inputs, *, shapes, dtypes, **_):
+        return [mx.zeros(*kind) for kind in zip(shapes, dtypes, strict=True)]
+
+    monkeypatch.setattr(Kernel, "__call__", launched)
+    monkeypatch.setattr(dispatch, "kernel_backend", lambda: ("metal", ""))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(survey, "PROBLEM", chains.Problem(Geometry((3,), (3,)), 8, 2))
+    monkeypatch.setattr(comparisons, "_LAUNCHES", 1)
+    monkeypatch.setattr(survey, "DTYPES", ("float32",))
+    monkeypatch.setattr(survey, "VARIANTS_WITH_KERNELS", [])
+    monkeypatch.setattr(survey, "settings", list)
+    monkeypatch.setattr(survey, "product_rate", lambda device: 1e12)
+    monkeypatch.setattr(survey, "operations_per_step", lambda layer: 4.25)
+    proof.forget()
+    yield
+    proof.forget()
+
+
+def failures(record):
+    """What failed, by its name why."""
+    parts = (part for part in record.values() if isinstance(part, list))
+    entries = (entry for part in parts for entry in part if isinstance(entry, dict))
+    return {entry["name"]: entry["reason"] for entry in entries if "reason" in entry}
+
+
+class TestWhatFails:
+    """Whatever fails on a device, wherever, is in the record, and the check goes on."""
+
+    @pytest.mark.parametrize(
+        "error", [RuntimeError("program_source:1: error: x"), ValueError(THREADS)]
+    )
+    @pytest.mark.parametrize("kernel", sorted(KERNELS))
+    def test_any_kernel(self, zeros, tmp_path, monkeypatch, kernel, error):
+        fails(monkeypatch, kernel, error)
+        code, lines, record = check(tmp_path)
+        assert code == 1
+        assert len(record["kernels"]) == 8 + 3  # three in two ways
+        failed = failures(record)
+        assert set(failed.values()) == {str(error)}
+        around = {"convolution_unfold": "convolution_forward as a product, float32"}
+        around["convolution_fold"] = "convolution_input_gradient as a product, float32"
+        assert around.get(kernel, f"{kernel}, float32") in failed
+        for name in failed:
+            assert any(line.startswith(f"{name}: FAILED: ") for line in lines)
+            assert name in lines[-1].removeprefix("not right on this device: ").split("; ")
+        assert lines[-1] == record["verdict"]
+        assert [entry["name"] for entry in record["launches a step"]] == ["metal", "ops"]
+
+    @pytest.mark.parametrize(
+        ("module", "name", "failed"),
+        [
+            (
+                comparisons,
+                "make_layer",
+                "plain operations on the CPU, 2d-trnn, beside the equations",
+            ),
+            (survey, "make_layer", "layers"),
+            (survey, "operations_per_step", "launches of a time step, forward and backward, metal"),
+            (survey, "product_rate", "matrix products, cpu"),
+            (settings, "Pass", "time of memorization quick"),
+            (settings, "measure", "times of memorization quick"),
+            (settings.Pass, "run", "time of memorization quick"),
+            (tuning, "select", "layers"),
+        ],
+    )
+    def test_anything_else(self, zeros, tmp_path, monkeypatch, module, name, failed):
+        first = settings.settings()[:1]
+        monkeypatch.setattr(settings, "_STEPS", 2)
+        monkeypatch.setattr(survey, "settings", lambda: first)
+        monkeypatch.setattr(survey, "VARIANTS_WITH_KERNELS", ["2d-trnn"])
+        monkeypatch.setattr(proof, "prove", raises(trial.KernelError("wrong numbers")))
+        monkeypatch.setattr(module, name, raises(RuntimeError(TIMEOUT)))
+        code, lines, record = check(tmp_path)
+        assert code == 1
+        [found] = {one for one, reason in failures(record).items() if one.startswith(failed)}
+        assert failures(record)[found] == TIMEOUT
+        assert f"{found}: FAILED: {TIMEOUT}" in lines
+        assert record["verdict"] == lines[-1]
+        assert "running" not in record
+
+    def test_one_candidate_leaves_the_others_their_times(self, zeros, monkeypatch):
+        first = settings.settings()[:1]
+        monkeypatch.setattr(survey, "settings", lambda: first)
+        monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+        monkeypatch.setattr(mx, "set_default_device", lambda device: None)
+        monkeypatch.setattr(survey, "device_facts", lambda device: {"architecture": "any"})
+        monkeypatch.setattr(settings.memory_prediction, "limit", lambda: 1 << 40)
+        monkeypatch.setattr(settings, "Pass", lambda layer, *_: OnePass(layer.cell.backend))
+        one = survey.Survey(print)
+        one._settings()
+        assert list(one.record["settings"][-1]["step ms"]) == ["cpu ops", "gpu ops"]
+        [(name, reason)] = failures(one.record).items()
+        assert name.startswith("time of memorization quick")
+        assert name.endswith(" on gpu metal")
+        assert reason == TIMEOUT
+
+    def test_a_mac_without_a_metal_device(self, tmp_path, monkeypatch):
+        """Where MLX has nothing to compute with, the file says so of each thing."""
+        none = raises(RuntimeError("[metal::load_device] No Metal device available."))
+        claims_gpu(monkeypatch, "")
+        monkeypatch.setattr(mx, "set_default_device", lambda device: None)
+        monkeypatch.setattr(mx, "device_info", none)
+        monkeypatch.setattr(comparisons, "make_layer", none)
+        monkeypatch.setattr(survey, "product_rate", none)
+        code, lines, record = check(tmp_path)
+        assert code == 1
+        assert lines[-1].startswith(
+            "not right on this device: plain operations on the CPU, 2d-tlstm"
+        )
+        assert set(failures(record).values()) == {"[metal::load_device] No Metal device available."}
+        [left_out] = record["not checked"]
+        assert left_out.startswith("kernels: no Metal device: [metal::load_device] No Metal device")
+        assert record["machine"]["mlx"] == mx.__version__
+
+    def test_a_late_error_hits_nobody_else(self, zeros, tmp_path, monkeypatch):
+        fails(monkeypatch, "memory_forward", RuntimeError("at once"), before=fails_later)
+        _, _, record = check(tmp_path)
+        assert set(failures(record)) == {"memory_forward, float32", "memory_backward, float32"}
+        assert set(failures(record).values()) == {"at once"}
+
+    def test_the_whole_text_is_kept_and_a_line_is_said(self, zeros, tmp_path, monkeypatch):
+        first = settings.settings()[:1]
+        monkeypatch.setattr(survey, "settings", lambda: first)
+        monkeypatch.setattr(survey, "step_times", lambda passes: {})
+        monkeypatch.setattr(settings.Setting, "pass_on", lambda *_: print)
+        text = "Unable to build\n" + 30 * "utils.h:73:3: warning: inline variables\n"
+        text += (
+            "mlx_tlstm/tiles.h:60:10: error: no function\n" + 30 * "note: not viable\n" + "the end"
+        )
+        fails(monkeypatch, "memory_backward", RuntimeError(text))
+        _, lines, record = check(tmp_path)
+        failed = failures(record)
+        assert len(failed) == 3  # the kernel, and the layer in two ways
+        assert all(text in reason for reason in failed.values())
+        said = [line for line in lines if "FAILED" in line]
+        assert len(said) == 3
+        assert all("Unable to build mlx_tlstm/tiles.h:60:10: error: no function" in x for x in said)
+        assert all("the end" not in line for line in said)
+
+    def test_no_home_folder_is_named(self, zeros, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", "/Users/ann")
+        text = "Failed to load the metallib /Users/ann/site-packages/mlx.metallib"
+        first = settings.settings()[:1]
+        monkeypatch.setattr(survey, "settings", lambda: first)
+        monkeypatch.setattr(survey, "step_times", lambda passes: {})
+        monkeypatch.setattr(settings.Setting, "pass_on", lambda *_: print)
+        fails(monkeypatch, "memory_forward", RuntimeError(text))
+        _, lines, record = check(tmp_path)
+        assert all("~/site-packages" in reason for reason in failures(record).values())
+        assert "/Users/ann" not in json.dumps(record)
+        assert not any("/Users/ann" in line for line in lines)
+
+
+class TestTheFileMeanwhile:
+    """What is on the disk when a GPU hangs, or a driver ends the process."""
+
+    def test_it_names_what_is_running(self, zeros, tmp_path, monkeypatch):
+        def interrupted(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(survey, "operations_per_step", interrupted)
+        code, _, record = check(tmp_path)
+        assert code == 130
+        assert record["running"] == "launches of a time step, forward and backward, metal"
+        assert len(record["kernels"]) == 8 + 3
+        assert "verdict" not in record
+
+    def test_what_hung_before_is_tried_again(self, zeros, tmp_path, monkeypatch):
+        """Layers do not; the check is there to find out."""
+
+        def first_use(layer, batch_size=1, length=1):
+            layer.cell.active_transition(batch_size)
+            return OnePass("ops")
+
+        setting = settings.settings()[0]
+        configurations = [
+            trial.Configuration.of(make_layer("3d-tlstm+cn", survey.INPUT_SIZE, 20, 3).cell, 1),
+            trial.Configuration.of(setting.layer().cell, setting.rows),
+        ]
+        with monkeypatch.context() as patch:  # a process with our number begins and ends
+            patch.setattr(proof, "prove", raises(KeyboardInterrupt))
+            patch.setattr(proof, "_remove", lambda path: None)
+            for one in configurations:
+                with pytest.raises(KeyboardInterrupt):
+                    proof.prove_anew(one)
+        for one in configurations:
+            with pytest.raises(trial.KernelError, match="hung or was ended"):
+                proof.proven(one)
+        proof.forget()
+        right = {"outputs": (0.0, 1.0)}
+        monkeypatch.setattr(proof, "prove", lambda one, _: trial.Proof(one.kernels, 0.0, right))
+        monkeypatch.setattr(settings, "Pass", first_use)
+        monkeypatch.setattr(survey, "operations_per_step", lambda layer: first_use(layer) and 4.25)
+        one = survey.Survey(print)
+        one._launches()
+        setting.pass_on("cpu", "metal", 1e12)
+        assert failures(one.record) == {}
+        for one in configurations:
+            assert proof.proven(one) == one.kernels
+
+    def test_it_has_the_machine_from_the_start(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(survey.Survey, "_plain", raises(KeyboardInterrupt))
+        _, _, record = check(tmp_path)
+        assert record["machine"]["mlx"] == mx.__version__
+
+    def test_a_closed_pipe_is_no_fault_of_the_device(self, tmp_path):
+        record = {}
+        one = survey.Survey(raises(BrokenPipeError()), record.update, seconds=0)
+        with pytest.raises(BrokenPipeError):
+            one.run()
+        assert record["plain"] == []
