@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +71,7 @@ class Progress(Callback):
         self._total = 0
         self._metric = ""
         self._shown: dict[str, str] = {}
-        self._previous: EvaluationReport = {"samples": 0, "seconds": 0.0}
+        self._new_samples, self._since = 0, 0.0  # what was trained since the last line, and when
 
     def on_start(self, trainer: Trainer) -> None:
         config, task = trainer.config, trainer.task
@@ -87,6 +88,8 @@ class Progress(Callback):
                 say(note, error=True)
         self._metric = task.metric
         self._total = trainer.total_steps * config.batch_size
+        self._shown = {}
+        self._new_samples, self._since = 0, time.perf_counter()
         if self._wants_bar:
             self._bar = tqdm(
                 total=self._total,
@@ -97,6 +100,7 @@ class Progress(Callback):
             )
 
     def on_step(self, trainer: Trainer, report: StepReport) -> None:
+        self._new_samples += trainer.config.batch_size  # also what a rollback takes back
         if self._bar is not None:
             self._shown["loss"] = f"{report.loss:.4f}"
             self._bar.set_postfix(self._shown, refresh=False)
@@ -110,13 +114,16 @@ class Progress(Callback):
             self._shown[self._metric] = f"{record[self._metric]:.4f}"
             self._bar.set_postfix(self._shown)
             return
-        previous, self._previous = self._previous, record
-        seconds = max(record["seconds"] - previous["seconds"], 1e-3)
-        rate = (record["samples"] - previous["samples"]) / seconds
-        left = tqdm.format_interval((self._total - record["samples"]) / rate)
+        now = time.perf_counter()
+        rate = self._new_samples / max(now - self._since, 1e-3)
+        self._new_samples, self._since = 0, now
+        speed = ""
+        if rate:  # a resumed run may begin with an evaluation
+            left = tqdm.format_interval((self._total - record["samples"]) / rate)
+            speed = f"  {rate:,.0f} samples/s  {left} left"
         say(
             f"{record['samples']:>9,} samples  loss {record['loss']:.4f}  "
-            f"{format_metrics(record)}  {rate:,.0f} samples/s  {left} left"
+            f"{format_metrics(record)}{speed}"
         )
 
     def on_end(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import mlx.core as mx
 import numpy as np
@@ -102,6 +103,17 @@ def test_rollback_of_records_and_weights(settings, tmp_path):
     training.fit(config, run, [Look(spoil_at=8)])
     assert rows == [2, 4]
     assert [record["step"] for record in RunFolder.open(run).read_metrics()] == [2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.parametrize("spoil_at", [8, 9])
+def test_progress_after_a_rollback(spoil_at, settings, tmp_path, capsys):
+    """Past one evaluation that is repeated, and past two."""
+    config = settings("addition", on_divergence="rollback", **{**OFTEN, "checkpoint_every": 5})
+    training.fit(config, tmp_path / "run", [Spy(spoil_at=spoil_at), training.Progress(bar=False)])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert len(lines) == {8: 7, 9: 8}[spoil_at]
+    for line in lines:
+        assert re.search(r"  [1-9][\d,]* samples/s  \d\d:\d\d left$", line), line
 
 
 def test_rollback_until_it_holds(unstable, settings, tmp_path):

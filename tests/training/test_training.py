@@ -610,6 +610,28 @@ def test_progress_lines(settings, tmp_path, capsys):
         assert re.fullmatch(pattern + r"[\d,]+ samples/s  \d\d:\d\d left", line), line
 
 
+def test_one_progress_for_two_runs(settings, tmp_path, capsys):
+    config, progress = settings("memorization", samples=8), training.Progress(bar=False)
+    training.fit(config, tmp_path / "first", [progress])
+    training.fit(config, tmp_path / "second", [progress])
+    assert len(re.findall(r" [1-9][\d,]* samples/s  00:00 left", capsys.readouterr().out)) == 2
+    progress = training.Progress(bar=True)
+    training.fit(config, tmp_path / "third", [progress])
+    progress.on_start(training.Trainer(config))
+    assert not progress._shown
+
+
+def test_progress_of_an_evaluation_before_any_step(settings, tmp_path, capsys):
+    """A run that was stopped between a step and its evaluation begins with that."""
+    config, run = settings("memorization", samples=16), tmp_path / "run"
+    with pytest.raises(training.TrainingInterrupted, match="after 8 samples"):
+        training.fit(config, run, [Spy(on_step={2: interrupt})])
+    training.resume(run, [training.Progress(bar=False)])
+    first, second = capsys.readouterr().out.splitlines()[2:]
+    assert not first.endswith("left")
+    assert second.endswith("left")
+
+
 def test_progress_bar(settings, tmp_path, capsys):
     training.fit(settings("wikipedia"), tmp_path / "run", [training.Progress(bar=True)])
     out, err = capsys.readouterr()
