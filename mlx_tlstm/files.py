@@ -104,21 +104,28 @@ def sync(path: Path) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file, then rename it to ``path``.
+    """Let ``write`` fill a temporary file, then rename it to ``path``, or to what that links to.
+
+    What is no file, as a pipe or ``/dev/null``, is not replaced but written to.
 
     Raises:
         OSError: The file cannot be written; a file that was at ``path`` is as it was.
     """
+    if path.exists() and not path.is_file():
+        with naming(path):
+            write(path)
+        return
+    target = Path(os.path.realpath(path))
     # The ending stays last: MLX picks the format by it.
-    temporary = path.with_name(TEMPORARY + path.name)
+    temporary = target.with_name(TEMPORARY + path.name)
     try:
         with naming(path):
             write(temporary)
             sync(temporary)
-            os.replace(temporary, path)
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    sync(path.parent)
+    sync(target.parent)
 
 
 def replace_text(path: Path, text: str) -> None:

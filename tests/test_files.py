@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from mlx_tlstm.files import absence, read_json, read_json_lines, to_path, without_home
+from mlx_tlstm.files import (
+    absence,
+    read_json,
+    read_json_lines,
+    replace_file,
+    replace_text,
+    to_path,
+    without_home,
+)
 
 DEEP = b"[" * 200_000
 
@@ -120,3 +130,45 @@ class TestAbsence:
 
         monkeypatch.setattr(Path, "iterdir", refuse)
         assert absence(tmp_path / "x") == f"there is no folder {str(tmp_path / 'x')!r}"
+
+
+class TestReplace:
+    def test_a_pipe_stays_one(self, tmp_path):
+        """So does any device, as /dev/null, which root could replace."""
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # a writer waits for no other
+        try:
+            for path in (pipe, Path(f"/dev/fd/{reader}")):
+                replace_text(path, "text")
+                assert os.read(reader, 100) == b"text"
+        finally:
+            os.close(reader)
+        assert stat.S_ISFIFO(pipe.stat().st_mode)
+        assert list(tmp_path.iterdir()) == [pipe]
+
+    def test_a_folder_stays_one(self, tmp_path):
+        with pytest.raises(IsADirectoryError):
+            replace_text(tmp_path, "text")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("present", [True, False])
+    def test_a_link_stays_one(self, present, tmp_path):
+        target, link, endings = tmp_path / "elsewhere" / "target", tmp_path / "link.png", []
+        target.parent.mkdir()
+        if present:
+            target.write_text("old")
+        link.symlink_to("elsewhere/target")
+        replace_text(link, "new")
+        assert link.is_symlink()
+        assert target.read_text() == "new"
+        replace_file(link, lambda path: (endings.append(path.suffix), path.write_text("newer")))
+        assert endings == [".png"]
+        assert target.read_text() == "newer"
+        assert len(list(tmp_path.rglob("*"))) == 3
+
+    def test_a_link_to_itself(self, tmp_path):
+        link = tmp_path / "link"
+        link.symlink_to("link")
+        replace_text(link, "new")
+        assert link.read_text() == "new"
