@@ -35,7 +35,10 @@ def push(model: Path, repository: str, public: bool, license: str | None) -> Non
 @click.argument("folder", type=UserPath())
 @click.option("--revision", help="Branch, tag or commit; by default the main branch.")
 def pull(repository: str, folder: Path, revision: str | None) -> None:
-    """Download a model from the Hugging Face hub into a new FOLDER; REPOSITORY is user/name."""
+    """Download a model from the Hugging Face hub; REPOSITORY is user/name.
+
+    FOLDER is a new one, or one that is empty.
+    """
     with clean_errors(bad_input=True):
         hub.pull(repository, revision).save(folder)
     click.echo(f"saved in {folder}")

@@ -163,25 +163,39 @@ def _advising() -> Iterator[None]:
 
 
 def write_folder(path: str | Path, config: ModelConfig, parameters: Mapping[str, mx.array]) -> None:
-    """Save a model as a new folder. If that fails, there is no folder, and never half of one.
+    """Save a model as a new folder, or in an empty one. If that fails, no file of it is there.
 
     Raises:
         ValueError: ``path`` exists and is not an empty folder.
         OSError: It cannot be written.
     """
-    path = to_path("save", "path", path).absolute()
-    unused = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    path = Path(os.path.realpath(to_path("save", "path", path)))
+    inside, leftover = path.exists(), f"{TEMPORARY}model"
+    unused = not inside or (path.is_dir() and not {p.name for p in path.iterdir()} - {leftover})
     require(unused, "save", "path", "a new folder, or an empty one,", str(path))
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    # A folder that is there is not replaced: it may be a mount point, or somebody's current one.
+    temporary = (
+        path / leftover if inside else path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    )
     try:
         with naming(path):
-            temporary.mkdir(parents=True)
+            temporary.mkdir(parents=True, exist_ok=inside)
             write_weights(temporary / WEIGHTS_FILE, parameters, config.metadata.metrics)
             write_config(temporary / CONFIG_FILE, config)
             for file in (WEIGHTS_FILE, CONFIG_FILE, "."):
                 sync(temporary / file)
-            os.replace(temporary, path)
-            sync(path.parent)
+            if inside:
+                for name in (WEIGHTS_FILE, CONFIG_FILE):
+                    os.replace(temporary / name, path / name)
+                sync(path)
+            else:
+                os.replace(temporary, path)
+                sync(path.parent)
+    except BaseException:
+        if inside:
+            for name in (WEIGHTS_FILE, CONFIG_FILE):
+                (path / name).unlink(missing_ok=True)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

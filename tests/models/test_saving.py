@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import types
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -366,6 +368,63 @@ def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     model.save(tmp_path / "empty")
     check_same(mlx_tlstm.load(tmp_path / "deep" / "er"), mlx_tlstm.load(tmp_path / "empty"))
+
+
+class TestAFolderThatIsThere:
+    """It stays the same folder: it may be the current one, a mount point, or behind a link."""
+
+    def test_empty(self, tmp_path, monkeypatch):
+        model, folder = build(TLSTM(INPUT, HIDDEN, 2)), tmp_path / "model"
+        folder.mkdir()
+        identity = folder.stat().st_ino
+        monkeypatch.chdir(folder)
+        tmp_path.chmod(0o555)  # its parent need not be writable
+        try:
+            model.save(".")
+        finally:
+            tmp_path.chmod(0o755)
+        assert folder.stat().st_ino == identity
+        assert sorted(p.name for p in Path.cwd().iterdir()) == ["config.json", "model.safetensors"]
+        check_same(mlx_tlstm.load("."), model)
+
+    @pytest.mark.parametrize("present", [True, False])
+    def test_link(self, present, tmp_path):
+        model, target, link = build(TLSTM(INPUT, HIDDEN, 2)), tmp_path / "target", tmp_path / "link"
+        if present:
+            target.mkdir()
+        link.symlink_to("target")
+        model.save(link)
+        assert link.is_symlink()
+        check_same(mlx_tlstm.load(target), model)
+
+    @pytest.mark.parametrize("failing", [1, 2])
+    def test_an_error_leaves_nothing(self, failing, tmp_path, monkeypatch):
+        model, calls, replace = build(TLSTM(INPUT, HIDDEN, 2)), [], os.replace
+
+        def fail(source, target):
+            calls.append(target)
+            if len(calls) == failing:
+                raise OSError(5, "Input/output error")
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("os.replace", fail)
+            with pytest.raises(OSError, match="Input/output error: "):
+                model.save(tmp_path)
+        assert not list(tmp_path.iterdir())
+        model.save(tmp_path)
+
+    def test_what_a_killed_process_left(self, tmp_path, monkeypatch):
+        model = build(TLSTM(INPUT, HIDDEN, 2))
+        with monkeypatch.context() as patch:
+            patch.setattr("shutil.rmtree", lambda *_, **__: None)
+            patch.setattr("mlx_tlstm.models.folder.sync", lambda path: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                model.save(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 1
+        model.save(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 2
+        check_same(mlx_tlstm.load(tmp_path), model)
 
 
 @pytest.fixture
