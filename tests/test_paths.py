@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 from click.testing import CliRunner
 from processes import ROOT
-from tiny_tasks import tiny_settings, write_images, write_text
+from tiny_tasks import Stop, StopAt, tiny_settings, write_images, write_text
 
 import mlx_tlstm
 from mlx_tlstm import training
@@ -73,6 +76,38 @@ def test_python(settings, home):
     model.metadata.training.save("~/config")
     assert TrainingConfig.load("~/config") == model.metadata.training
     assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no such names")
+def test_names_that_are_no_text(settings, home, monkeypatch):
+    """Folders and data whose names are bytes that are no UTF-8."""
+    odd = os.fsdecode(b"o\xff")
+    (home / "text").rename(home / odd)
+    config = settings("wikipedia", data=str(home / odd))
+    with pytest.raises(Stop):
+        training.fit(config, home / "runs" / odd, [StopAt(step=3)])
+    training.resume(home / "runs" / odd, [training.Progress(bar=False)])
+    model = mlx_tlstm.load(home / "runs" / odd)
+    model.save(home / "models" / odd)
+    assert mlx_tlstm.load(home / "models" / odd).metadata.training.data == odd
+    sent = []
+    api = SimpleNamespace(
+        create_repo=lambda *_, **__: None,
+        create_commit=lambda _, files, **__: (
+            sent.extend(Path(file.path_or_fileobj).read_text() for file in files[2:])
+            or SimpleNamespace(commit_url="address")
+        ),
+    )
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
+    assert mlx_tlstm.push(model, "user/name") == "address"
+    assert "--data 'o?'" in sent[0]
+    for command in (
+        ["evaluate", os.fsdecode(b"runs/o\xff")],
+        ["train", "memorization", "--out", f"new/{odd}", "--samples", "4", "--hidden-size", "4"],
+    ):
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 0, done.output
 
 
 def test_python_refuses_empty_paths(settings, home):

@@ -38,8 +38,10 @@ def load_arrays(path: Path, owner: str) -> dict[str, mx.array]:
 def load_arrays_and_header(path: Path, owner: str) -> tuple[dict[str, mx.array], dict[str, str]]:
     """Like :func:`load_arrays`, with the strings of the file's header."""
     try:
-        arrays, header = mx.load(str(path), format="safetensors", return_metadata=True)
-        mx.eval(arrays)
+        # MLX takes no path that is not UTF-8.
+        with path.open("rb") as file:
+            arrays, header = mx.load(file, format="safetensors", return_metadata=True)
+            mx.eval(arrays)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"[{owner}] '{path}' must be a safetensors file but {reason}") from error

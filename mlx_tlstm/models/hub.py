@@ -119,7 +119,8 @@ def push(
 
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
-        Path(folder, CARD_FILE).write_text(model_card(model, repo_id, license))
+        card = model_card(model, repo_id, license)
+        Path(folder, CARD_FILE).write_text(card, encoding="utf-8", errors="replace")
         files = [
             CommitOperationAdd(name, Path(folder, name))
             for name in (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)

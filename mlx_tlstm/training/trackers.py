@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -159,7 +160,7 @@ class WeightsAndBiases(Tracker):
         run = self._module.init(
             project=PROJECT,
             name=folder.name,
-            id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],
+            id=hashlib.sha256(os.fsencode(folder)).hexdigest()[:16],
             dir=str(folder),
             config=settings,
             resume="allow" if step else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import types
 
@@ -117,6 +118,7 @@ def test_wandb(recorders, tmp_path):
     assert recorder.calls[-1][0] == "finish"
     _fit("wandb", tmp_path / "other")
     assert recorder.named("init")[1][1]["id"] != identity
+    _fit("wandb", tmp_path / os.fsdecode(b"no text \xff"))
 
 
 def test_resumed_run_is_the_same_one(recorders, tmp_path):
