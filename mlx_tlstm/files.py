@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,15 @@ def sync(path: Path) -> None:
                 fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
     finally:
         os.close(descriptor)
+
+
+def remove_leftovers(folder: Path, start: str = TEMPORARY) -> None:
+    """Remove what killed processes left in ``folder``: files and folders whose names begin so."""
+    for leftover in folder.glob(f"{start}*"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from mlx_tlstm.files import cache_folder
+from mlx_tlstm.files import cache_folder, remove_leftovers
 
 DISTRIBUTION = "scipy-openblas32"
 FUNCTIONS = ("sgemm", "dgemm", "cgemm")
@@ -107,8 +107,7 @@ def _cached(library: Path) -> Path:
         seconds = COMPILE_SECONDS + CHECK_SECONDS  # after which the process that has it is done
         with FileLock(folder / "lock", seconds, poll_interval=0.02, preserve_lock_file=True):
             if not _is_whole(path):
-                for leftover in folder.glob(f"{_BUILDING}*"):  # of a killed process
-                    shutil.rmtree(leftover)
+                remove_leftovers(folder, _BUILDING)
                 _build_once(library, path)
     _require_private(folder)
     return path

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import tempfile
 import zipfile
 import zlib
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
+
+from mlx_tlstm.files import TEMPORARY, remove_leftovers
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -25,7 +26,7 @@ ENWIK8_FILE = "enwik8.zip"
 ENWIK8_BYTES = 100_000_000
 ENWIK8_SHA1 = "57b8363b814821dc9d47aa4d41f58733519076b2"
 # Start of the names of folders that downloads go to before they are checked.
-_TEMPORARY = "enwik8-"
+_TEMPORARY = f"{TEMPORARY}enwik8-"
 MNIST_REPOSITORY = "ylecun/mnist"
 # The hub's client retries an unreachable host for 23 s; ours asks once before.
 HUB_TIMEOUT_SECONDS = 5
@@ -61,8 +62,7 @@ def fetch_enwik8() -> bytes:
             # Another process may have stored it meanwhile.
             with contextlib.suppress(FileNotFoundError, WrongContentError):
                 return _read_enwik8(stored)
-            for leftover in folder.glob(f"{_TEMPORARY}*"):  # of a killed process: we hold the lock
-                shutil.rmtree(leftover)
+            remove_leftovers(folder, _TEMPORARY)  # safe, since we hold the lock
             with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as temporary:
                 archive = _download_enwik8(temporary)
                 text = _read_enwik8(archive)

@@ -107,11 +107,6 @@ class CheckpointStore:
         self.path = path
         self._keep = keep
 
-    def remove_leftovers(self) -> None:
-        """Remove what a killed process was writing or removing."""
-        for leftover in self.path.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(leftover)
-
     def all(self) -> list[Checkpoint]:
         """All checkpoints, damaged ones too, newest first."""
         if not self.path.is_dir():

@@ -74,7 +74,6 @@ class RunOnDisk:
         known = run.path / WEIGHTS[0] / CONFIG_FILE
         if known.exists() and read_config(known).metadata.symbols != trainer.task.symbols:
             raise self._other_data(f"its symbols are not those of {known}")
-        self._store.remove_leftovers()
         checkpoint, damaged = self._store.newest()
         if checkpoint is not None:
             state = self._restore(checkpoint)

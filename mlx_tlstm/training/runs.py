@@ -23,11 +23,11 @@ from mlx.utils import tree_flatten
 from mlx_tlstm.checks import is_integer, require, require_choice
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import (
-    TEMPORARY,
     absence,
     json_text,
     naming,
     read_json_lines,
+    remove_leftovers,
     replace_file,
     replace_text,
     sync,
@@ -205,9 +205,8 @@ class RunFolder:
                 "wait for it to end, or stop it"
             ) from error
         with held:
-            for folder in ("", *WEIGHTS):
-                for leftover in (self.path / folder).glob(f"{TEMPORARY}*"):
-                    leftover.unlink()
+            for folder in ("", *WEIGHTS, CHECKPOINTS):
+                remove_leftovers(self.path / folder)
             yield
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:

@@ -214,7 +214,8 @@ def test_killed_download_is_cleared_away(site, tmp_path):
     killed.send_signal(signal.SIGKILL)
     killed.communicate(timeout=60)
     folder = tmp_path / "home" / "datasets" / "downloads"
-    assert any(name.startswith("enwik8-") for name in _names(folder))
+    assert any(name.startswith(".writing-enwik8-") for name in _names(folder))
+    (folder / ".writing-enwik8-file").write_text("half")
     site.may_go_on.set()
     _finish(_start_download(tmp_path, site))
     assert _names(folder) == ["enwik8.zip", "enwik8.zip.lock"]

@@ -203,6 +203,9 @@ def test_leftovers_are_removed(stopped):
     for name in ("test.json", "best/model.safetensors", "last/config.json"):
         path = run / name
         path.with_name(f".writing-{path.name}").write_bytes(b"half")
+    (run / ".writing-77-export" / "part").mkdir(parents=True)
+    (run / "checkpoints" / ".writing-x").write_bytes(b"half")
+    (run / "last" / ".writing-link").symlink_to(run / "checkpoints")
     training.resume(run)
     assert outcome(run) == expected
     assert not list(run.rglob(".writing-*"))
