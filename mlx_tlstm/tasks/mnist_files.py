@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import struct
 import zlib
@@ -140,10 +141,17 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
 
 def _from_parquet(folder: Path) -> tuple[LabelledImages, LabelledImages]:
     from datasets import load_dataset
+    from datasets.data_files import DataFilesDict, get_data_patterns
     from datasets.exceptions import DatasetsError
 
+    place, files = glob.escape(str(folder.resolve())), None
     try:
-        loaded = load_dataset(str(folder))
+        if place != str(folder.resolve()):  # by itself it takes the folder's path for a pattern
+            found = DataFilesDict.from_patterns(
+                get_data_patterns(place), base_path=place, allowed_extensions=[".parquet"]
+            )
+            files = {split: list(map(glob.escape, each)) for split, each in found.items()}
+        loaded = load_dataset(str(folder), data_files=files)
     except (DatasetsError, OSError, ValueError) as error:
         reason = error.__cause__ or error
         detail = " ".join(str(reason).split())

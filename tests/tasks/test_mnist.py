@@ -276,9 +276,14 @@ def _write_parquet(folder, arrays):
     return folder
 
 
-@pytest.mark.parametrize("place", ["flat", "nested/mnist"])
+@pytest.mark.parametrize("place", ["flat", "nested/mnist", "p [1]", "p*", "p?", "nested/p[!x]"])
 def test_parquet_equals_idx(folder, tmp_path, arrays, hub_cache, place):
     written = _write_parquet(tmp_path / "hub" / place, arrays)
+    (written / "train-notes.txt").write_text("none of the data")
+    if not place.startswith("nested"):
+        for beside in ("p 1", "p neighbour", "px"):
+            (written.parent / beside).mkdir()
+            (written.parent / beside / "test-00000-of-00001.parquet").write_bytes(b"damaged")
     task = _task(tmp_path / "hub" if place.startswith("nested") else written)
     plain = _task(folder)
     for split in ("validation", "test"):
