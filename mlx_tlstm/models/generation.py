@@ -16,7 +16,7 @@ from mlx_tlstm.checks import (
     require_integer,
     shown,
 )
-from mlx_tlstm.models.sequence import SequenceModel, class_count
+from mlx_tlstm.models.sequence import SequenceModel, class_count, require_model
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.random_state import current_key, random_key
 from mlx_tlstm.recurrence.snapshot import require_evaluated, snapshot
@@ -105,6 +105,7 @@ def generate(
             has not evaluated them; raised by the call, before any symbol.
     """
     owner = "generate"
+    require_model(owner, model)
     classes, inputs = class_count(model), model.layer.input_size
     same = inputs in (None, classes)
     require(same, owner, "model", f"one of as many classes as inputs ({inputs})", classes)

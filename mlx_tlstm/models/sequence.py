@@ -76,8 +76,8 @@ class SequenceModel(nn.Module):
         Raises:
             ValueError: ``path`` exists and is no empty folder, or :meth:`load` would build
                 another model: the cell is your own, a part was added or replaced, as by LoRA or
-                quantization, or the weights differ in type. ``save_weights`` keeps the weights of
-                any model.
+                quantization, the weights differ in type, or a subclass has its own ``__call__``.
+                ``save_weights`` keeps the weights of any model.
             OSError: The folder cannot be written.
         """
         config = loadable_config(self, metadata)
@@ -108,9 +108,25 @@ def loadable_config(model: SequenceModel, metadata: ModelMetadata | None = None)
     Raises:
         ValueError: :meth:`SequenceModel.load` could not rebuild the model by it.
     """
+    require_model("save", model)
     config = ModelConfig.of(model, model.metadata if metadata is None else metadata)
     require_same_parts(model, _built(SequenceModel, config))
     return config
+
+
+def require_model(owner: str, model: object) -> None:
+    """Raise ``ValueError`` unless ``model`` is a :class:`SequenceModel` with its ``__call__``.
+
+    What takes its parts, layer and read-out, would pass over another one without a word.
+    """
+    name = type(model).__name__
+    require(isinstance(model, SequenceModel), owner, "model", "a SequenceModel", model)
+    if type(model).__call__ is not SequenceModel.__call__:
+        raise ValueError(
+            f"[{owner}] 'model' must be a SequenceModel with the __call__ of that class but got "
+            f"{name}, whose own would be passed over; calling it and save_weights work, and "
+            "'readout' and 'layer.cell.input_projection' may be modules of your own"
+        )
 
 
 def class_count(model: SequenceModel) -> int:

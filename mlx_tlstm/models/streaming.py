@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_tlstm.checks import require
-from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.models.sequence import SequenceModel, require_model
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.snapshot import require_evaluated
 
@@ -32,13 +32,13 @@ class StreamingSession:
             for a gradient.
 
     Raises:
-        ValueError: ``model`` is no :class:`SequenceModel`, or another thread built its weights and
-            has not evaluated them.
+        ValueError: ``model`` is no :class:`SequenceModel`, or of a subclass with its own
+            ``__call__``, or another thread built its weights and has not evaluated them.
     """
 
     def __init__(self, model: SequenceModel) -> None:
         owner = type(self).__name__
-        require(isinstance(model, SequenceModel), owner, "model", "a SequenceModel", model)
+        require_model(owner, model)
         require_evaluated(owner, model)
         self._model = model
         self._step = CompiledFunction(model, _step)

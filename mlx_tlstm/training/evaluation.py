@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_tlstm.checks import require_integer
-from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.models.sequence import SequenceModel, require_model
 from mlx_tlstm.recurrence.compilation import GRAPH_STEPS, CompiledFunction
 from mlx_tlstm.recurrence.random_state import current_key, random_key
 from mlx_tlstm.recurrence.snapshot import require_evaluated, snapshot
@@ -70,8 +70,10 @@ def evaluate(
         reports ``sequence_accuracy``, of ``sequences``.
 
     Raises:
-        ValueError: The task has no such split, or ``batch_size`` is no positive integer.
+        ValueError: The task has no such split, ``batch_size`` is no positive integer, or ``model``
+            is of a subclass with its own ``__call__``.
     """
+    require_model("evaluate", model)
     batches = task.eval_batches(split)
     if batch_size is not None:
         batch_size = require_integer("evaluate", "batch_size", batch_size)

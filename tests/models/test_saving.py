@@ -30,6 +30,7 @@ from mlx_tlstm import (
 )
 from mlx_tlstm.commands.main import main
 from mlx_tlstm.layers.base import DTYPES
+from mlx_tlstm.models.generation import generate
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.origin import task_of, training_command
 from mlx_tlstm.training.runs import RunFolder
@@ -259,6 +260,36 @@ def test_a_subclass_with_one_more_parameter(tmp_path):
     model = moved(Scaled(TLSTM(INPUT, HIDDEN, 2), CLASSES, scale=False))
     model.save(tmp_path / "model")
     check_same(mlx_tlstm.load(tmp_path / "model"), model)
+
+
+def test_a_subclass_with_its_own_call(tmp_path):
+    """What takes the model's parts would compute something else."""
+
+    class Halved(SequenceModel):
+        def __call__(self, x, state=None):
+            logits, state = super().__call__(x, state)
+            return logits / 2, state
+
+    class Below(Halved):
+        pass
+
+    model, x = build(TLSTM(INPUT, HIDDEN, 2)), mx.ones((2, 3, INPUT))
+    for kind in (Halved, Below):
+        other = kind(model.layer, CLASSES)
+        for use, *arguments in (
+            (other.save, tmp_path / "model"),
+            (mlx_tlstm.push, other, "user/name"),
+            (mlx_tlstm.StreamingSession, other),
+            (generate, other, [0], 1),
+            (training.evaluate, other, None, "test"),
+        ):
+            with pytest.raises(ValueError, match=r"^\[\w+\] 'model' must .* own would be passed"):
+                use(*arguments)
+        assert not list(tmp_path.iterdir())
+        other.readout = model.readout
+        assert_close(other(x)[0], model(x)[0] / 2)
+    with pytest.raises(ValueError, match="must be a SequenceModel but got"):
+        generate(model.layer, [0], 1)
 
 
 def test_frozen_models_are_saved(tmp_path):
