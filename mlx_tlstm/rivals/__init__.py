@@ -24,8 +24,8 @@ RIVALS = {
     "rhn": CellVariant(RecurrentHighwayCell, {"clip_norm": 10.0}),
 }
 VARIANTS.update(RIVALS)
-#: The variants that the commands know; others are a user's own.
-BUILT_IN = tuple(VARIANTS)
+#: The variants that the commands know; others, and others of these names, are a user's own.
+BUILT_IN = dict(VARIANTS)
 
 __all__ = [
     "BUILT_IN",

@@ -15,6 +15,7 @@ from mlx_tlstm.tasks.mnist import Mnist, PermutedMnist
 from mlx_tlstm.tasks.wikipedia import Wikipedia
 
 __all__ = [
+    "BUILT_IN",
     "TASKS",
     "Addition",
     "Batch",
@@ -33,6 +34,8 @@ __all__ = [
 TASKS: dict[str, type[Task]] = {
     task.name: task for task in (Memorization, Addition, Wikipedia, Mnist, PermutedMnist)
 }
+#: Those that the commands know; others, and others of these names, are a user's own.
+BUILT_IN = dict(TASKS)
 
 
 def make_task(config: TrainingConfig) -> Task:

@@ -16,10 +16,10 @@ from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import to_path
 from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.recurrence.snapshot import replace_weights
-from mlx_tlstm.rivals import BUILT_IN
 from mlx_tlstm.tasks import remembered_data
 from mlx_tlstm.training.disk import RunOnDisk
 from mlx_tlstm.training.evaluation import evaluate
+from mlx_tlstm.training.origin import known_to_commands
 from mlx_tlstm.training.reports import EvaluationReport, StepReport
 from mlx_tlstm.training.runs import TEST_FILE, RunFolder, check_unused
 from mlx_tlstm.training.signals import STOP_WORDS, StopRequested, deferred_stop
@@ -289,9 +289,9 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
 
 
 def _go_on(run: RunFolder) -> str:
-    if run.config.variant in BUILT_IN:
+    if known_to_commands(run.config):
         return f"python -m mlx_tlstm.train --resume {shlex.quote(str(run.path))}"
-    return f"mlx_tlstm.training.resume({str(run.path)!r})"  # no command knows the user's cell
+    return f"mlx_tlstm.training.resume({str(run.path)!r})"
 
 
 def _remember_data(run: RunFolder) -> None:

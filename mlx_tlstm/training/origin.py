@@ -6,11 +6,12 @@ import dataclasses
 import shlex
 from pathlib import Path
 
+from mlx_tlstm import rivals, tasks
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import to_path
+from mlx_tlstm.layers.variants import VARIANTS
 from mlx_tlstm.models.sequence import SequenceModel, class_count
-from mlx_tlstm.rivals import BUILT_IN
 from mlx_tlstm.tasks import TASKS, Task, make_task, remembered_data
 
 
@@ -42,6 +43,19 @@ def task_of(model: SequenceModel, data: str | Path | None = None) -> Task:
     return task
 
 
+def known_to_commands(config: TrainingConfig) -> bool:
+    """Whether task and variant are what the commands, which run by themselves, know by the names.
+
+    Those of the user's own are not: they are in the registries of the user's program only.
+    """
+    task, variant = config.task, config.variant
+    ours = task in tasks.BUILT_IN and variant in rivals.BUILT_IN
+    return ours and (
+        TASKS.get(task) is tasks.BUILT_IN[task]
+        and VARIANTS.get(variant) is rivals.BUILT_IN[variant]
+    )
+
+
 def training_command(config: TrainingConfig) -> str | None:
     """The command line that trains a configuration, or ``None`` if none does.
 
@@ -49,7 +63,7 @@ def training_command(config: TrainingConfig) -> str | None:
     variant of the user's own; nor a configuration with ``None`` or ``False`` where the task's quick
     settings have a value, such as a limit: an option can change a setting, but not remove it.
     """
-    if config.task not in TASKS or config.variant not in BUILT_IN:
+    if not known_to_commands(config):
         return None
     quick = TASKS[config.task].quick()
     quick = quick.for_variant(config.variant).replace(variant=quick.variant)

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.layers.variants import VARIANTS
 from mlx_tlstm.models.arrays import filled, require_like
 from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.recurrence.compilation import CompiledFunction
@@ -104,7 +105,7 @@ class Trainer:
         )
         self.total_steps = self.task.train_steps
         self.model = build_model(config, self.task, backend)
-        if config.variant not in BUILT_IN:
+        if VARIANTS[config.variant] is not BUILT_IN.get(config.variant):
             require_trainable(self.model, size // config.accumulate, self.task.input_size)
         memory_prediction.require_fits(config, self.task, self.model, self.workers.size)
         self.weights = self.workers.from_first(

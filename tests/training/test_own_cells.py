@@ -27,6 +27,7 @@ from mlx_tlstm import (
     training,
 )
 from mlx_tlstm.models.generation import generate
+from mlx_tlstm.tasks import TASKS, Memorization
 from mlx_tlstm.training.origin import training_command
 from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.training.workers import Workers
@@ -170,14 +171,28 @@ def test_a_program_that_does_not_know_the_cell(settings, tmp_path, monkeypatch):
             way(tmp_path / "run")
 
 
-def test_an_interrupted_run_says_how_to_go_on(settings, tmp_path):
+@pytest.mark.parametrize(
+    ("task", "variant"),
+    [("memorization", "plain"), ("mine", "lstm"), ("addition", "lstm"), ("memorization", "irnn")],
+)
+def test_an_interrupted_run_says_how_to_go_on(task, variant, settings, tmp_path, monkeypatch):
+    """By Python, since no command knows the cell or task, or has another one under its name."""
+
+    class Mine(Memorization):
+        name = task
+
+    if task != "memorization":
+        monkeypatch.setitem(TASKS, task, Mine)
+    monkeypatch.setitem(VARIANTS, "irnn", CellVariant(Plain))
+
     class Interrupt(training.Callback):
         def on_step(self, trainer, report):
             signal.raise_signal(signal.SIGINT)
 
-    config = settings("memorization", variant="plain", depth=1)
+    config = settings("memorization", variant=variant, depth=1).replace(task=task)
     with pytest.raises(training.TrainingInterrupted, match=r"mlx_tlstm\.training\.resume\('"):
         training.fit(config, tmp_path / "run", [Interrupt()])
+    assert mlx_tlstm.load(tmp_path / "run", "last").metadata.command is None
 
 
 @pytest.mark.parametrize(
