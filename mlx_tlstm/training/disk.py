@@ -18,6 +18,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_tlstm.checks import require
 from mlx_tlstm.files import json_text, replace_file, replace_text
 from mlx_tlstm.models.arrays import load_arrays, save_arrays
 from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
@@ -59,6 +60,7 @@ class RunOnDisk:
     Raises:
         CheckpointError: All checkpoints are damaged; or there is none, but other files of a run
             that has begun; or the newest fits neither configuration nor data.
+        ValueError: The weights in the folder are of another type than the configuration says.
         OSError: A file cannot be read or written.
     """
 
@@ -72,13 +74,20 @@ class RunOnDisk:
         self._saved_step = -1
         self._store = CheckpointStore(run.path / CHECKPOINTS, trainer.config.keep_checkpoints)
         known = run.path / WEIGHTS[0] / CONFIG_FILE
-        if known.exists() and read_config(known).metadata.symbols != trainer.task.symbols:
-            raise self._other_data(f"its symbols are not those of {known}")
+        if known.exists():
+            model, dtype = read_config(known), trainer.config.dtype
+            expected = f"{model.dtype}, as {known} says,"
+            require(model.dtype == dtype, type(self).__name__, "dtype", expected, dtype)
+            if model.metadata.symbols != trainer.task.symbols:
+                raise self._other_data(f"its symbols are not those of {known}")
         checkpoint, damaged = self._store.newest()
         if checkpoint is not None:
             state = self._restore(checkpoint)
             self._started -= state["seconds"]
             self._rollbacks = state["rollbacks"]
+            rate = trainer.config.learning_rate
+            if state.get("learning_rate", rate) != rate:  # somebody edited the run's config.json
+                trainer.optimizer.learning_rate = rate * ROLLBACK_FACTOR**self._rollbacks
             for damage in damaged:
                 note(f"{damage}; going back to {checkpoint.path.name}")
                 self._store.remove(damage.checkpoint)
@@ -194,6 +203,7 @@ class RunOnDisk:
             "step": trainer.step,
             "seconds": self.seconds,
             "rollbacks": self._rollbacks,
+            "learning_rate": trainer.config.learning_rate,
             "totals": dataclasses.asdict(self._totals),
             "random_key": mx.random.state[0].tolist(),
             "next_batch": _fingerprint(next_batch),

@@ -203,3 +203,35 @@ def test_rollback_counts_outlast_a_stop(settings, tmp_path):
     lines = (run / "events.jsonl").read_text().splitlines()
     kinds = [json.loads(line)["event"] for line in lines]
     assert kinds == ["rollback"] * MAX_ROLLBACKS + ["stop"]
+
+
+def test_an_edited_learning_rate(unstable, settings, tmp_path):
+    """It counts at once, halved as often as before; what a callback set lasts without an edit."""
+    config = settings("addition", on_divergence="rollback", **OFTEN)
+    for edited, lasting in ((4e-4, 2e-4), (None, 5e-4), (None, 1e-5)):
+        run, spy = tmp_path / str(lasting), Spy(stop_at=6)
+        with pytest.raises(Stop):
+            training.fit(config, run, [spy])
+        if edited:
+            RunFolder(run, config.replace(learning_rate=edited)).save_config()
+        elif lasting == 1e-5:
+            trainer, folder = training.reopen(run)
+            session = training.disk.RunOnDisk(trainer, folder, print)
+            trainer.optimizer.learning_rate = lasting
+            session.step()
+            session.save()
+        trainer, folder = training.reopen(run)
+        training.disk.RunOnDisk(trainer, folder, print)
+        assert trainer.learning_rate == np.float32(lasting)
+
+
+def test_an_edited_type_is_refused(settings, tmp_path):
+    """The folder's models would have weights of another type than they say."""
+    config, run = settings("addition", **OFTEN), tmp_path / "run"
+    with pytest.raises(Stop):
+        training.fit(config, run, [Spy(stop_at=6)])
+    RunFolder(run, config.replace(dtype="float16")).save_config()
+    with pytest.raises(ValueError, match=r"'dtype' must be float32, as .* but got 'float16'"):
+        training.resume(run)
+    RunFolder(run, config).save_config()
+    assert training.resume(run).last["step"] == 12
