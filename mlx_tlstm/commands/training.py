@@ -44,7 +44,7 @@ from mlx_tlstm.tasks import TASKS
 @click.option(
     "--track",
     type=click.Choice(list(training.TRACKERS)),
-    help="Send each evaluation to this tracker too; pip installs it as an extra of the same name.",
+    help="Send each evaluation to this tracker too, whose own package has to be installed.",
 )
 @device_option
 @backend_option

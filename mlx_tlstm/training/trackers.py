@@ -207,5 +207,5 @@ def require_tracker(name: str) -> ModuleType:
     except ImportError as error:
         raise ValueError(
             f"[make_tracker] 'track' must be a tracker that is installed but {name} is not "
-            f"({error}); to install it: pip install 'mlx-tlstm[{name}]'"
+            f"({error}); to install it: pip install {package}"
         ) from error

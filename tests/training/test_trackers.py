@@ -193,7 +193,7 @@ def test_install_hint(monkeypatch, tmp_path, name, kind):
     monkeypatch.setitem(sys.modules, kind.package, None)
     done = _train("--out", str(tmp_path / "run"), "--track", name)
     assert done.exit_code == 2
-    assert f"pip install 'mlx-tlstm[{name}]'" in " ".join(done.output.split())
+    assert f"pip install {kind.package}" in " ".join(done.output.split())
     assert not (tmp_path / "run").exists()
 
 
