@@ -9,7 +9,7 @@ import click
 
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
-from mlx_tlstm.commands.paths import UserPath
+from mlx_tlstm.commands.paths import OutputFile, UserPath
 from mlx_tlstm.files import replace_file
 from mlx_tlstm.tasks import TASKS, Batch, Mnist, Task, make_task
 from mlx_tlstm.tasks.pictures import draw_images, require_picture_format
@@ -63,7 +63,7 @@ def _shape(array: Any) -> str:
 @click.option("--batch-size", type=int, help="Sequences in a training step.")
 @click.option(
     "--picture",
-    type=UserPath(),
+    type=OutputFile(),
     metavar="FILE",
     help="Draw a few test digits of mnist or pmnist into this .png, .pdf or .svg file.",
 )

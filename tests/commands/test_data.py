@@ -144,8 +144,12 @@ def test_bad_input(arguments, message):
 
 
 def test_unwritable_picture(folder, tmp_path):
-    path = tmp_path / "absent" / "digits.png"
-    done = _data("mnist", "--data", folder, "--batch-size", 5, "--picture", path)
+    path, link = tmp_path / "absent" / "digits.png", tmp_path / "digits.png"
+    done = _data("mnist", "--data", tmp_path / "gone", "--picture", path)  # before data is read
+    assert done.exit_code == 2
+    assert "there is no folder" in done.output
+    link.symlink_to(path)
+    done = _data("mnist", "--data", folder, "--batch-size", 5, "--picture", link)
     assert done.exit_code == 1
     assert "No such file or directory" in done.output
     assert done.output.splitlines()[-1].startswith("Error: ")
