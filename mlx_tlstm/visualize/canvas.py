@@ -56,7 +56,7 @@ def canvas(owner: str, axes: Axes | None, size: tuple[float, float]) -> tuple[Fi
 def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     """Write a figure as ``stem`` with ``.png`` and with ``.svg`` added, and return both paths.
 
-    Folders that are missing are made.
+    A ``stem`` that has one of these endings goes without it. Folders that are missing are made.
 
     Raises:
         ValueError: ``stem`` does not end in a name.
@@ -65,6 +65,8 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     stem = to_path("save_figure", "stem", stem)
     named = stem.name not in ("", "..")
     require(named, "save_figure", "stem", "a path that ends in a file's name", str(stem))
+    if stem.suffix[1:].lower() in FORMATS:
+        stem = stem.with_suffix("")
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in FORMATS]
     for path in paths:

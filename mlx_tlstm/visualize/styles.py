@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 
 from matplotlib.colors import to_rgb
 
-from mlx_tlstm.layers.variants import variant_named
-
 #: A line style of matplotlib: a name, or an offset and lengths of dashes and gaps.
 LineStyle = str | tuple[int, tuple[float, ...]]
 
@@ -56,18 +54,14 @@ def variant_style(name: str, number: int = 0, count: int = 1) -> dict[str, Any]:
     """The look of a variant's line, as keywords of ``Axes.plot``.
 
     Args:
-        name: Name of a variant in :data:`mlx_tlstm.VARIANTS`.
+        name: Name of a variant in :data:`mlx_tlstm.VARIANTS`; any other stands for a user's own.
         number: Which of the variant's lines, from 0, where a drawing has several: the later ones
             are lighter and dashed in other ways.
         count: How many lines the variant has in the drawing.
 
     Returns:
         ``color``, ``linestyle`` and ``marker``.
-
-    Raises:
-        ValueError: There is no such variant.
     """
-    variant_named("variant_style", name)
     style = STYLES.get(name, _OTHER)
     lines = [style.line, *(line for line in _LINES if line != style.line)]
     towards_white = _LIGHTEST * number / max(1, count - 1)
