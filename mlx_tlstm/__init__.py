@@ -5,6 +5,7 @@
 """
 
 import importlib
+import importlib.metadata
 from types import ModuleType
 
 from mlx_tlstm import blas
@@ -57,11 +58,16 @@ __all__ = [
 _ON_DEMAND = ("tasks", "training", "visualize")
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> ModuleType | str:
     if name in _ON_DEMAND:
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        try:
+            return importlib.metadata.version("mlx-tlstm")
+        except importlib.metadata.PackageNotFoundError as error:
+            raise AttributeError("mlx_tlstm is not installed, and has no version") from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_DEMAND})
+    return sorted({*globals(), *_ON_DEMAND, "__version__"})

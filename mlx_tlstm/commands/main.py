@@ -14,6 +14,7 @@ from mlx_tlstm.commands.training import train
 
 
 @click.group(cls=Group)
+@click.version_option(package_name="mlx-tlstm", prog_name="mlx-tlstm")
 def main() -> None:
     """Tensorized LSTMs for MLX."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -12,8 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import mlx_tlstm
+from mlx_tlstm.commands.main import main
 
 PACKAGE = Path(mlx_tlstm.__file__).parent
 parsed = functools.cache(ast.parse)
@@ -181,6 +184,19 @@ def test_other_rooms_are_loaded_on_demand(name, member):
     )
     assert found
     assert {name, "TLSTM", "load", "__all__"} <= set(listed)
+
+
+def test_version(monkeypatch):
+    version = importlib.metadata.version("mlx-tlstm")
+    assert mlx_tlstm.__version__ == version
+    assert CliRunner().invoke(main, ["--version"]).output == f"mlx-tlstm, version {version}\n"
+
+    def not_installed(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_installed)
+    assert not hasattr(mlx_tlstm, "__version__")
+    assert CliRunner().invoke(main, ["--help"]).exit_code == 0
 
 
 def test_no_other_name_is_there():
