@@ -8,10 +8,12 @@ logits, and a margin for what comes and goes while all that is there.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -30,6 +32,8 @@ from mlx_tlstm.training.objective import compiles
 from mlx_tlstm.training.step_graph import gradient_nodes, made_and_kept
 
 GIB = 1 << 30
+#: The groups of this process by kind, and where Linux keeps what is set for groups.
+_OWN_GROUPS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 #: What a prediction is multiplied by. MLX allocates results before it computes them, and fuses
 #: operations or not, so that the same step needs now more, now less.
 MARGIN = 1.15
@@ -227,13 +231,29 @@ def _steps_of_another_cell(sizes: StepSizes) -> _Account:
 
 
 def limit() -> int:
-    """Bytes that the default device may use: a GPU's working set, or the machine's memory."""
+    """Bytes that the default device may use: a GPU's working set, or the machine's memory.
+
+    Where Linux gives the process less than the machine has, as in a container, it is that.
+    """
     if mx.default_device().type == mx.cpu:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return min([physical, *_group_limits()])
     info = mx.device_info()
     # Metal names what it recommends, but for some virtual machines; CUDA only what there is.
     names = ("max_recommended_working_set_size", "total_memory", "memory_size")
     return int(next(info[name] for name in names if info.get(name)))
+
+
+def _group_limits() -> Iterator[int]:
+    """Limits of the control groups that the process is in; a group's holds for those within it."""
+    with contextlib.suppress(OSError):  # as where there is no Linux
+        for line in _OWN_GROUPS.read_text(errors="surrogateescape").splitlines():
+            _, kind, group = line.split(":", 2)
+            name = {"": "memory.max", "memory": "memory.limit_in_bytes"}.get(kind)  # v2 and v1
+            for path in (Path(group), *Path(group).parents) if name else ():
+                # A container may see its own group as the outermost; without a limit it is "max".
+                with contextlib.suppress(OSError, ValueError):
+                    yield int((_GROUPS / kind / path.relative_to("/") / name).read_text())
 
 
 def require_fits(

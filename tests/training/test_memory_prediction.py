@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -188,6 +189,7 @@ def test_the_equations_need_no_more_than_predicted(variant, monkeypatch):
 
 
 def test_limits(monkeypatch):
+    monkeypatch.setattr(memory, "_OWN_GROUPS", Path("nowhere"))
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert memory.limit() == physical
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
@@ -199,6 +201,32 @@ def test_limits(monkeypatch):
     monkeypatch.setattr(mx, "device_info", lambda: of_a_virtual_mac)
     assert memory.limit() == 11
     assert memory.device_name() == "the GPU"
+
+
+@pytest.mark.parametrize(
+    ("own", "limits", "expected"),
+    [
+        ("0::/\n", {"memory.max": "7000\n"}, 7000),
+        ("0::/\n", {"memory.max": "max\n"}, None),
+        ("0::/\n", {}, None),
+        ("0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "9000\n"}, 9000),
+        ("0::/a:b\n", {"a:b/memory.max": "5000\n", "memory.max": "9000\n"}, 5000),
+        ("0::/../x\n", {"memory.max": "5000\n"}, 5000),
+        ("4:memory:/docker/x\n1:cpu:/\n", {"memory/memory.limit_in_bytes": "8000\n"}, 8000),
+        ("4:memory:/\n0::/\n", {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ("4:pids:/\n", {"pids/memory.limit_in_bytes": "8000\n", "memory.max": "7\n"}, None),
+    ],
+)
+def test_a_containers_limit(own, limits, expected, tmp_path, monkeypatch):
+    (tmp_path / "own").write_text(own)
+    for name, text in limits.items():
+        file = tmp_path / "groups" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "groups")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory.limit() == (expected or physical)
 
 
 def _changes(message):
