@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import os
 import re
@@ -191,7 +192,7 @@ class RunFolder:
 
         Raises:
             RunInUseError: Another process does.
-            OSError: The folder cannot be written.
+            OSError: The folder cannot be written, or its file system has no locks.
         """
         file = self.path / LOCK_FILE
         lock = FileLock(file, blocking=False, preserve_lock_file=True, on_acquired=_write_process)
@@ -204,6 +205,11 @@ class RunFolder:
                 f"[RunFolder] 'run' must not be in use but {process} trains in {str(self.path)!r}; "
                 "wait for it to end, or stop it"
             ) from error
+        except OSError as error:
+            advice = ""
+            if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                advice = " (its file system has no locks; take a folder on a local disk)"
+            raise OSError(error.errno, f"{error.strerror}{advice}", str(file)) from error
         with held:
             for folder in ("", *WEIGHTS, CHECKPOINTS):
                 remove_leftovers(self.path / folder)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import itertools
 import json
+import os
 import random
 import shutil
 import signal
@@ -344,6 +345,19 @@ def test_a_run_in_use_is_refused(settings, tmp_path):
     trainer, folder = training.reopen(run)
     with folder.lock(), pytest.raises(RunInUseError, match="trains in"):
         training.train(trainer, folder)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks(number, settings, tmp_path, monkeypatch):
+    """As some network drives are: the file is named, and for lack of locks what to do."""
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match=r"run/\.lock'$") as caught:
+        training.fit(settings("addition"), tmp_path / "run")
+    assert ("take a folder on a local disk" in str(caught.value)) == (number != errno.EIO)
 
 
 def test_nohup(settings, tmp_path):
