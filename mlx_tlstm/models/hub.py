@@ -119,7 +119,7 @@ def push(
 
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
-        card = model_card(model, repo_id, license)
+        card = model_card(SequenceModel.load(folder), repo_id, license)  # of what is sent
         Path(folder, CARD_FILE).write_text(card, encoding="utf-8", errors="replace")
         files = [
             CommitOperationAdd(name, Path(folder, name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,8 @@ class SequenceModel(nn.Module):
         output_size: S, number of classes.
 
     Attributes:
-        metadata: Where the model comes from; saved with it.
+        metadata: Where the model comes from; saved with it. Of a model that was loaded, metrics and
+            command are left out once its weights have changed, unless you set ``metadata`` anew.
 
     Raises:
         ValueError: ``layer`` is no layer, or ``output_size`` is no positive integer.
@@ -51,6 +54,7 @@ class SequenceModel(nn.Module):
         self.layer = layer
         self.readout = nn.Linear(layer.hidden_size, output_size)
         self.metadata = ModelMetadata()
+        self._origin: _Origin | None = None
 
     @property
     def causal(self) -> bool:
@@ -98,7 +102,7 @@ class SequenceModel(nn.Module):
         expected = dict(tree_flatten(model.parameters()))
         require_like("load", str(path / WEIGHTS_FILE), arrays, expected, CONFIG_FILE)
         model.update(filled(model.parameters(), arrays))
-        model.metadata = config.metadata
+        keep_origin(model, config.metadata)
         return model.eval()
 
 
@@ -109,9 +113,39 @@ def loadable_config(model: SequenceModel, metadata: ModelMetadata | None = None)
         ValueError: :meth:`SequenceModel.load` could not rebuild the model by it.
     """
     require_model("save", model)
-    config = ModelConfig.of(model, model.metadata if metadata is None else metadata)
+    config = ModelConfig.of(model, _true_metadata(model) if metadata is None else metadata)
     require_same_parts(model, _built(SequenceModel, config))
     return config
+
+
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """Metadata, and the weights that its figures were measured with."""
+
+    metadata: ModelMetadata
+    weights: Mapping[str, mx.array]
+
+
+def keep_origin(model: SequenceModel, metadata: ModelMetadata) -> None:
+    """Give a model the metadata of its weights, whose figures are not those of later weights."""
+    model.metadata = metadata
+    # Arrays of their own, which share the memory: x[0] = 1 changes x itself.
+    weights = {name: mx.stop_gradient(array) for name, array in tree_flatten(model.parameters())}
+    mx.eval(weights)
+    model._origin = _Origin(metadata, weights)
+
+
+def _true_metadata(model: SequenceModel) -> ModelMetadata:
+    """A model's metadata, without metrics and command if they are those of other weights."""
+    origin, now = model._origin, dict(tree_flatten(model.parameters()))
+    if origin is None or origin.metadata is not model.metadata:  # or the user's own
+        return model.metadata
+    same = now.keys() == origin.weights.keys() and all(
+        array.dtype == now[name].dtype and mx.array_equal(array, now[name], equal_nan=True)
+        for name, array in origin.weights.items()
+    )
+    changes = {} if same else {"metrics": {}, "command": None}
+    return dataclasses.replace(origin.metadata, **changes)
 
 
 def require_model(owner: str, model: object) -> None:

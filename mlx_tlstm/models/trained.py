@@ -12,7 +12,7 @@ from mlx_tlstm.checks import require_choice
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import read_json, to_path
 from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE
-from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.models.sequence import SequenceModel, keep_origin
 
 #: Within a run: the folder of the model with the best metric, and that of the newest.
 WEIGHTS = ("best", "last")
@@ -61,5 +61,5 @@ def load_trained(path: Path, config: TrainingConfig, name: str) -> SequenceModel
             f"[RunFolder] 'weights' must be saved in the run but {str(file)!r} is missing{advice}"
         )
     model = SequenceModel.load(file.parent)
-    model.metadata = dataclasses.replace(model.metadata, training=config)
+    keep_origin(model, dataclasses.replace(model.metadata, training=config))
     return model

@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import to_path
-from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.models.sequence import SequenceModel, keep_origin
 from mlx_tlstm.recurrence.snapshot import replace_weights
 from mlx_tlstm.tasks import remembered_data
 from mlx_tlstm.training.disk import RunOnDisk
@@ -365,7 +365,8 @@ def _test(session: RunOnDisk, check_stop: Callable[[], None]) -> EvaluationRepor
     replace_weights(model, run.load_model("best").parameters())
     metrics = evaluate(model, session.trainer.task, "test", on_batch=check_stop)
     metrics = {"samples": session.best["samples"], **metrics}
-    model.metadata = dataclasses.replace(model.metadata, metrics={"split": "test", **metrics})
+    figures = {"split": "test", **metrics}
+    keep_origin(model, dataclasses.replace(model.metadata, metrics=figures))
     run.save_model("best", model, model.metadata.metrics)
     test = {"weights": "best", **metrics}
     run.save_test_metrics(test)

@@ -111,6 +111,22 @@ other = mlx_tlstm.load("somebody/model", revision="main")
 other.save(sys.argv[2])
 """
 
+PUSH_CHANGED = """
+import sys
+import mlx_tlstm
+model = mlx_tlstm.load(sys.argv[1])
+model.readout.bias[0] = 1
+mlx_tlstm.push(model, "somebody/changed")
+"""
+
+
+def test_a_changed_model_has_a_card_without_the_old_figures(hub, run, python):
+    for code, shown in ((PUSH_CHANGED, False), (PUSH_CHANGED.replace("bias[0] = 1", "bias"), True)):
+        done = python(run, code=code)
+        assert done.returncode == 0, done.stderr
+        card = hub.repositories["somebody/changed"].files["README.md"].decode()
+        assert ("mlx_tlstm.train" in card) == ("bpc" in card) == shown
+
 
 def test_from_python(hub, python, tmp_path):
     model = SequenceModel(make_layer("slstm", 3, 4, 2), 5)

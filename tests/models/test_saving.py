@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import itertools
 import json
 import math
 import os
@@ -15,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from comparison import assert_close
 from layer_helpers import OUR_VARIANTS
-from mlx import nn
+from mlx import nn, optimizers
 from mlx.utils import tree_map
 
 import mlx_tlstm
@@ -591,6 +594,50 @@ def test_a_run(variant, weights, tmp_path):
     for name in ("config.json", "model.safetensors"):
         of_run = tmp_path / "run" / weights / name
         assert (tmp_path / "model" / name).read_bytes() == of_run.read_bytes()
+
+
+def _step(model):
+    adam = optimizers.Adam(1e-3)
+    gradient = nn.value_and_grad(model, lambda x: model(x)[0].square().mean())
+    adam.update(model, gradient(mx.ones((2, 3, model.layer.input_size)))[1])
+
+
+def _in_place(model):
+    model.readout.bias[0] = 1
+
+
+@pytest.mark.parametrize("way", ["run", "folder", "result"])
+def test_figures_of_other_weights_are_not_saved(way, tmp_path):
+    result = training.fit(quick("addition", samples=8), tmp_path / "run")
+    mlx_tlstm.load(tmp_path / "run").save(tmp_path / "folder")
+    models = {"result": lambda: copy.deepcopy(result.model)}
+    model_of = models.get(way, lambda: mlx_tlstm.load(tmp_path / way))
+    expected = model_of().metadata
+    assert expected.metrics["accuracy"] == result.test["accuracy"]
+    names = map(str, itertools.count())
+
+    def saved(model, metadata=None):
+        folder = tmp_path / next(names)
+        model.save(folder, metadata)
+        return mlx_tlstm.load(folder).metadata
+
+    for change in (
+        lambda model: model.update({"readout": {"weight": mx.zeros(model.readout.weight.shape)}}),
+        lambda model: model.set_dtype(mx.float16),
+        _in_place,
+        _step,
+    ):
+        model = model_of()
+        assert saved(model).metrics == expected.metrics
+        model.update(tree_map(lambda array: array + 0, model.parameters()))  # the same numbers
+        assert (saved(model).metrics, saved(model).command) == (expected.metrics, expected.command)
+        change(model)
+        found = saved(model)
+        assert (found.metrics, found.command, found.task) == ({}, None, "addition")
+        assert saved(model, expected).metrics == expected.metrics
+        own = dataclasses.replace(expected, metrics={"accuracy": 0.5})
+        model.metadata = own
+        assert saved(model).metrics == own.metrics
 
 
 def test_a_language_models_run(tmp_path):
