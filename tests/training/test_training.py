@@ -501,11 +501,10 @@ def test_cache_limit_is_raised_while_training(settings, tmp_path):
     def look(_):
         limits.append(mx.set_cache_limit(1 << 30))
 
-    spy = Spy(on_step={1: look})
-    training.fit(settings("memorization"), tmp_path / "run", [spy])
+    training.fit(settings("memorization"), tmp_path / "run", [Spy(on_step={1: look})])
     before = mx.set_cache_limit(1 << 31)
     try:
-        training.fit(settings("memorization"), tmp_path / "other", [spy])
+        training.fit(settings("memorization"), tmp_path / "other", [Spy(on_step={1: look})])
     finally:
         mx.set_cache_limit(before)
     assert limits == [1 << 30, 1 << 31]  # what is larger stays
