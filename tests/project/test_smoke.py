@@ -32,7 +32,7 @@ ROWS |= {
     "figure-4": 28,
     "figure-4-lag": 28,
     "figure-5": 28,
-    "starts": 14,  # a row a run, which panels and smoke sizes share
+    "starts": 12,  # a row a run, which panels and smoke sizes share
     "symbols-20": 2,
     **dict.fromkeys(STUDIES[2:], 10),
 }
