@@ -90,9 +90,8 @@ class Setting:
         """
         with on_device(device):
             cell = self.layer("ops").cell
-            each = (
-                6 * self.rows * cell.geometry.locations * cell.weight.size
-            )  # operations of a step
+            rows = self.rows * cell.geometry.locations
+            each = 6 * rows * cell.weight.size  # multiplications and additions of a step
             length = int(max(1, min(self.steps, _STEPS, _OPERATIONS // each - cell.delay)))
             steps = length + cell.delay
             if (seconds := each * steps / rate) > _SECONDS_OF_A_PASS:

@@ -11,9 +11,9 @@ import click
 
 from mlx_tlstm import training
 from mlx_tlstm.checks import shortened
+from mlx_tlstm.kernels.faults import device_failed
 from mlx_tlstm.kernels.trial import KernelError
 from mlx_tlstm.tasks import DataUnavailableError
-from mlx_tlstm.training.device_errors import device_failed
 
 #: A shell reports a program that a signal ended by the signal's number above this one.
 SIGNALLED = 128

@@ -13,6 +13,10 @@ from mlx_tlstm.files import without_home
 _LENGTH = 400
 #: What a compiler finds wrong first, with its place; warnings may stand before it.
 _FIRST_ERROR = re.compile(r"(?:\S+: )?(?:fatal )?error: ")
+#: What MLX's errors begin with where a device has no memory, was stopped, or is not there.
+_FAILURES = re.compile(
+    r"\[(METAL|malloc|metal::malloc|metal::load_device)\]|cu(da|blas|dnn)?[A-Z]\w*\b.* failed"
+)
 #: How many errors may wait at most, each of which ends an attempt to wait for the rest.
 _WAITING = 10
 
@@ -29,6 +33,11 @@ def in_a_line(error: BaseException) -> str:
     found = _FIRST_ERROR.search(rest)
     rest = " ".join(rest[found.start() if found else 0 :].split())
     return f"{first} {rest[:_LENGTH]}".strip()
+
+
+def device_failed(error: RuntimeError) -> bool:
+    """Whether an error of MLX's is of the device, not of the program."""
+    return _FAILURES.match(str(error)) is not None
 
 
 def settle() -> None:

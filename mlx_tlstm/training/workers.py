@@ -17,7 +17,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from mlx_tlstm.checks import require
-from mlx_tlstm.training.device_errors import device_failed
+from mlx_tlstm.kernels.faults import device_failed
 
 #: What the first process may announce, by number.
 OPERATIONS = ("end", "step", "arrays", "restore")

@@ -170,6 +170,20 @@ class TestLauncher:
         monkeypatch.setattr(launch, "launcher", lambda: str(fake))
         assert launch.run(["-n", "2"], ["addition"]) == code
 
+    def test_a_group_that_is_ending(self, monkeypatch):
+        """Linux says that it is gone, macOS that it may not be signalled."""
+
+        def refuse(*_):
+            raise errors.pop()
+
+        errors = [ProcessLookupError(), PermissionError()]
+        monkeypatch.setattr(launch.os, "killpg", refuse)
+        with launch._signals() as (passed, follow):
+            follow(1)
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+        assert (passed, errors) == ([signal.SIGTERM] * 2, [])
+
     def test_usage(self):
         command = [sys.executable, "-m", "mlx_tlstm.launch", "-n", "2"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
