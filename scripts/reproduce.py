@@ -23,11 +23,10 @@ from pathlib import Path
 import click
 from benchmarking.tables import say_tables
 from experiments.options import data_by_task, data_options, variants_option
-from experiments.pages import Block, write_target
+from experiments.pages import Block, command_lines, write_target
 from experiments.paper import PAPER_VARIANTS
 from experiments.planned import check_runs, check_trainable, selected, unsettled
 from experiments.plans import SCALES, TARGETS, Request, planned_runs
-from experiments.report import command_lines
 from experiments.sweep import sweep
 
 from mlx_tlstm import blas

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import html
+import json
+import shlex
 import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarking.tables import Table
+from benchmarking.tables import Table, csv_text
 from filelock import FileLock
+from matplotlib.figure import Figure
 
 from experiments.pictures import target_picture
 from experiments.plans import Request, departures, planned_runs
-from experiments.report import footnotes, target_tables, write_report
-from experiments.results import read_result
+from experiments.report import target_tables
+from experiments.results import RunResult, read_result
+from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.checks import require
 from mlx_tlstm.files import replace_text
+from mlx_tlstm.visualize import save_figure
 
 #: Locked by the process that writes.
 LOCK = ".report"
@@ -81,3 +90,88 @@ def write_target(
         if block is not None:
             block.replace(text, stem.with_suffix(".png"))
     return tables
+
+
+def command_lines(script: str) -> tuple[str, str]:
+    """The command that runs, to be typed again, and fit to be published."""
+    arguments = [f"scripts/{script}.py", *sys.argv[1:]]
+    return shlex.join(["python", *arguments]), shown_command(arguments)
+
+
+def shown_command(arguments: Sequence[str]) -> str:
+    """A command line fit to be published: of absolute paths the last part alone."""
+    return shlex.join(["python", *map(_without_folder, arguments)])
+
+
+def _without_folder(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    return option + equals + (Path(value).name if Path(value).is_absolute() else value)
+
+
+def footnotes(results: Iterable[RunResult | None], command: str) -> list[str]:
+    """Where, at which commits and by which command the figures came about."""
+    ran = [result for result in results if result is not None]
+    commits: dict[str, dict[str, None]] = {}
+    for result in ran:
+        for one in result.machines:
+            commits.setdefault(_machine_text(one), {})[str(one["commit"])] = None
+    lines = [f"Trained on {m}; commit {', '.join(c)}." for m, c in commits.items()]
+    unknown = sum(not result.machines for result in ran)
+    if unknown:
+        lines.append(f"Where {unknown} of the {len(ran)} runs were trained was not recorded.")
+    return [*lines, f"Written by `{command}` at commit {machine().commit}."]
+
+
+def _machine_text(facts: Mapping[str, Any]) -> str:
+    return (
+        f"{facts['processor']}, {facts['cores']} cores, MLX {facts['mlx']} on {facts['device']}, "
+        f"{facts['blas']}, Python {facts['python']}, {facts['system']}"
+    )
+
+
+def write_report(
+    stem: Path,
+    tables: Sequence[Table],
+    figure: Figure | None,
+    results: Iterable[RunResult | None],
+    notes: Sequence[str],
+) -> str:
+    """Write ``stem`` with ``.md``, ``.csv``, ``.json`` and, of a figure, ``.png`` and ``.svg``.
+
+    Args:
+        stem: Folder and name.
+        tables: For people; the last one is also the CSV, and folded away below what comes before.
+        figure: The picture.
+        results: All runs behind it, for programs.
+        notes: Lines to stand below.
+
+    Returns:
+        The Markdown.
+    """
+    last, parts = tables[-1], []
+    if figure is not None:
+        save_figure(figure, stem)
+        parts.append(f"![{last.title}]({stem.name}.png)")
+    parts += [table.text(markdown=True) for table in tables[:-1]]
+    parts.append(_folded(last) if tables[:-1] else last.text(markdown=True))
+    parts.append("\n".join(f"- {note}" for note in notes))
+    values = {
+        "title": last.title,
+        "notes": list(notes),
+        "rows": last.rows,
+        "runs": [result.as_json() for result in results if result is not None],
+    }
+    texts = {
+        "md": "\n\n".join(parts) + "\n",
+        "csv": csv_text(last.rows),
+        "json": json.dumps(values, indent=2) + "\n",
+    }
+    for ending, text in texts.items():
+        replace_text(stem.with_name(f"{stem.name}.{ending}"), text)
+    return texts["md"]
+
+
+def _folded(table: Table) -> str:
+    """A table that opens at a click, on GitHub and on the site."""
+    summary = f'<details markdown="1">\n<summary>{html.escape(table.title, quote=False)}</summary>'
+    return f"{summary}\n\n{table.body(markdown=True)}\n\n</details>"

@@ -1,19 +1,13 @@
-"""What a target comes to: tables of runs beside what the paper prints, as files."""
+"""What a target comes to: tables of runs beside what the paper prints."""
 
 from __future__ import annotations
 
-import html
-import json
 import math
-import shlex
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarking.tables import Table, csv_text
-from matplotlib.figure import Figure
+from benchmarking.tables import Table
 from tqdm import tqdm
 
 from experiments.paper import PRINTED_POINTS, TABLES
@@ -30,13 +24,10 @@ from experiments.plans import (
 )
 from experiments.results import RunResult
 from experiments.studies import STUDIES
-from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.files import replace_text
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.tasks.generated import GeneratedTask
 from mlx_tlstm.training.progress import causality_note
-from mlx_tlstm.visualize import save_figure
 from mlx_tlstm.visualize.curves import METRICS
 
 #: Results by the name of a run's folder; ``None`` where it was not run.
@@ -308,88 +299,3 @@ def _solved_cells(result: RunResult | None, columns: Iterable[str]) -> Row:
 
 def _noted(size: str, result: RunResult | None) -> str:
     return f"{size}, {result.note}" if result is not None and result.note else size
-
-
-def command_lines(script: str) -> tuple[str, str]:
-    """The command that runs, to be typed again, and fit to be published."""
-    arguments = [f"scripts/{script}.py", *sys.argv[1:]]
-    return shlex.join(["python", *arguments]), shown_command(arguments)
-
-
-def shown_command(arguments: Sequence[str]) -> str:
-    """A command line fit to be published: of absolute paths the last part alone."""
-    return shlex.join(["python", *map(_without_folder, arguments)])
-
-
-def _without_folder(argument: str) -> str:
-    option, equals, value = argument.rpartition("=")
-    return option + equals + (Path(value).name if Path(value).is_absolute() else value)
-
-
-def footnotes(results: Iterable[RunResult | None], command: str) -> list[str]:
-    """Where, at which commits and by which command the figures came about."""
-    ran = [result for result in results if result is not None]
-    commits: dict[str, dict[str, None]] = {}
-    for result in ran:
-        for one in result.machines:
-            commits.setdefault(_machine_text(one), {})[str(one["commit"])] = None
-    lines = [f"Trained on {m}; commit {', '.join(c)}." for m, c in commits.items()]
-    unknown = sum(not result.machines for result in ran)
-    if unknown:
-        lines.append(f"Where {unknown} of the {len(ran)} runs were trained was not recorded.")
-    return [*lines, f"Written by `{command}` at commit {machine().commit}."]
-
-
-def _machine_text(facts: Mapping[str, Any]) -> str:
-    return (
-        f"{facts['processor']}, {facts['cores']} cores, MLX {facts['mlx']} on {facts['device']}, "
-        f"{facts['blas']}, Python {facts['python']}, {facts['system']}"
-    )
-
-
-def write_report(
-    stem: Path,
-    tables: Sequence[Table],
-    figure: Figure | None,
-    results: Iterable[RunResult | None],
-    notes: Sequence[str],
-) -> str:
-    """Write ``stem`` with ``.md``, ``.csv``, ``.json`` and, of a figure, ``.png`` and ``.svg``.
-
-    Args:
-        stem: Folder and name.
-        tables: For people; the last one is also the CSV, and folded away below what comes before.
-        figure: The picture.
-        results: All runs behind it, for programs.
-        notes: Lines to stand below.
-
-    Returns:
-        The Markdown.
-    """
-    last, parts = tables[-1], []
-    if figure is not None:
-        save_figure(figure, stem)
-        parts.append(f"![{last.title}]({stem.name}.png)")
-    parts += [table.text(markdown=True) for table in tables[:-1]]
-    parts.append(_folded(last) if tables[:-1] else last.text(markdown=True))
-    parts.append("\n".join(f"- {note}" for note in notes))
-    values = {
-        "title": last.title,
-        "notes": list(notes),
-        "rows": last.rows,
-        "runs": [result.as_json() for result in results if result is not None],
-    }
-    texts = {
-        "md": "\n\n".join(parts) + "\n",
-        "csv": csv_text(last.rows),
-        "json": json.dumps(values, indent=2) + "\n",
-    }
-    for ending, text in texts.items():
-        replace_text(stem.with_name(f"{stem.name}.{ending}"), text)
-    return texts["md"]
-
-
-def _folded(table: Table) -> str:
-    """A table that opens at a click, on GitHub and on the site."""
-    summary = f'<details markdown="1">\n<summary>{html.escape(table.title, quote=False)}</summary>'
-    return f"{summary}\n\n{table.body(markdown=True)}\n\n</details>"

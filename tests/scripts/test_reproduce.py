@@ -11,11 +11,10 @@ import pytest
 import reproduce
 from click.testing import CliRunner
 from experiments import plans, report
-from experiments.pages import Block
+from experiments.pages import Block, footnotes, shown_command
 from experiments.paper import PAPER_VARIANTS, symbols_of
 from experiments.planned import check_runs
 from experiments.plans import Request, planned_runs
-from experiments.report import footnotes, shown_command
 from experiments.results import read_result, record_origin
 from experiments.studies import STUDIES, Study
 from experiments.widths import parameter_count
