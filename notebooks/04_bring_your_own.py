@@ -80,7 +80,7 @@ model
 # ## A training loop of one's own
 #
 # The task: say the symbol that came `LAG` steps ago. Gradients come from `nn.value_and_grad`, and
-# any optimizer of MLX takes them. One evaluation a step is enough.
+# any optimizer of MLX takes them. One `mx.eval` a step is enough.
 
 # %%
 LAG, T = 3, 16

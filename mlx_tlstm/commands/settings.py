@@ -34,7 +34,8 @@ _OWN = {
     "variant": {
         "type": click.Choice(list(VARIANTS)),
         "metavar": "NAME",
-        "help": f"Network configuration: {', '.join(VARIANTS)}.",
+        "help": f"Network: {', '.join(VARIANTS)}. 2d has one tensor axis, 3d two; +cn and +ln are "
+        "channel and layer normalisation, -m is without memory convolution, -f without feedback.",
     },
     "forget_bias": {"type": NumberOrLag()},
     "data": {"type": UserPath()},

@@ -155,7 +155,7 @@ def _over_seeds(found: Sequence[RunResult | None], config: TrainingConfig) -> Ro
         counts = [run and _or_infinite(getattr(run, SOLVED[column])) for run in runs]
         row[f"{column}, median (each seed)"] = _median_count(counts, config.samples)
     best = ["–" if run is None or run.best is None else value_text(run, run.best) for run in runs]
-    return row | {"best at the end": ", ".join(best) if any(runs) else ""}
+    return row | {"best evaluation": ", ".join(best) if any(runs) else ""}
 
 
 def _or_infinite(count: int | None) -> float:

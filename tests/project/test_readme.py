@@ -49,7 +49,7 @@ def test_readme_code():
 def test_own_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(mlx_tlstm.VARIANTS, "gru", None)  # what the page puts there goes again
-    first, step, *_ = blocks(DOCS / "own-code.md", "python")
+    first, step, *others = blocks(DOCS / "own-code.md", "python")
     names: dict = {}
     exec(first + step, names)
     start = names["loss"].item()
@@ -57,13 +57,12 @@ def test_own_code(tmp_path, monkeypatch):
     for _ in range(20):
         last = names["step"](inputs, targets).item()
     assert last < 0.5 * start  # targets that are all the same are soon learnt
-    model = mlx_tlstm.SequenceModel(mlx_tlstm.make_layer("2d-tlstm", 3, 4, 2), 5)
-    x = mx.random.normal((2, 6, 3))
-    names = {"mx": mx, "model": model, "layer": model.layer, "x": x, "batch_size": 2}
-    for block in blocks(DOCS / "own-code.md", "python")[2:]:
+    mx.eval(names["state"])
+    model, layer, x = (names[name] for name in ("model", "layer", "x"))
+    for block in others:
         exec(block, names)
-    assert mx.allclose(names["logits"], model(x)[0], atol=1e-6)
-    assert mx.allclose(names["y"], model.layer(x)[0])  # six steps are one chunk
+    assert mx.allclose(names["logits"], model(names["example"])[0], atol=1e-6)
+    assert mx.allclose(names["y"], layer(x)[0])  # 28 steps are one chunk
     assert type(names["trained"].layer.cell) is names["GRUCell"]
 
 

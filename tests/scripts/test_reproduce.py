@@ -631,7 +631,7 @@ def test_another_study(monkeypatch, tmp_path):
     summary, every = report.target_tables(
         "batch", request, {run.name: read_result(tmp_path / run.name) for run in runs}
     )
-    assert [row["best at the end"] for row in summary.rows] == ["", "2.000"]
+    assert [row["best evaluation"] for row in summary.rows] == ["", "2.000"]
     assert [row["run folder"] for row in every.rows] == [runs[1].name]
     assert runs[1].name == "batch-slstm-L2-s0-batch_size32"
 
