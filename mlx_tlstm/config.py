@@ -161,6 +161,10 @@ class TrainingConfig:
         """A copy with some fields changed, validated anew."""
         return dataclasses.replace(self, **changes)
 
+    def without_folder(self) -> dict[str, Any]:
+        """All settings by name; of the path of the user's own data the last part only."""
+        return dataclasses.asdict(self) | {"data": self.data and Path(self.data).name}
+
     def for_variant(self, name: str) -> TrainingConfig:
         """A copy for another variant, with the settings that its own paper names.
 

@@ -70,11 +70,6 @@ class Geometry:
         sizes = zip(self.tensor_size, self.kernel_size, strict=True)
         return max(math.ceil(2 * P / (K - K % 2)) for P, K in sizes)
 
-    @property
-    def centre(self) -> tuple[int, ...]:
-        """Tap that reads a location itself, floor(K/2) on each axis."""
-        return tuple(K // 2 for K in self.kernel_size)
-
     def corner(self, steps: int) -> Geometry:
         """The part of the tensor that the output after ``steps`` more steps depends on.
 

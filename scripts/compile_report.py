@@ -20,21 +20,13 @@ import mlx_tlstm  # before MLX, so that it finds the fast BLAS
 import mlx.core as mx
 from benchmarking.launches import Launch, of_a_pass
 from benchmarking.nvrtc import Compiler, cuda_source, resources
-from benchmarking.sizes import INPUT_SIZE, Size, SizeType
+from benchmarking.sizes import INPUT_SIZE, LAYER_SIZES, Size, SizeType
 from benchmarking.tables import Table, markdown_option
 
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.config import DTYPES
 from mlx_tlstm.kernels import tuning
 
-SIZES = (
-    "10x10,M=100,B=15,T=42",
-    "7x7,M=400,B=15,T=49",
-    "4x4,M=522,B=100,T=50",
-    "5x5,M=100,B=50,T=784",
-    "1,M=100,B=15,T=200",
-    "10,M=100,B=15,T=200",
-)
 LAYERS = (
     *(functools.partial(mlx_tlstm.TLSTM, norm=norm) for norm in (None, "channel", "layer")),
     mlx_tlstm.TRNN,
@@ -76,8 +68,8 @@ def report(
     "sizes",
     type=SizeType(),
     multiple=True,
-    default=SIZES,
-    help=f"Like {SIZES[0]}; repeatable.",
+    default=LAYER_SIZES,
+    help="Like 4x4,M=100,B=15,T=42; repeatable.",
 )
 @click.option("--dtype", "dtypes", multiple=True, default=DTYPES, type=click.Choice(DTYPES))
 @click.option("--arch", default="sm_90", show_default=True, help="The GPU to compile for.")

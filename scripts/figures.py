@@ -95,9 +95,8 @@ def main(figure: str, paths: tuple[Path, ...], times_path: Path | None, out: Pat
                 not missing, "figures", "times", f"of {', '.join(missing)} too", str(times_path)
             )
             drawn = draw_figure(tasks, times)
-    with clean_errors(bad_input=False):
-        for path in save_figure(drawn, out):
-            click.echo(path)
+    for path in save_figure(drawn, out):
+        click.echo(path)
 
 
 if __name__ == "__main__":

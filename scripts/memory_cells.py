@@ -100,9 +100,8 @@ def main(
     name = f"memory-cells-{location}-{example}"
     folder = to_path("memory_cells", "model", model)
     stem = out or (folder / name if folder.is_dir() else Path(name))
-    with clean_errors(bad_input=False):
-        for path in save_figure(figure, stem):
-            click.echo(path)
+    for path in save_figure(figure, stem):
+        click.echo(path)
     for name, text in (("input", inputs), ("target", targets), ("output", predictions)):
         if text:
             click.echo(f"{name:7}{text}")

@@ -110,8 +110,7 @@ def main(
             click.echo(f"\n{name}, {scale} scale")
             with clean_errors(bad_input=True):
                 complete = sweep(runs, folder, command, backend)
-        with clean_errors(bad_input=False):
-            tables = write_target(name, request, folder, shown, blocks.get(name))
+        tables = write_target(name, request, folder, shown, blocks.get(name))
         say_tables(tables[:-1] or tables, markdown=False)
         files = ", ".join(str(path) for path in sorted(folder.glob(f"{name}.*")))
         click.echo(f"\nWritten: {files}")

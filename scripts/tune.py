@@ -75,9 +75,7 @@ def main(
             say_tables([Table(title, [one.row() for one in measurements])], markdown)
             # Size by size, so that an interrupted run keeps what it measured.
             if not dry_run:
-                stored = {}
-                for measurement in measurements:
-                    stored |= measurement.winners()
+                stored = {one.product: one.winner for one in measurements}
                 click.echo(f"stored in {tuning.store(stored, output)}")
             record += [measurement.as_dict() for measurement in measurements]
             if json_path is not None:

@@ -42,5 +42,3 @@ class Command(_SafeMain):
 
 class Group(_SafeMain, click.Group):
     """A command with subcommands, each a :class:`Command`."""
-
-    command_class = Command

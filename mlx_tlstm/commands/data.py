@@ -91,7 +91,6 @@ def data(
     for line in lines:
         click.echo(line)
     if picture is not None:
-        with clean_errors(bad_input=False):
-            test: Batch = next(iter(made.eval_batches("test")))
-            replace_file(picture, lambda path: draw_images(made, test, path))
+        test: Batch = next(iter(made.eval_batches("test")))
+        replace_file(picture, lambda path: draw_images(made, test, path))
         click.echo(f"\npicture: {picture}")

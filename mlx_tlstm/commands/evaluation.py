@@ -56,8 +56,7 @@ def evaluate(
         network = load_model(model, weights, backend)
         task = task_of(network, data)
     kept = weights if is_run(model) else None
-    with clean_errors(bad_input=False):
-        metrics = training.evaluate(network, task, split, all_metrics=True, batch_size=batch_size)
+    metrics = training.evaluate(network, task, split, all_metrics=True, batch_size=batch_size)
     config = task.config
     note = causality_note(config, task)
     if note:

@@ -90,10 +90,9 @@ def generate(
 
     show(start)
     moments = [time.perf_counter()]
-    with clean_errors(bad_input=False):
-        for symbol in text:
-            show(vocabulary.decode(symbol))
-            moments.append(time.perf_counter())
+    for symbol in text:
+        show(vocabulary.decode(symbol))
+        moments.append(time.perf_counter())
     show(b"", final=True)
     click.echo(_cost(moments, network.layer.delay, len(start)), err=True)
 

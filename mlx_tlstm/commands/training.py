@@ -24,7 +24,8 @@ from mlx_tlstm.tasks import TASKS
     keeps_results=True,
     help=f"Train a network on TASK and save the run in a folder. TASK is one of "
     f"{', '.join(TASKS)}; by default the first.",
-    epilog="Options left out have the task's settings for a laptop or, with --paper, the paper's.",
+    epilog="Options left out have the task's settings for a laptop or, with --paper, those for the "
+    "paper's size.",
 )
 @click.argument("task", type=click.Choice(list(TASKS)), default=next(iter(TASKS)), metavar="[TASK]")
 @setting_options
@@ -33,7 +34,7 @@ from mlx_tlstm.tasks import TASKS
     type=UserPath(),
     help="Folder for the run, which must hold no run yet; by default runs/TASK-VARIANT-TIME.",
 )
-@click.option("--paper", is_flag=True, help="Start from the paper's settings.")
+@click.option("--paper", is_flag=True, help="Take settings for the paper's size.")
 @click.option(
     "--resume",
     type=UserPath(),

@@ -77,7 +77,6 @@ class Convolution(Backend):
     def convolution(
         self, hidden: mx.array, projected: mx.array, prepared: Prepared, tanh: bool = False
     ) -> mx.array:
-        # Rounded once, from float32.
         weight, bias, geometry = prepared.weight, prepared.bias, self.geometry
         O, M, rows = weight.shape[0], weight.shape[-1], hidden.shape[0] * geometry.locations
         product, _, _ = products(hidden.shape[0], M, O, geometry, hidden.dtype)
@@ -131,26 +130,23 @@ class Convolution(Backend):
         d_A: Sequence[mx.array],
         total: Sequence[mx.array] | None = None,
     ) -> tuple[mx.array, mx.array]:
-        # A launch serves STEPS steps and adds to the sums of the one before, so that the order of
-        # all sums is fixed.
         series = (hidden, projected, d_A)
         lengths = tuple(map(len, series))
         valid = len(set(lengths)) == 1 and lengths[0] > 0
         require(valid, "weight_gradient", "steps", "as many in all arguments, 1 or more,", lengths)
         _require_types(itertools.chain(*series))
         O, (B, *_, M), geometry = d_A[0].shape[-1], hidden[0].shape, self.geometry
+        _, _, product = products(B, M, O, geometry, hidden[0].dtype)
+        tile = tuning.select(product)
+        if tile is None:
+            return windows.weight_gradient(*series, geometry, total)
+        template = _template(hidden[0].dtype, M, O, geometry, tile)
+        # A launch serves STEPS steps and adds to the sums of the one before, so that the order of
+        # all sums is fixed.
         for first in range(0, lengths[0], STEPS):
-            steps = min(STEPS, lengths[0] - first)
-            _, _, product = products(B, M, O, geometry, hidden[0].dtype, steps)
-            tile = tuning.select(product)
-            if tile is None:
-                these = (one[first : first + steps] for one in series)
-                total = windows.weight_gradient(*these, geometry, total)
-                continue
-            template = _template(hidden[0].dtype, M, O, geometry, tile)
             total = WEIGHT_GRADIENT(
                 [*_window(series, first), *map(given, total or (None, None))],
-                template=template | {"STEPS": steps},
+                template=template | {"STEPS": min(STEPS, lengths[0] - first)},
                 groups=tile.groups(O, product.columns),
                 threads=tile.threads,
                 shapes=[(O, *geometry.kernel_size, M), (O,)],

@@ -116,11 +116,7 @@ class StackedLSTMTransition:
         return d_below, (d_H, mx.stack(d_Cs[::-1], axis=1)), d_A
 
     def weight_gradient_steps(self, batch_size: int) -> int:
-        return steps_at_once(self.gathered(batch_size))
-
-    def gathered(self, batch_size: int) -> int:
-        """Elements of the matrix from which the weight gradient of one step is formed."""
-        return batch_size * self.depth * 2 * self.hidden_size
+        return steps_at_once(batch_size * self.depth * 2 * self.hidden_size)
 
     def weight_gradients(
         self,

@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten
 from mlx_tlstm import layers
 from mlx_tlstm.checks import require, require_choice, require_integer, require_keys
 from mlx_tlstm.files import TEMPORARY, json_text, naming, parse_json, read_json, sync, to_path
+from mlx_tlstm.kernels.tuning import dtype_name
 from mlx_tlstm.layers.base import DTYPES
 from mlx_tlstm.layers.layer import Layer
 from mlx_tlstm.layers.variants import make_layer
@@ -95,7 +96,7 @@ class ModelConfig:
         known = name in _LAYERS and type(layer) is getattr(layers, name)
         plain = known and type(model.readout) is nn.Linear
         parts = (name, type(model.readout).__name__)
-        dtypes = {_dtype_name(array) for _, array in tree_flatten(model.parameters())}
+        dtypes = {dtype_name(array.dtype) for _, array in tree_flatten(model.parameters())}
         with _advising():
             require(
                 plain, owner, "save", f"of a model of one of {', '.join(_LAYERS)} and Linear", parts
@@ -245,7 +246,3 @@ def read_folder(path: str | Path) -> tuple[ModelConfig, dict[str, mx.array]]:
         metadata = dataclasses.replace(config.metadata, metrics=metrics_from_json(metrics))
         config = dataclasses.replace(config, metadata=metadata)
     return config, arrays
-
-
-def _dtype_name(array: mx.array) -> str:
-    return str(array.dtype).removeprefix("mlx.core.")

@@ -159,8 +159,8 @@ def _hub_errors(failed: str) -> Iterator[None]:
     """Turn the errors of the hub's client into a :class:`HubError` that begins with ``failed``."""
     try:
         yield
-    except ValueError:
-        raise
     except Exception as error:  # of httpx or requests, by the client's version
+        if isinstance(error, ValueError) and not isinstance(error, OSError):
+            raise  # ours, or of a name that the hub does not take
         reason = " ".join(str(error).split())
         raise HubError(f"{failed} ({type(error).__name__}: {reason})") from error

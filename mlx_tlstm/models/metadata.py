@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mlx_tlstm.checks import is_integer, plain, require, require_keys
@@ -81,8 +80,7 @@ class ModelMetadata:
     def as_json(self) -> dict[str, Any]:
         """The known fields but the metrics, as values for JSON; symbols are a list of numbers."""
         values = dataclasses.asdict(self) | {"symbols": self.symbols and list(self.symbols)}
-        if self.training is not None and self.training.data is not None:
-            values["training"]["data"] = Path(self.training.data).name
+        values["training"] = self.training and self.training.without_folder()
         return {name: value for name, value in values.items() if value and name != "metrics"}
 
     @classmethod

@@ -20,12 +20,13 @@ from functools import partial
 from typing import Any, Literal
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
 from mlx_tlstm.recurrence.contract import State, Step
 from mlx_tlstm.recurrence.ordering import after
 from mlx_tlstm.recurrence.pieces import pieces
 from mlx_tlstm.recurrence.transition import Transition
+from mlx_tlstm.recurrence.trees import arrays_of, with_arrays
 
 #: What the forward pass keeps of each step for the gradient. "residuals": its states and all that
 #: its gradient reads. "states": its states and the few residuals that would be slow to compute
@@ -169,7 +170,7 @@ def _gradient(
             d_weights = transition.weight_gradients(*zip(*pending, strict=True), d_weights)
             pending = []
             # Makes MLX compute it now: later, all that it reads would have to be kept until then.
-            handed = _after(handed, d_weights)
+            handed = with_arrays(handed, after(arrays_of(handed, handed), d_weights))
     d_state, d_steps = transition.finish(handed)
     d_state = tuple(d.astype(s.dtype) for d, s in zip(d_state, state, strict=True))
     d_parameters = [
@@ -189,18 +190,10 @@ def _restored(transition: Transition, prepared: Any, step: Step, handed: Any) ->
     """``step`` with all its residuals, computed only after ``handed``, from the step after it."""
     if handed is not None:
         # Without this MLX could compute it much earlier, and keep it until its turn comes.
-        computed = [array for _, array in tree_flatten(handed) if array is not None]
-        arrays = after([step.projected, *step.before], computed)
+        arrays = after([step.projected, *step.before], arrays_of(handed, handed))
         step = step._replace(projected=arrays[0], before=tuple(arrays[1:]))
     return step._replace(residuals=transition.restore(prepared, step))
 
 
 def _map_arrays(function: Callable[..., mx.array], *trees: Any) -> Any:
     return tree_map(lambda *a: None if a[0] is None else function(*a), *trees)
-
-
-def _after(tree: Any, computed: Sequence[mx.array]) -> Any:
-    """The same ``tree``, whose arrays MLX computes only after those of ``computed``."""
-    arrays = [array for _, array in tree_flatten(tree) if array is not None]
-    held = iter(after(arrays, computed))
-    return _map_arrays(lambda _: next(held), tree)

@@ -56,7 +56,6 @@ class Addition(GeneratedTask):
 
     def __init__(self, config: TrainingConfig) -> None:
         super().__init__(config)
-        self.steps = self.sequence_steps(config.length)
         self.answer_positions = slice(2 * config.length + 2, 3 * config.length + 3)
 
     @classmethod

@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 
 
@@ -48,14 +49,14 @@ class Task(ABC):
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config
+        #: T, steps of one training sequence.
+        self.steps = self.sequence_steps(config.length)
 
-    #: R, width of an input, and S, number of classes; set by the constructor.
+    #: R, width of an input, and S, number of classes; set by a task's constructor.
     input_size: int
     output_size: int
     #: How many entries of an input are usually not zero: 1 for symbols, which become one-hot rows.
     input_fan_in: int
-    #: T, steps of one training sequence.
-    steps: int
     #: Training sequences in one pass over the data; ``None`` if samples are generated.
     samples_per_epoch: int | None = None
     #: What a reader has to know to compare an evaluation's figures, such as the number of streams.
@@ -121,11 +122,9 @@ class Task(ABC):
         config, limits = self.config, []
         if config.samples is not None:
             limits.append(config.samples)
-        if config.epochs is not None and self.samples_per_epoch is not None:
+        if config.epochs is not None:
+            expected = f"None for {self.name}, whose samples are generated ('samples' ends it),"
+            finite = self.samples_per_epoch is not None
+            require(finite, type(self).__name__, "epochs", expected, config.epochs)
             limits.append(config.epochs * self.samples_per_epoch)
-        if not limits:
-            raise ValueError(
-                f"[{type(self).__name__}] 'samples' must be given: {self.name} generates its "
-                f"samples and has no epochs, but got {config.samples!r}"
-            )
         return max(1, min(limits) // config.batch_size)

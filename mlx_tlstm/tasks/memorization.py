@@ -6,7 +6,7 @@ import string
 
 import numpy as np
 
-from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.config import BY_LAG, TrainingConfig
 from mlx_tlstm.tasks.base import Batch
 from mlx_tlstm.tasks.generated import GeneratedTask
 
@@ -39,7 +39,6 @@ class Memorization(GeneratedTask):
 
     def __init__(self, config: TrainingConfig) -> None:
         super().__init__(config)
-        self.steps = self.sequence_steps(config.length)
         self.answer_positions = slice(config.length + 1, 2 * config.length + 1)
 
     @classmethod
@@ -68,6 +67,7 @@ class Memorization(GeneratedTask):
             samples=5_000_000,
             eval_every=1000,
             clip_norm=1.0,  # our choice: the paper names no clipping
+            forget_bias=BY_LAG,  # our choice: from the paper's 1 it is learned later, if at all
         )
 
     @classmethod

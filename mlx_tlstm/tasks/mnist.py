@@ -50,7 +50,6 @@ class Mnist(Task):
         owner = type(self).__name__
         divides = PIXELS % config.length == 0
         require(divides, owner, "length", "a divisor of 784, such as 784 or 28,", config.length)
-        self.steps = self.sequence_steps(config.length)
         self.input_size = self.input_fan_in = PIXELS // config.length
         train, test = load_mnist(config.data)
         train_count = len(train.images) - len(train.images) // 6

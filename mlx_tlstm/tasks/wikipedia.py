@@ -68,7 +68,6 @@ class Wikipedia(Task):
         }
         self.input_size = self.output_size = len(self.symbols)
         self.input_fan_in = 1
-        self.steps = self.sequence_steps(config.length)
         self._stride = (train_end - 1) // config.batch_size
         self._chunks = self._stride // config.length
         self.samples_per_epoch = self._chunks * config.batch_size

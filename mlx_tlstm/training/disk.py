@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from mlx_tlstm.models.arrays import load_arrays, save_arrays
 from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from mlx_tlstm.models.trained import WEIGHTS
 from mlx_tlstm.tasks import Batch
-from mlx_tlstm.training.checkpoints import Checkpoint, CheckpointError, CheckpointStore
+from mlx_tlstm.training.checkpoints import Checkpoint, CheckpointError, CheckpointStore, Damage
 from mlx_tlstm.training.evaluation import evaluate
-from mlx_tlstm.training.reports import EvaluationReport, StepReport, StepTotals, better
+from mlx_tlstm.training.reports import EvaluationReport, StepReport, StepTotals, best_of, better
 from mlx_tlstm.training.runs import CHECKPOINTS, EVENTS_FILE, METRICS_FILE, RunFolder
 from mlx_tlstm.training.trainer import NonFiniteError, Trainer
 
@@ -73,36 +73,46 @@ class RunOnDisk:
         self._started = self._saved_at = time.perf_counter()
         self._saved_step = -1
         self._store = CheckpointStore(run.path / CHECKPOINTS, trainer.config.keep_checkpoints)
-        known = run.path / WEIGHTS[0] / CONFIG_FILE
-        if known.exists():
-            model, dtype = read_config(known), trainer.config.dtype
-            expected = f"{model.dtype}, as {known} says,"
-            require(model.dtype == dtype, type(self).__name__, "dtype", expected, dtype)
-            if model.metadata.symbols != trainer.task.symbols:
-                raise self._other_data(f"its symbols are not those of {known}")
+        self._require_same_model()
         checkpoint, damaged = self._store.newest()
         if checkpoint is not None:
-            state = self._restore(checkpoint)
-            self._started -= state["seconds"]
-            self._rollbacks = state["rollbacks"]
-            rate = trainer.config.learning_rate
-            if state.get("learning_rate", rate) != rate:  # somebody edited the run's config.json
-                trainer.optimizer.learning_rate = rate * ROLLBACK_FACTOR**self._rollbacks
-            for damage in damaged:
-                note(f"{damage}; going back to {checkpoint.path.name}")
-                self._store.remove(damage.checkpoint)
-            note(f"Going on after {trainer.samples:,} samples")
-            return
-        if damaged:
+            self._go_on(checkpoint, damaged)
+        elif damaged:
             reasons = "; ".join(map(str, damaged))
             raise CheckpointError(f"[RunOnDisk] no checkpoint is whole: {reasons}")
+        else:
+            self._begin()
+
+    def _require_same_model(self) -> None:
+        known = self.run.path / WEIGHTS[0] / CONFIG_FILE
+        if known.exists():
+            model, dtype = read_config(known), self.trainer.config.dtype
+            expected = f"{model.dtype}, as {known} says,"
+            require(model.dtype == dtype, type(self).__name__, "dtype", expected, dtype)
+            if model.metadata.symbols != self.trainer.task.symbols:
+                raise self._other_data(f"its symbols are not those of {known}")
+
+    def _go_on(self, checkpoint: Checkpoint, damaged: Sequence[Damage]) -> None:
+        state = self._restore(checkpoint)
+        self._started -= state["seconds"]
+        self._rollbacks = state["rollbacks"]
+        rate = self.trainer.config.learning_rate
+        if state.get("learning_rate", rate) != rate:  # somebody edited the run's config.json
+            self.trainer.optimizer.learning_rate = rate * ROLLBACK_FACTOR**self._rollbacks
+        for damage in damaged:
+            self._note(f"{damage}; going back to {checkpoint.path.name}")
+            self._store.remove(damage.checkpoint)
+        self._note(f"Going on after {self.trainer.samples:,} samples")
+
+    def _begin(self) -> None:
+        run = self.run
         present = [name for name in RUN_FILES.values() if (run.path / name).exists()]
         if present:
             raise CheckpointError(
                 f"[RunOnDisk] 'run' must hold checkpoints but {str(run.path)!r} holds "
                 f"{', '.join(present)} and none"
             )
-        run.describe_model(trainer.model)
+        run.describe_model(self.trainer.model)
         self.save()
 
     @property
@@ -113,8 +123,7 @@ class RunOnDisk:
     @property
     def best(self) -> EvaluationReport:
         """The report of the evaluation with the best metric; of equal ones the first."""
-        metric = self.trainer.task.metric
-        return (min if metric == "bpc" else max)(self.records, key=lambda record: record[metric])
+        return best_of(self.trainer.task.metric, self.records)
 
     @property
     def solved(self) -> bool:

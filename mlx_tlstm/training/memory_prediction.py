@@ -154,7 +154,7 @@ def _tensor_steps(sizes: StepSizes) -> _Account:
     steps = sizes.steps + flush.count(1.0)
     matrices = BACKENDS[cell.selected_backend()].products_kept
     if transition.plain:
-        transition = cell.transition  # but for that the reference needs no more
+        transition = cell.transition  # beside which the reference keeps `matrices`
     itemsize, (channels, *fan_in) = cell.weight.dtype.size, cell.weight.shape
     state, residuals, reduced = (rows * size for size in _step_bytes(cell, transition))
 

@@ -31,7 +31,7 @@ def check_layer(config: TrainingConfig, backend: str | None = None) -> None:
 
     Cheap, and needs no data.
     """
-    layer = _make_layer(config, task_type(config.task), 1, config.hidden_size, backend)
+    layer = _make_layer(config, task_type(config.task), 1, backend)
     if isinstance(layer, RecurrentLayer):
         layer.cell.selected_backend()
 
@@ -51,7 +51,7 @@ def build_model(config: TrainingConfig, task: Task, backend: str | None = None) 
         ValueError: The settings name no layer.
     """
     mx.random.seed(config.seed)
-    layer = _make_layer(config, type(task), task.input_size, config.hidden_size, backend)
+    layer = _make_layer(config, type(task), task.input_size, backend)
     if isinstance(layer, RecurrentLayer):  # another cell starts as its own paper says
         # A one-hot input picks one row: with 1/sqrt(R) it would drown in the hidden state.
         projection = layer.cell.input_projection
@@ -64,16 +64,12 @@ def build_model(config: TrainingConfig, task: Task, backend: str | None = None) 
 
 
 def _make_layer(
-    config: TrainingConfig,
-    task: type[Task],
-    input_size: int,
-    hidden_size: int,
-    backend: str | None,
+    config: TrainingConfig, task: type[Task], input_size: int, backend: str | None
 ) -> Layer:
     return make_layer(
         config.variant,
         input_size,
-        hidden_size,
+        config.hidden_size,
         config.depth,
         _forget_bias(config, task),
         config.kernel_size,
@@ -112,11 +108,13 @@ def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
 def compiles(layer: Layer, steps: int, parameters: int) -> bool:
     """Whether training compiles its step; see :data:`GRAPH_STEPS`.
 
-    In a graph MLX may keep the weights' gradient of each step of another cell until the end: it
-    runs as it is where that is much. So it does where a state of many arrays is computed anew,
-    which takes minutes to trace.
+    In a graph MLX may keep the weights' gradient of each step of another cell until the end: where
+    that is much the training step runs uncompiled. So it does where a state of many arrays is
+    computed anew, which takes minutes to trace.
     """
-    if steps > GRAPH_STEPS or isinstance(layer, RecurrentLayer):
-        return steps <= GRAPH_STEPS
+    if steps > GRAPH_STEPS:
+        return False
+    if isinstance(layer, RecurrentLayer):
+        return True
     many = layer.checkpoint is not None and len(by_name(layer.initial_state(1))) > _TRACED_ARRAYS
     return not many and 4 * parameters * steps <= _PILED

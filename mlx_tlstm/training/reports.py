@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 #: The figures of one evaluation by name, as a line of ``metrics.jsonl`` has them.
@@ -52,3 +53,9 @@ class StepTotals:
 def better(metric: str, value: float, other: float) -> bool:
     """Whether a value of a metric beats another: higher accuracy, fewer bits per character."""
     return value < other if metric == "bpc" else value > other
+
+
+def best_of(metric: str, reports: Sequence[EvaluationReport]) -> EvaluationReport | None:
+    """The report with the best value of a metric, of equal ones the first; ``None`` without any."""
+    choose = min if metric == "bpc" else max
+    return choose(reports, key=lambda report: report[metric], default=None)

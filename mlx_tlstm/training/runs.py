@@ -91,9 +91,9 @@ def _require_writable(path: Path) -> None:
 def _claim_default(config: TrainingConfig) -> Path:
     """Make a new folder; runs that start within the same second get different ones."""
     DEFAULT_PARENT.mkdir(exist_ok=True)
-    # A variant's name is any text; a folder's has no separators, and 255 bytes at most.
-    variant = re.sub(r"[^\w.+-]", "_", config.variant)[:40]
-    name = f"{config.task}-{variant}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # Their names are any text; a folder's has no separators, and 255 bytes at most.
+    names = (re.sub(r"[^\w.+-]", "_", name)[:40] for name in (config.task, config.variant))
+    name = "-".join((*names, time.strftime("%Y%m%d-%H%M%S")))
     path = DEFAULT_PARENT / name
     for number in itertools.count(2):
         try:

@@ -114,8 +114,8 @@ class TensorBoard(Tracker):
 
     def open(self, settings: dict[str, Any], step: int) -> Any:
         # What a run that was killed logged after its last checkpoint is not to be shown.
-        purge = step + 1 if step else None
-        writer = self._module.SummaryWriter(str(self._folder / "tensorboard"), purge_step=purge)
+        folder = str(self._folder / "tensorboard")
+        writer = self._module.SummaryWriter(folder, purge_step=step + 1)
         if not step:
             listing = json.dumps(settings, indent=4)
             writer.add_text("config", "    " + listing.replace("\n", "\n    "), 0)

@@ -95,14 +95,6 @@ class Trainer:
         even = size % config.accumulate == 0
         require(even, type(self).__name__, "accumulate", expected, config.accumulate)
         self.task = make_task(config)
-        generated = self.task.samples_per_epoch is None
-        require(
-            not generated or config.epochs is None,
-            type(self).__name__,
-            "epochs",
-            f"None for {self.task.name}, whose samples are generated ('samples' ends training),",
-            config.epochs,
-        )
         self.total_steps = self.task.train_steps
         self.model = build_model(config, self.task, backend)
         if VARIANTS[config.variant] is not BUILT_IN.get(config.variant):
@@ -122,9 +114,8 @@ class Trainer:
         steps = self.task.sequence_steps(config.length)
         self._compiles = compiles(self.model.layer, steps, self.parameter_count)
         self._value_and_grad = CompiledFunction(self.model, self._scaled_loss_and_gradients)
-        with self.workers.watched():
-            rounded = self._rounded(self.weights)
-            mx.eval(rounded, self.model.parameters(), self.weights, self.optimizer.state)
+        rounded = self._rounded(self.weights)
+        mx.eval(rounded, self.model.parameters(), self.weights, self.optimizer.state)
         replace_weights(self.model, rounded)
 
     @property
@@ -152,16 +143,13 @@ class Trainer:
             WorkerLostError: Another process is gone.
         """
         self._announce("step")
-        with self.workers.watched():
-            # The first process may have lowered it.
-            rate = self.workers.from_first(self.optimizer.learning_rate)
-            self.optimizer.learning_rate = rate
-            loss, norm, clipped, gradients, state = self._gradients()
-            self.weights = self.optimizer.apply_gradients(gradients, self.weights)
-            self.carried = state
-            rounded = self._rounded(self.weights)
-            changed = (self.weights, rounded, self.optimizer.state, state)
-            mx.eval(loss, norm, clipped, changed)
+        # The first process may have lowered it.
+        self.optimizer.learning_rate = self.workers.from_first(self.optimizer.learning_rate)
+        loss, norm, clipped, gradients, state = self._gradients()
+        self.weights = self.optimizer.apply_gradients(gradients, self.weights)
+        self.carried = state
+        rounded = self._rounded(self.weights)
+        mx.eval(loss, norm, clipped, self.weights, rounded, self.optimizer.state, state)
         replace_weights(self.model, rounded)  # evaluated, since other threads may read them
         report = StepReport(loss.item(), norm.item(), clipped.item())
         self.step += 1
@@ -179,8 +167,7 @@ class Trainer:
         arrays = self._own_arrays()
         if self.carried is not None:
             arrays["carried"] = by_name(self.workers.joined(self.carried))
-        with self.workers.watched():
-            mx.eval(arrays)
+        mx.eval(arrays)
         return arrays
 
     def restore(self, step: int, arrays: Mapping[str, Mapping[str, mx.array]]) -> None:
@@ -240,9 +227,8 @@ class Trainer:
             "arrays": {n: dict(sorted(arrays[n].items())) for n in ("weights", "optimizer")},
             "state": zeros if state is None else {name: state[name] for name in zeros},
         }
-        with self.workers.watched():
-            taken = self.workers.from_first(given)
-            mx.eval(taken)
+        taken = self.workers.from_first(given)
+        mx.eval(taken)
         self.step, carried = taken["step"].tolist()
         self.weights = filled(self.weights, taken["arrays"]["weights"])
         self.optimizer.state = filled(self.optimizer.state, taken["arrays"]["optimizer"])

@@ -83,7 +83,7 @@ class Workers:
         return OPERATIONS[number]
 
     def _exchange(self, number: int, stop: bool) -> tuple[int, bool]:
-        with self.watched():
+        with self._watched():
             message = mx.array([number, int(stop)], dtype=mx.int32)
             number, stops = mx.distributed.all_sum(message, stream=mx.cpu).tolist()
         return number, stops > 0
@@ -117,7 +117,7 @@ class Workers:
         They are evaluated before and after: a GPU whose work waits for another machine stops it
         after some seconds, on a Mac after five.
         """
-        with self.watched():
+        with self._watched():
             mx.eval(tree)
             found = tree_map(operation, tree)
             mx.eval(found)
@@ -128,13 +128,12 @@ class Workers:
         if self.size == 1:
             return text
         raw = text.encode()
-        with self.watched():
-            length = self.from_first(mx.array(len(raw))).item()
-            mine = mx.array(list(raw), dtype=mx.int32) if self.first else mx.zeros(length, mx.int32)
-            return bytes(self.from_first(mine).tolist()).decode()
+        length = self.from_first(mx.array(len(raw))).item()
+        mine = mx.array(list(raw), dtype=mx.int32) if self.first else mx.zeros(length, mx.int32)
+        return bytes(self.from_first(mine).tolist()).decode()
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
+    def _watched(self) -> Iterator[None]:
         """Turn errors of the communication into :class:`WorkerLostError`.
 
         Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -57,9 +56,7 @@ def shown_settings(config: TrainingConfig) -> dict[str, Any]:
 
     Seeds, budgets, checkpoints and what changes no result are none.
     """
-    values = dataclasses.asdict(config)
-    if config.data is not None:
-        values["data"] = Path(config.data).name
+    values = config.without_folder()
     return {name: value for name, value in values.items() if name not in _UNSHOWN}
 
 

@@ -137,8 +137,7 @@ def require_part(owner: str, recording: object, name: str) -> np.ndarray:
         "forget_gate": "of a layer with gates",
         "kernels": "of a layer with memory convolution",
     }[name]
-    layer = getattr(recording, "layer", None)
-    require(array is not None, owner, "recording", expected, layer)
+    require(array is not None, owner, "recording", expected, recording.layer)
     return array
 
 

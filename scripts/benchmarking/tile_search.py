@@ -12,7 +12,7 @@ import mlx.core as mx
 from benchmarking.sizes import unit_roundoff
 from mlx_tlstm.checking.chains import Chain, Problem, label, make_chain, products_of
 from mlx_tlstm.checking.timing import Timing, measure
-from mlx_tlstm.kernels import convolution, tuning
+from mlx_tlstm.kernels import tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
 from mlx_tlstm.kernels.trial import relative_error, to_numpy
 from mlx_tlstm.kernels.tuning import Product
@@ -79,16 +79,6 @@ class Measurement:
             **cells,
             "winner": label(self.winner),
             "to MLX": f"{self.timings[self.winner].ratio(self.timings[None]):.2f}",
-        }
-
-    def winners(self) -> dict[Product, Tile | None]:
-        """What to store: a sequence's last launch of the weight gradient has fewer steps."""
-        if self.product.kernel != convolution.WEIGHT_GRADIENT.name:
-            return {self.product: self.winner}
-        step = self.product.depth // convolution.STEPS
-        return {
-            dataclasses.replace(self.product, depth=step * steps): self.winner
-            for steps in range(1, convolution.STEPS + 1)
         }
 
     def as_dict(self) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from mlx_tlstm import VARIANTS
-from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.config import BY_LAG, TrainingConfig
+from mlx_tlstm.tasks import TASKS, task_type
 from mlx_tlstm.tasks.mnist import PIXELS, Mnist
 
 #: The paper's configurations (a) to (g), in its order, from cheap to dear.
@@ -71,6 +72,12 @@ EXPERIMENTS = (
         ("mnist", "pmnist"), "Fig. 5", 1, TASKS["mnist"].output_size, (1, 3, 5), _fixed(100)
     ),
 )
+
+
+def as_printed(task: str) -> TrainingConfig:
+    """A task's paper settings, from the paper's start where ours has another."""
+    config = task_type(task).paper()
+    return config.replace(forget_bias=1.0) if config.forget_bias == BY_LAG else config
 
 
 def experiment(source: str, task: str) -> Experiment:

@@ -145,8 +145,8 @@ def draw_runtime_panel(rows: Sequence[Row], axes: Axes) -> None:
         points.setdefault(row["variant"], {})[row["depth"]] = timing
     draw_runtime(points, axes)
     task = rows[0]["task"]
-    variants = points_of(task, quick=False)
-    paper = shared_sizes([dataclasses.asdict(point) for depths in variants for point in depths])
+    full = points_of(task, False, list(points))
+    paper = shared_sizes([dataclasses.asdict(point) for depths in full for point in depths])
     title = shared_sizes(rows)
     if title != paper:
         title += f"\nreduced; the paper's: {paper}"

@@ -8,11 +8,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from experiments.paper import as_printed
 from experiments.results import read_result
 from mlx_tlstm import VARIANTS, training
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.tasks import Task, make_task, task_type
+from mlx_tlstm.tasks import Task, make_task
 from mlx_tlstm.training.memory_prediction import require_fits
 
 #: Settings that do not change what a run learns.
@@ -42,7 +43,7 @@ class PlannedRun:
 
         ``way`` are settings that tell it from others of its label.
         """
-        paper = task_type(config.task).paper()
+        paper = as_printed(config.task)
         parts = [label or config.task, config.variant, f"L{config.depth}", f"s{config.seed}"]
         for setting, word in _WAYS.items():
             value = getattr(config, setting)
@@ -120,6 +121,5 @@ def check_trainable(runs: Sequence[PlannedRun], backend: str | None = None) -> N
 
 
 def _compared(config: TrainingConfig, data: bool) -> dict[str, Any]:
-    values = dataclasses.asdict(config)
-    values["data"] = Path(config.data).name if data and config.data is not None else None
-    return {name: value for name, value in values.items() if name not in BOOKKEEPING}
+    left_out = BOOKKEEPING if data else (*BOOKKEEPING, "data")
+    return {k: v for k, v in config.without_folder().items() if k not in left_out}

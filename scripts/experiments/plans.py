@@ -12,6 +12,7 @@ from experiments.paper import (
     EXPERIMENTS,
     PAPER_VARIANTS,
     TABLES,
+    as_printed,
     experiment,
     figure_of,
     symbols_of,
@@ -76,7 +77,7 @@ class Size:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _as_printed(task: str) -> Size:
+def _paper_size(task: str) -> Size:
     """The paper's own size."""
     printed = {row.depth for table in TABLES.values() for row, of, _ in table.cells() if of == task}
     return Size(figure_of(task).depths, {depth: depth for depth in printed if depth is not None})
@@ -115,7 +116,7 @@ SIZES: dict[str, dict[str, Size]] = {
         "mnist": Size((1, 3), {3: 3, 5: 3, None: 3}, 50, 1, _LAPTOP_ROWS),
         "pmnist": Size((1, 3), {3: 3, 5: 3, None: 3}, 50, 1, _LAPTOP_ROWS),
     },
-    "paper": {task: _as_printed(task) for panels in FIGURES.values() for task in panels.tasks},
+    "paper": {task: _paper_size(task) for panels in FIGURES.values() for task in panels.tasks},
 }
 
 
@@ -164,7 +165,7 @@ class Request:
                 many as make it about as large as ours.
         """
         settings = {**SIZES[self.scale][task].settings, **changes}
-        config = TASKS[task].paper().replace(**settings).for_variant(variant)
+        config = as_printed(task).for_variant(variant).replace(**settings)
         config = config.replace(depth=VARIANTS[variant].settings.get("depth", depth))
         width = hidden_size or self._width(source, config, depth)
         config = config.replace(hidden_size=width, seed=seed, data=self.data.get(task))
@@ -214,7 +215,7 @@ def one_width(task: str, request: Request) -> bool:
 
 def _departure(task: str, settings: Mapping[str, Any]) -> str:
     """The settings that are not the paper's, as a sentence; empty where all are."""
-    paper = dataclasses.asdict(TASKS[task].paper())
+    paper = dataclasses.asdict(as_printed(task))
     changed = [
         f"{name.replace('_', ' ')} {_as_written(value)}"
         for name, value in settings.items()
@@ -279,7 +280,7 @@ def figure_runs(target: str, request: Request) -> list[PlannedRun]:
 def study_runs(target: str, request: Request) -> dict[str, list[list[PlannedRun]]]:
     """Runs of a study, by panel: for each way a run a seed."""
     study = STUDIES[target]
-    size = TASKS[study.task].paper().replace(**study.sizes[request.scale])
+    size = as_printed(study.task).replace(**study.sizes[request.scale])
     size = size.replace(data=request.data.get(study.task))
     seeds = request.seeds_or(1 if request.scale == "smoke" else study.seeds)
 

@@ -152,14 +152,10 @@ def _over_seeds(found: Sequence[RunResult | None], config: TrainingConfig) -> Ro
     runs = [result if result is not None and result.settled else None for result in found]
     row = {"seeds": f"{len(runs) - runs.count(None)} of {len(runs)}"}
     for column in _solved([config.task]):
-        counts = [run and _or_infinite(getattr(run, SOLVED[column])) for run in runs]
+        counts = [run and (getattr(run, SOLVED[column]) or math.inf) for run in runs]
         row[f"{column}, median (each seed)"] = _median_count(counts, config.samples)
     best = ["–" if run is None or run.best is None else value_text(run, run.best) for run in runs]
     return row | {"best evaluation": ", ".join(best) if any(runs) else ""}
-
-
-def _or_infinite(count: int | None) -> float:
-    return math.inf if count is None else count
 
 
 def _median_count(counts: Sequence[float | None], cap: int | None) -> str:

@@ -12,7 +12,7 @@ from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import read_json, replace_text
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.training.reports import better
+from mlx_tlstm.training.reports import best_of
 from mlx_tlstm.training.runs import CONFIG_FILE, TEST_FILE, RunFolder
 
 #: Beside a run's own files: the machines that trained it, and its task's note on evaluation.
@@ -67,10 +67,7 @@ class RunResult:
 
     def as_json(self) -> dict[str, Any]:
         """All of it, fit for JSON; of the user's own data only the name."""
-        values = dataclasses.asdict(self)
-        if self.config.data is not None:
-            values["config"]["data"] = Path(self.config.data).name
-        return values
+        return dataclasses.asdict(self) | {"config": self.config.without_folder()}
 
 
 def read_result(path: Path) -> RunResult | None:
@@ -85,10 +82,7 @@ def read_result(path: Path) -> RunResult | None:
     metric = TASKS[run.config.task].metric
     records = run.read_metrics("seconds", metric)
     events, origin = run.read_events(), read_origin(path)
-    best = None
-    for record in records:
-        if best is None or better(metric, record[metric], best):
-            best = record[metric]
+    best = best_of(metric, records)
     diverged = bool(events) and events[-1]["event"] == "stop"
     test = _read(path / TEST_FILE, metric)[metric] if run.ended else None
     accuracies = [(r["samples"], r[metric]) for r in records if metric == "accuracy"]
@@ -97,7 +91,7 @@ def read_result(path: Path) -> RunResult | None:
         config=run.config,
         state="ended" if run.ended else "diverged" if diverged else "unfinished",
         split=records[-1].get("split", "") if records else "",
-        best=best,
+        best=best and best[metric],
         test=test,
         samples=records[-1]["samples"] if records else 0,
         seconds=records[-1]["seconds"] if records else 0.0,

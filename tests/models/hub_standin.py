@@ -47,6 +47,8 @@ class Handler(servers.Handler):
         path = urlsplit(self.path).path
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.send_json({"error": "Invalid credentials"}, 401)
+        elif self.server.refuses:
+            self.send_json({"error": "it does not take that"}, 400)
         elif path == "/api/repos/create":
             self._create()
         elif path == "/api/validate-yaml":
@@ -143,9 +145,11 @@ class Hub(servers.Server):
     Attributes:
         repositories: What is there, by name.
         blobs: Large files that were uploaded, by SHA-256.
+        refuses: Whether it finds fault with what is sent.
     """
 
     def __init__(self) -> None:
+        self.refuses = False
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
         super().__init__(Handler)

@@ -299,6 +299,15 @@ def test_unreachable_hub(python, run, environment):
         assert "Traceback" not in done.stderr
 
 
+def test_a_refusal_of_the_hub(hub, python, run):
+    """The client's error for it is a ``ValueError`` too, as those of our own checks are."""
+    hub.refuses = True
+    done = python("push", run, "some/model")
+    assert done.returncode == 1
+    assert "Error: [hub] cannot push to 'some/model' (BadRequestError: " in done.stderr
+    assert "it does not take that" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -113,6 +113,11 @@ def test_the_same_figure_from_another_start():
     assert [run.config.replace(forget_bias="lag") for run in usual] == [r.config for r in other]
 
 
+def test_anothers_network_starts_as_the_figure_says():
+    runs = planned_runs("figure-4-lag", Request("laptop", 1, variants=("lstm", "mlstm")))
+    assert {run.config.forget_bias for run in runs} == {"lag"}
+
+
 def test_order_of_a_sweep():
     runs = [r.config for r in planned_runs("figure-4", Request("laptop", 2))]
     places = [(c.seed, c.depth) for c in runs]

@@ -524,6 +524,8 @@ def test_panels():
     legend = [entry.get_text() for entry in images.get_legend().get_texts()]
     assert legend == ["slstm  ×5.0", "2d-tlstm  ×5.0"]
     assert "cpu (some chip)" in figure.get_suptitle()
+    [one] = pictures.draw_times(made_rows("wikipedia", ["2d-tlstm"]), facts).axes
+    assert one.get_title() == "wikipedia, M=901, B=100, T=50"
 
 
 def test_times_are_read_back(tmp_path):

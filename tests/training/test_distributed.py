@@ -16,7 +16,7 @@ import mlx.core as mx
 import pytest
 from processes import ROOT, environment
 
-from mlx_tlstm import launch
+from mlx_tlstm import launch, training
 from mlx_tlstm.training.workers import WorkerLostError, Workers
 
 SETTINGS = "--depth 2 --hidden-size 8 --batch-size 4 --eval-every 16 --samples 64 --length 2"
@@ -211,14 +211,37 @@ class TestAlone:
         getattr(Workers(0, 2), method)({"a": mx.ones(2), "b": [mx.ones((2, 3))]})
         assert order == ["evaluation", "exchange", "exchange", "evaluation"]
 
-    def test_a_device_that_fails_is_no_lost_worker(self):
-        for text, expected in (
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
             ("[METAL] Command buffer execution failed", RuntimeError),
             ("[ring] recv failed", WorkerLostError),
-        ):
-            with pytest.raises(expected, match=re.escape(text)) as caught, Workers(0, 2).watched():
-                raise RuntimeError(text)
+        ],
+    )
+    def test_a_device_that_fails_is_no_lost_worker(self, text, expected, monkeypatch):
+        def fail(_):
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(mx.distributed, "all_sum", fail)
+        for exchange in (lambda w: w.mean(mx.ones(2)), lambda w: w.text_from_first("a")):
+            with pytest.raises(expected, match=re.escape(text)) as caught:
+                exchange(Workers(0, 2))
             assert caught.type is expected  # one is a kind of the other
+            assert str(caught.value).count(text) == 1
+            assert str(caught.value).count("lost the others") == (expected is WorkerLostError)
+
+    def test_an_error_of_a_cell_is_no_lost_worker(self, settings, monkeypatch):
+        """It keeps its own text, however many train together."""
+        monkeypatch.setattr(mx.distributed, "all_sum", lambda array: array)
+        trainer = training.Trainer(settings("addition"), Workers(0, 2))
+        monkeypatch.setattr(trainer, "_announce", lambda _: None)
+
+        def fail(*_):
+            raise RuntimeError("a cell's own error")
+
+        monkeypatch.setattr(trainer, "_batch_gradients", fail)
+        with pytest.raises(RuntimeError, match=r"^a cell's own error$"):
+            trainer.train_step()
 
     def test_shares_cover_a_batch(self):
         rows = [list(range(6))[Workers(rank, 3).share(6)] for rank in range(3)]

@@ -655,9 +655,12 @@ def test_a_graph_of_thousands_of_equal_arrays(settings):
     "name", ["u/x", "../../evil", "ü" * 300, "a\nb", "nul\0", "..", "a b", "\\"]
 )
 def test_any_name_has_a_default_folder(name, settings, tmp_path, monkeypatch):
+    """A variant's, and a task's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(VARIANTS, name, CellVariant(Plain))
-    folders = [RunFolder.create(None, settings("memorization", variant=name)) for _ in range(2)]
+    monkeypatch.setitem(TASKS, name, TASKS["memorization"])
+    config = settings("memorization", variant=name).replace(task=name)
+    folders = [RunFolder.create(None, config) for _ in range(2)]
     assert [folder.path.resolve().parent for folder in folders] == [tmp_path / "runs"] * 2
     assert sorted(tmp_path.glob("runs/*")) == sorted(folder.path.resolve() for folder in folders)
 

@@ -76,7 +76,7 @@ def test_tensorboard(recorders, tmp_path):
     records = _fit("tensorboard", tmp_path / "run")
     recorder = recorders["tensorboardX"]
     folder = str(tmp_path / "run" / "tensorboard")
-    assert recorder.named("SummaryWriter") == [((folder,), {"purge_step": None})]
+    assert recorder.named("SummaryWriter") == [((folder,), {"purge_step": 1})]
     [((name, text, step), _)] = recorder.named("add_text")
     assert (name, step) == ("config", 0)
     shown = json.loads(text)
@@ -130,7 +130,7 @@ def test_resumed_run_is_the_same_one(recorders, tmp_path):
             training.fit(config, folder, [tracker, StopAt(5)])
         training.resume(folder, [training.make_tracker(name, folder)])
     (_, first), (_, second) = recorders["tensorboardX"].named("SummaryWriter")
-    assert (first["purge_step"], second["purge_step"]) == (None, 5)
+    assert (first["purge_step"], second["purge_step"]) == (1, 5)
     assert len(recorders["tensorboardX"].named("add_text")) == 1
     (_, first), (_, second) = recorders["trackio"].named("init")
     assert (first["resume"], second["resume"]) == ("never", "allow")

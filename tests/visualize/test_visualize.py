@@ -154,7 +154,8 @@ def test_memory_offsets_of_forced_kernels(offset, tensor_size):
     """Locations past the first read from their neighbour; the first can only read itself."""
     layer = TLSTM(R, M, tensor_size)
     geometry = layer.cell.geometry
-    tap = np.ravel_multi_index(np.add(geometry.centre, offset), geometry.kernel_size)
+    place = [K // 2 + offset for K in geometry.kernel_size]
+    tap = np.ravel_multi_index(place, geometry.kernel_size)
     layer.cell.weight[4 * M :] = 0
     layer.cell.bias[4 * M + tap] = 100.0  # the softmax has one tap left
     offsets = memory_offsets(record(layer, mx.random.normal((B, T, R))))
