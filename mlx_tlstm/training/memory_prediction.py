@@ -97,10 +97,10 @@ def predict(sizes: StepSizes) -> int:
     """Bytes at the peak of a training step, as ``mx.get_peak_memory()`` counts them.
 
     On a CPU no step that was measured needed more, and the prediction is at most 1.6 times the most
-    that a few steps needed; thrice, for a cell in a :class:`mlx_tlstm.Recurrent`, and five times
-    for one whose weights are larger than what its steps keep. With kernels it was never compared
-    with a measurement on a GPU; there MLX may hold some hundred MB for what it has scheduled, which
-    is little where memory is scarce.
+    that a few steps needed; about thrice, for a cell in a :class:`mlx_tlstm.Recurrent`, and five
+    times for one whose weights are larger than what its steps keep. With kernels it was never
+    compared with a measurement on a GPU; there MLX may hold some hundred MB for what it has
+    scheduled, which is little where memory is scarce.
     """
     layer = sizes.layer
     itemsize, copy = layer.dtype.size, _FLOAT32 * sizes.parameters
@@ -113,12 +113,10 @@ def predict(sizes: StepSizes) -> int:
     if in_parts:
         resident += sizes.parts * of_layer.state  # the parts' last states
 
-    numbers = (
-        sizes.steps * sizes.input_size
-        + _OUTPUT_COPIES * (sizes.steps + layer.delay) * layer.hidden_size
-        + _LOGIT_COPIES * sizes.loss_steps * sizes.output_size
-    )
-    sequence = _FLOAT32 * sizes.rows * numbers
+    outputs = _OUTPUT_COPIES * (sizes.steps + layer.delay) * layer.hidden_size
+    logits = _LOGIT_COPIES * sizes.loss_steps * sizes.output_size
+    in_layers_dtype = itemsize * (sizes.steps * sizes.input_size + outputs)
+    sequence = sizes.rows * (in_layers_dtype + _FLOAT32 * logits)
 
     steps = of_layer.kept + max(of_layer.gathered + of_layer.computing, of_layer.flushed)
     # The weights' gradients, twice where they are summed up, and the sum of the parts before.

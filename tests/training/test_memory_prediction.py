@@ -147,6 +147,13 @@ def _predict(config):
     return memory.predict(_sizes(config))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_halves_the_outputs(dtype):
+    """Which are most of what a shallow network without memory keeps; logits stay in float32."""
+    config = _config(variant="2d-trnn", depth=1, length=20, batch_size=60)
+    assert _predict(config.replace(dtype=dtype)) < 0.7 * _predict(config)
+
+
 def test_prediction_evaluates_nothing():
     gc.collect()
     mx.synchronize()
