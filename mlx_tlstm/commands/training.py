@@ -69,7 +69,8 @@ def train(
     workers = training.Workers.launched()
     if not workers.first:
         with clean_errors(bad_input=True):
-            training.follow(workers, backend)
+            trainer = training.join(workers, backend)
+        training.follow(trainer)
         return
     with clean_errors(bad_input=True):
         if resume is None:

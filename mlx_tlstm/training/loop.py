@@ -131,7 +131,7 @@ def prepare(
     """Check everything, load the data, build the model and create the run folder.
 
     Where ``out`` is ``None`` it is ``runs/TASK-VARIANT-TIME``, with a number added where another
-    run has that. With several workers the first calls it, and the others :func:`follow`; so with
+    run has that. With several workers the first calls it, and the others :func:`join`; so with
     :func:`reopen`.
 
     Raises:
@@ -185,17 +185,25 @@ def _leading_trainer(
     return Trainer(config, workers, backend)
 
 
-def follow(workers: Workers, backend: str | None = None) -> None:
-    """Train with the first of ``workers``, which decides and writes, until it ends.
-
-    A signal to stop is passed on to it.
+def join(workers: Workers, backend: str | None = None) -> Trainer:
+    """Load the data and build the model of the first of ``workers``, to :func:`follow` it.
 
     Raises:
         ValueError, FileNotFoundError, DataUnavailableError: As :func:`prepare`.
         WorkerLostError: Another process is gone.
     """
     config = TrainingConfig(**json.loads(workers.text_from_first("")))
-    trainer = Trainer(config, workers, backend)
+    return Trainer(config, workers, backend)
+
+
+def follow(trainer: Trainer) -> None:
+    """Train with the first process, which decides and writes, until it ends.
+
+    A signal to stop is passed on to it.
+
+    Raises:
+        WorkerLostError: Another process is gone.
+    """
     stop = False
     with larger_cpu_cache(), deferred_stop() as check_stop:
         while True:
@@ -203,7 +211,7 @@ def follow(workers: Workers, backend: str | None = None) -> None:
                 check_stop()
             except StopRequested:
                 stop = True
-            operation = workers.awaited(stop)
+            operation = trainer.workers.awaited(stop)
             if operation == "end":
                 return
             # Not finite here is not finite in the first process, which knows what to do.

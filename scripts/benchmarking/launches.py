@@ -39,6 +39,20 @@ class Launch:
 
 
 @contextlib.contextmanager
+def _kernels_without_device() -> Iterator[None]:
+    """Layers run kernels as if a GPU had proven them; what is built here does not outlast it."""
+    library.forget_built_kernels()
+    try:
+        with (
+            mock.patch.object(dispatch, "kernel_backend", return_value=("metal", "")),
+            mock.patch.object(proof, "proven", lambda configuration: configuration.kernels),
+        ):
+            yield
+    finally:
+        library.forget_built_kernels()
+
+
+@contextlib.contextmanager
 def recorded() -> Iterator[list[Launch]]:
     """Layers run kernels, which compute zeros and are entered in the list."""
     launches: list[Launch] = []
@@ -60,14 +74,8 @@ def recorded() -> Iterator[list[Launch]]:
 
         return launch
 
-    library.forget_built_kernels()
-    with (
-        mock.patch.object(mx.fast, "metal_kernel", metal_kernel),
-        mock.patch.object(dispatch, "kernel_backend", return_value=("metal", "")),
-        mock.patch.object(proof, "proven", lambda configuration: configuration.kernels),
-    ):
+    with _kernels_without_device(), mock.patch.object(mx.fast, "metal_kernel", metal_kernel):
         yield launches
-    library.forget_built_kernels()
 
 
 def of_a_pass(layer: Any, batch_size: int, length: int) -> list[Launch]:
@@ -106,16 +114,13 @@ def _exported(layer: Any, batch_size: int, length: int) -> Counter[str]:
 
     gradient = mx.compile(mx.grad(loss, argnums=list(range(1, 1 + len(names)))))
     x = mx.zeros((batch_size, length, layer.cell.input_size))
-    library.forget_built_kernels()
     with (
-        mock.patch.object(dispatch, "kernel_backend", return_value=("metal", "")),
-        mock.patch.object(proof, "proven", lambda configuration: configuration.kernels),
+        _kernels_without_device(),
         # MLX exports neither; the first is a launch, the second none.
         mock.patch.object(mx, "contiguous", mx.abs),
         mock.patch.object(loop, "after", mx.depends),
     ):
         graph = nodes(gradient, x, *parameters)
-    library.forget_built_kernels()
     layer.update(tree_unflatten(list(zip(names, parameters, strict=True))))
     return Counter(_name(node) for node in graph if node["type"] == "primitive" and _name(node))
 

@@ -4,8 +4,9 @@ import re
 from collections import Counter
 
 import code_report
+import mlx.core as mx
 import pytest
-from benchmarking.launches import of_a_pass
+from benchmarking.launches import of_a_pass, recorded
 from click.testing import CliRunner
 from kernel_devices import needs_compiler
 from metal_on_cpu.planting import planted
@@ -46,6 +47,22 @@ def kernels(layer, batch_size):
             for launch in of_a_pass(layer, batch_size, 9):
                 found[launch] = None
     return list(found)
+
+
+def test_a_recorded_kernel_is_never_launched_later():
+    layer = TLSTM(4, 7, (2, 3))
+    x = mx.ones((1, 2, 4))
+    expected = layer(x)[0]
+
+    def fail():
+        with recorded() as launches:
+            assert not mx.any(layer(x)[0])
+            raise KeyError(len(launches))
+
+    with pytest.raises(KeyError, match=r"^[1-9]"):
+        fail()
+    assert library._built.cache_info().currsize == 0
+    assert mx.array_equal(layer(x)[0], expected)
 
 
 @needs_compiler

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from click.testing import CliRunner
 from processes import ROOT, environment
 
 from mlx_tlstm import launch, training
+from mlx_tlstm.commands.training import train as train_command
 from mlx_tlstm.training.workers import WorkerLostError, Workers
 
 SETTINGS = "--depth 2 --hidden-size 8 --batch-size 4 --eval-every 16 --samples 64 --length 2"
@@ -152,6 +154,17 @@ def test_a_failing_worker_ends_all(tmp_path):
     assert process.returncode not in (0, None)
     assert "'batch_size' must be a multiple of the 2 workers but got 3" in errors
     assert "Traceback" not in errors
+
+
+def test_an_error_of_a_worker_s_step_is_no_mistake_of_the_user(monkeypatch):
+    def fail(_):
+        raise ValueError("from the middle of training")
+
+    monkeypatch.setattr(Workers, "launched", lambda: Workers(1, 2))
+    monkeypatch.setattr(training, "join", lambda *_: None)
+    monkeypatch.setattr(training, "follow", fail)
+    result = CliRunner().invoke(train_command, ["addition"])
+    assert isinstance(result.exception, ValueError), result.output
 
 
 class TestLauncher:
