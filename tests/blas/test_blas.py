@@ -262,9 +262,8 @@ def test_what_hangs_is_ended_and_not_tried_at_once(load, tmp_path, folder):
     setup = mutated(tmp_path, CALL, f"for (;;) *(volatile int *)&order = 0; {CALL}")
     setup += "wheel.CHECK_SECONDS = 0.3\n"
     assert "check took more than 0.3 s" in load(setup)
-    begin = time.monotonic()
+    # Tried again, it would want a compiler.
     assert "check took more than 0.3 s (remove " in load(setup, PATH="/nowhere")
-    assert time.monotonic() - begin < 2
     (failure,) = folder.glob("*.failed")
     os.utime(failure, (0, 0))
     assert "no C compiler" in load(setup, PATH="/nowhere")
