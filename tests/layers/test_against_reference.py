@@ -101,6 +101,20 @@ def compare(
     assert_close(got, expected, GRADIENT_TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        ("tlstm", Specification((3,), (2,), True, None)),  # a matrix of 14 rows
+        ("trnn", Specification((3,), (3,), True, None)),  # of 21
+        ("stacked", 3),
+    ],
+)
+def test_where_the_blas_is_slow(kind, spec, monkeypatch):
+    """There the weights' transposes are copied, in two halves."""
+    monkeypatch.setattr("mlx_tlstm.blas.is_fast", lambda: False)
+    compare(kind, spec, flush=True)
+
+
 @pytest.mark.parametrize("norm", [None, "channel", "layer"])
 @pytest.mark.parametrize("memory_convolution", [True, False], ids=["convolved", "plain"])
 @pytest.mark.parametrize(("tensor_size", "kernel_size"), GEOMETRIES)
