@@ -28,6 +28,7 @@ from mlx_tlstm import (
 )
 from mlx_tlstm.models.generation import generate
 from mlx_tlstm.tasks import TASKS, Memorization
+from mlx_tlstm.tasks.seeding import Stream, random_generator
 from mlx_tlstm.training.origin import training_command
 from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.training.workers import Workers
@@ -574,9 +575,10 @@ def noisy(monkeypatch):
     monkeypatch.setitem(VARIANTS, "noisy", CellVariant(Noisy))
 
 
-def drawn_losses(config, compiled):
-    """Losses of four steps on one batch that change no weight."""
+def drawn_losses(config, compiled, seed=0):
+    """Losses of four steps on one batch that change no weight; ``seed`` seeds what is drawn."""
     trainer = training.Trainer(config)
+    trainer.config = config.replace(seed=seed)
     trainer.optimizer.learning_rate = 0.0
     batch = trainer.task.train_batch(0)
     trainer.task.train_batch = lambda step: batch
@@ -593,11 +595,12 @@ def test_random_numbers_are_new_in_each_step(changes, settings, noisy):
     losses = drawn_losses(config, True)
     assert len(set(losses)) == 4
     assert losses == pytest.approx(drawn_losses(config, False), rel=1e-5)
-    assert drawn_losses(config.replace(seed=5), True) != losses
+    other_losses = drawn_losses(config, True, seed=5)
+    assert not set(other_losses) & set(losses)
 
 
 def test_each_part_of_a_batch_has_random_numbers_of_its_own(settings, noisy):
-    """In each process, and in each step."""
+    """In each process, and in each step; none is what the data are drawn from."""
     config = settings("memorization", accumulate=2).for_variant("noisy")
     keys = set()
     for rank in (0, 1):
@@ -605,6 +608,10 @@ def test_each_part_of_a_batch_has_random_numbers_of_its_own(settings, noisy):
         for trainer.step in range(3):
             keys |= {tuple(trainer._random_key(part).tolist()) for part in (0, 1)}
     assert len(keys) == 12
+    for stream in (Stream.TRAIN, Stream.VALIDATION, Stream.TEST):
+        for index in range(12):
+            number = random_generator(config.seed, stream, index).bit_generator.random_raw()
+            assert tuple(mx.random.key(number).tolist()) not in keys
 
 
 def test_evaluation_and_generation_leave_the_random_state(settings, noisy):
@@ -618,6 +625,21 @@ def test_evaluation_and_generation_leave_the_random_state(settings, noisy):
     assert len(set(texts)) == 3
     mx.random.seed(2)
     assert training.evaluate(trainer.model, trainer.task, "test")["loss"] != losses[0]
+
+
+class Drawn(Memoryless):
+    """Its output is the noise by which a symbol is drawn."""
+
+    def __call__(self, x, state):
+        return mx.random.gumbel((len(x), self.hidden_size)), None
+
+
+def test_the_layers_numbers_are_not_those_that_symbols_are_drawn_by():
+    """Were they, twice the same noise would be largest where it is once."""
+    model = SequenceModel(Recurrent(Drawn(5, 5)), 5)
+    model.readout.weight, model.readout.bias = mx.eye(5), mx.zeros((5,))
+    likeliest = list(generate(model, [0], 20, temperature=0))
+    assert list(generate(model, [0], 20)) != likeliest
 
 
 def test_a_session_draws_anew_for_each_input(noisy):
