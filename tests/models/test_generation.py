@@ -80,6 +80,16 @@ def test_seeds():
     assert list(generate(model, PROMPT, 0)) == []
 
 
+def test_weights_that_change_meanwhile_have_no_effect():
+    """A model in training can be sampled from."""
+    model = build()
+    expected = list(generate(model, PROMPT, 10, temperature=0))
+    symbols = generate(model, PROMPT, 10, temperature=0)
+    found = [next(symbols), next(symbols)]
+    model.readout.weight = -model.readout.weight
+    assert found + list(symbols) == expected != list(generate(model, PROMPT, 10, temperature=0))
+
+
 @pytest.mark.parametrize(("variant", "delay"), [("2d-tlstm", 3), ("3d-tlstm", 3), ("slstm", 0)])
 def test_a_symbol_costs_one_step_and_the_flush(variant, delay, monkeypatch):
     model = build(variant)
