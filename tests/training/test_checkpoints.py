@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -85,6 +86,17 @@ def test_number_kept(keep, settings, tmp_path):
     training.fit(config, tmp_path / "run")
     steps = [int(path.name[-9:]) for path in checkpoints(tmp_path / "run")]
     assert steps == list(range(12, 12 - keep, -1))
+
+
+def test_seconds_between_checkpoints(settings, tmp_path, monkeypatch):
+    """By a clock on which a step takes a second and all else no time."""
+    clock = StopAt()
+    now = SimpleNamespace(perf_counter=lambda: float(len(clock.steps)))
+    monkeypatch.setattr("mlx_tlstm.training.disk.time", now)
+    config = settings("addition", samples=32, checkpoint_seconds=3, keep_checkpoints=9)
+    training.fit(config, tmp_path / "run", [clock])
+    assert clock.steps == list(range(1, 9))
+    assert [int(path.name[-9:]) for path in checkpoints(tmp_path / "run")] == [6, 3, 0]
 
 
 def damage_flip(path):
