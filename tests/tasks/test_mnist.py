@@ -12,7 +12,7 @@ import pytest
 from data_sources import image_dataset
 from PIL import Image
 
-from mlx_tlstm.tasks import DataUnavailableError, Mnist, PermutedMnist, downloads, make_task
+from mlx_tlstm.tasks import DataUnavailableError, Mnist, PermutedMnist, downloads, make_task, mnist
 
 TRAIN, TEST = 60, 13
 
@@ -88,6 +88,17 @@ def test_splits(tmp_path, arrays, mark, end):
         np.testing.assert_array_equal(inputs, images.astype(np.float32) / 255)
         np.testing.assert_array_equal(targets, np.repeat(labels[:, None], 28, axis=1))
     assert 0 <= inputs.min() < inputs.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_images_of_many_batches(name, folder, monkeypatch):
+    task = _task(folder)
+    (whole,) = task.eval_batches(name)
+    monkeypatch.setattr(mnist, "EVAL_BATCH", 4)
+    sizes = [len(batch.inputs) for batch in task.eval_batches(name)]
+    assert sizes == {"validation": [4, 4, 2], "test": [4, 4, 4, 1]}[name]
+    for found, expected in zip(_split(task, name), (whole.inputs, whole.targets), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_epochs_are_shuffled(folder, arrays):
