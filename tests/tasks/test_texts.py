@@ -68,6 +68,7 @@ PACKED = {
     "lzma": lzma.compress(TEXT, format=lzma.FORMAT_ALONE),
     "tar.gz": gzip.compress(tarred(("enwik8", TEXT))),
     "gz in a zip": zipped(("enwik8.gz", gzip.compress(TEXT))),
+    "tar.gz in a zip": zipped(("enwik8.tar.gz", gzip.compress(tarred(("enwik8", TEXT))))),
 }
 
 
