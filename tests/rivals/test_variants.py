@@ -26,6 +26,18 @@ def test_each_has_a_name():
     }
 
 
+def test_settings_that_their_papers_name():
+    assert {name: variant.settings for name, variant in RIVALS.items()} == {
+        "stacked-lstm": {},
+        "grid-lstm": {},
+        "lstm": {"depth": 1, "forget_bias": 1.0, "clip_norm": 0.0, "clip_value": 1.0},
+        "irnn": {"depth": 1, "clip_norm": 1.0},
+        "dilated-gru": {"clip_norm": 0.0},
+        "mlstm": {"depth": 1, "forget_bias": 3.0, "clip_norm": 0.0},
+        "rhn": {"clip_norm": 10.0},
+    }
+
+
 @every_rival
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_saved_and_loaded(name, dtype, tmp_path):
