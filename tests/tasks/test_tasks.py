@@ -158,10 +158,26 @@ def test_splits_are_fixed_and_disjoint(task_class):
         task.eval_batches("x")
 
 
+@pytest.mark.parametrize(
+    ("task_class", "train", "validation", "test"),
+    [
+        (Addition, "059994-258249", "499416-226337", "126119-092886"),
+        (Memorization, "bK675E", "F8+AhQ", "hqRgk8"),
+    ],
+)
+def test_samples_are_those_of_every_installation(task_class, train, validation, test):
+    """Figures are compared that were measured on them."""
+    task = task_class(task_class.quick().replace(length=6, seed=0))
+    splits = {split: next(task.eval_batches(split)) for split in ("validation", "test")}
+    found = [batch.inputs[0] for batch in (task.train_batch(0), *splits.values())]
+    assert [task.decode(row).strip("-") for row in found] == [train, validation, test]
+
+
 def test_generators_never_coincide():
     """Seeds, streams and indices whose words, run together, would read the same."""
     keys = [(5, Stream.TRAIN, 0), (0, Stream.TRAIN, 5), (5 + (1 << 32), Stream.TRAIN, 0)]
     keys += [(5, Stream.VALIDATION, 0), (0, Stream.VALIDATION, 0), (0, Stream.TEST, 0)]
+    keys += [(0, Stream.TRAIN, 0), (0, Stream.MODEL, 0)]
     draws = {random_generator(*key).integers(1 << 62) for key in keys}
     assert len(draws) == len(keys)
 
