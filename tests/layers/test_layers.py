@@ -75,6 +75,18 @@ def test_starting_biases():
         assert not mx.any(cell.bias[18:])
 
 
+@pytest.mark.parametrize(
+    ("kind", "sizes", "taps"),
+    [(TLSTM, ((4, 3), (3, 2)), 6), (TRNN, (4, 3), 3), (StackedLSTM, (3,), 2)],
+)
+def test_starting_weights(kind, sizes, taps):
+    """Their deviation is 1 / sqrt(fan in)."""
+    mx.random.seed(0)
+    cell = kind(30, 40, *sizes).cell
+    for weight, fan_in in ((cell.weight, 40 * taps), (cell.input_projection.weight, 30)):
+        assert mx.std(weight).item() == pytest.approx(fan_in**-0.5, rel=0.1)
+
+
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("variant", ["slstm", "2d-tlstm-f", "3d-tlstm+cn", "2d-trnn"])
 def test_half_precision_follows_float32(variant, dtype):

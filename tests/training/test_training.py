@@ -182,6 +182,29 @@ def test_seeds(settings, tmp_path):
         assert contents[0] == contents[1] != contents[2]
 
 
+def starting_weights(config):
+    return dict(tree_flatten(build_model(config, make_task(config)).parameters()))
+
+
+def test_a_seed_decides_the_starting_weights(settings):
+    """All that are drawn, whatever the state of MLX's random numbers is."""
+    weights, again, other = (starting_weights(settings("addition", seed=s)) for s in (1, 1, 2))
+    assert same(weights, again)
+    drawn = [name for name, array in weights.items() if mx.var(array).item() > 0]
+    assert {"layer.cell.weight", "layer.cell.input_projection.weight", "readout.weight"} <= {*drawn}
+    assert not any(mx.array_equal(weights[name], other[name]) for name in drawn)
+
+
+@pytest.mark.parametrize(
+    ("task", "fan_in"),
+    [("memorization", 1), ("addition", 1), ("wikipedia", 1), ("mnist", 28), ("pmnist", 56)],
+)
+def test_starting_weights_of_the_inputs(task, fan_in, settings):
+    """A symbol picks one of them."""
+    weight = starting_weights(settings(task, hidden_size=100))["layer.cell.input_projection.weight"]
+    assert mx.std(weight).item() == pytest.approx(fan_in**-0.5, rel=0.08)
+
+
 def test_best_weights_are_kept(settings, tmp_path):
     """The step after the second evaluation spoils the weights."""
     config = settings("wikipedia", samples=160, eval_every=40)
