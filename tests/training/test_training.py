@@ -12,6 +12,7 @@ import time
 import mlx.core as mx
 import numpy as np
 import pytest
+from comparison import relative_error
 from mlx import nn
 from mlx.utils import tree_flatten
 
@@ -427,6 +428,19 @@ def test_half_precision(dtype, variant, settings, tmp_path):
     assert (
         training.evaluate(model, task, "test")["loss"] == spies[dtype].records[0]["evaluation_loss"]
     )
+
+
+def test_small_gradients_do_not_vanish_in_float16(settings):
+    """Those of the layer are some 1e-8 to 8e-6 here; float16's numbers are 6e-8 apart there."""
+    found = {}
+    for dtype in ("float32", "float16"):
+        trainer = training.Trainer(settings("memorization", dtype=dtype))
+        trainer.weights["readout"]["weight"] *= 1e-4
+        trainer.model.update(trainer._rounded(trainer.weights))
+        trainer.train_step()
+        found[dtype] = _first_gradients(trainer)
+    for name, expected in found["float32"].items():
+        assert relative_error(found["float16"][name], expected) < 0.02, name
 
 
 def test_diverging_step(settings, tmp_path):
