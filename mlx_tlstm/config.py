@@ -67,9 +67,16 @@ def _string(expected: str) -> dict[str, Any]:
 
 
 _FLAG = _setting(bool, lambda name, value: require_flag(_OWNER, name, value))
-_POSITIVE = _number("positive", lambda value: value > 0)
+#: The positive numbers that float32 holds: smaller ones are 0 on a GPU, larger ones infinite.
+_SMALLEST, _LARGEST = 2.0**-126, 2.0**128 - 2.0**104
+_POSITIVE = _number(
+    "a positive number that float32 holds", lambda value: _SMALLEST <= value <= _LARGEST
+)
 _SHARE = _number("from 0 to below 1", lambda value: 0 <= value < 1)
-_SWITCHED = _number("0 (off) or positive", lambda value: value >= 0)
+_SWITCHED = _number(
+    "0 (off) or a positive number that float32 holds",
+    lambda value: value == 0 or _SMALLEST <= value <= _LARGEST,
+)
 
 
 @dataclasses.dataclass(frozen=True)

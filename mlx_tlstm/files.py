@@ -82,11 +82,12 @@ def _near_folders(path: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add ``path`` to an ``OSError`` that names no file, as after a write to a full disk."""
+    """Name ``path`` in an ``OSError`` that names no file, as of a full disk, or a temporary one."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None:
+        named = error.filename is not None
+        if named and not Path(os.fsdecode(error.filename)).name.startswith(TEMPORARY):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -49,6 +49,7 @@ def clean_errors(bad_input: bool, go_on: str = "") -> Iterator[None]:
         training.NonFiniteError,
         training.TrackerError,
         training.WorkerLostError,
+        FloatingPointError,
         OSError,
     ) as error:
         raise click.ClickException(shortened(str(error), LONGEST)) from error

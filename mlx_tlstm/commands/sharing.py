@@ -10,6 +10,7 @@ from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.models import hub
+from mlx_tlstm.models.folder import require_unused
 
 
 @click.command(cls=Command)
@@ -40,5 +41,6 @@ def pull(repository: str, folder: Path, revision: str | None) -> None:
     FOLDER is a new one, or one that is empty.
     """
     with clean_errors(bad_input=True):
+        require_unused(folder)  # before there is a download
         hub.pull(repository, revision).save(folder)
     click.echo(f"saved in {folder}")

@@ -33,6 +33,8 @@ FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 #: The entry of the weights' header that holds the metrics, as JSON.
 METRICS = "metrics"
+#: What a killed process may leave in an empty folder, which stays one.
+_LEFTOVER = f"{TEMPORARY}model"
 
 _SIZES = ("input_size", "hidden_size", "recompute")
 _TENSOR = (*_SIZES, "tensor_size", "kernel_size")
@@ -163,6 +165,15 @@ def _advising() -> Iterator[None]:
         ) from None
 
 
+def require_unused(path: str | Path) -> Path:
+    """Where :func:`write_folder` can save; ``ValueError`` if ``path`` is no new or empty folder."""
+    path = Path(os.path.realpath(to_path("save", "path", path)))
+    empty = path.is_dir() and {p.name for p in path.iterdir()} <= {_LEFTOVER}
+    unused = empty or not path.exists()
+    require(unused, "save", "path", "a new folder, or an empty one,", str(path))
+    return path
+
+
 def write_folder(path: str | Path, config: ModelConfig, parameters: Mapping[str, mx.array]) -> None:
     """Save a model as a new folder, or in an empty one. If that fails, no file of it is there.
 
@@ -170,13 +181,11 @@ def write_folder(path: str | Path, config: ModelConfig, parameters: Mapping[str,
         ValueError: ``path`` exists and is not an empty folder.
         OSError: It cannot be written.
     """
-    path = Path(os.path.realpath(to_path("save", "path", path)))
-    inside, leftover = path.exists(), f"{TEMPORARY}model"
-    unused = not inside or (path.is_dir() and not {p.name for p in path.iterdir()} - {leftover})
-    require(unused, "save", "path", "a new folder, or an empty one,", str(path))
+    path = require_unused(path)
+    inside = path.exists()
     # A folder that is there is not replaced: it may be a mount point, or somebody's current one.
     temporary = (
-        path / leftover if inside else path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+        path / _LEFTOVER if inside else path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     )
     try:
         with naming(path):

@@ -155,7 +155,10 @@ def _generate(
         logits = logits[-1].astype(mx.float32)
         key, draw = mx.random.split(key)
         symbol = sample(logits, temperature, top_p, draw)
-        mx.eval(symbol, key, state, layer_key)
+        number = mx.isfinite(mx.logsumexp(logits))  # -inf is a symbol that never comes
+        mx.eval(symbol, number, key, state, layer_key)
+        if not number.item():
+            raise FloatingPointError(f"[generate] the model's logits are {logits.tolist()}")
         last = symbol.item()
         yield last
 

@@ -47,15 +47,21 @@ def load(
         revision: For a repository: a branch, tag or commit; ``None`` is the main branch.
 
     Raises:
-        ValueError: There is no such folder or repository, it holds no model, or a file is damaged.
+        ValueError: There is no such folder or repository, it holds no model, a file is damaged, or
+            ``weights`` or ``revision`` is given for what has none.
         HubError: The repository can neither be downloaded nor found in the hub's local cache.
     """
     require_choice("load", "weights", weights, WEIGHTS)
     path = to_path("load", "path_or_repo", path_or_repo)
-    if os.path.lexists(path):
-        if is_run(path):
-            config = TrainingConfig.load(path / CONFIG_FILE)
-            return load_trained(path, config, weights)
+    here = os.path.lexists(path)
+    if here:
+        require(revision is None, "load", "revision", "None for a folder", revision)
+    if here and is_run(path):
+        config = TrainingConfig.load(path / CONFIG_FILE)
+        return load_trained(path, config, weights)
+    expected = f"{WEIGHTS[0]!r} where the model is not that of a run's folder"
+    require(weights == WEIGHTS[0], "load", "weights", expected, weights)
+    if here:
         return SequenceModel.load(path)
     missing = absence(path)
     if not isinstance(path_or_repo, str) or not _REPOSITORY.fullmatch(path_or_repo):

@@ -113,7 +113,9 @@ def loadable_config(model: SequenceModel, metadata: ModelMetadata | None = None)
         ValueError: :meth:`SequenceModel.load` could not rebuild the model by it.
     """
     require_model("save", model)
-    config = ModelConfig.of(model, _true_metadata(model) if metadata is None else metadata)
+    metadata = _true_metadata(model) if metadata is None else metadata
+    require(isinstance(metadata, ModelMetadata), "save", "metadata", "a ModelMetadata", metadata)
+    config = ModelConfig.of(model, metadata)
     require_same_parts(model, _built(SequenceModel, config))
     return config
 

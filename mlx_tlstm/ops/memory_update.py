@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -172,6 +172,16 @@ def last_location(H: mx.array) -> mx.array:
     return mx.take(H.reshape(-1, M), _last_rows(B, math.prod(P)), axis=0)
 
 
+def added_at(array: mx.array, where: tuple[Any, ...], terms: mx.array) -> mx.array:
+    """``array`` with ``terms`` added at an index.
+
+    By ``array.at`` MLX's vmap would be wrong where it goes over ``array`` alone.
+    """
+    array = mx.array(array)  # another object, so that the caller's stays
+    array[where] = array[where] + terms
+    return array
+
+
 class Memory(Backend):
     """The memory update's share of the plain backend."""
 
@@ -267,7 +277,7 @@ class Memory(Backend):
         """``d_H`` with the gradient of the output, if any, added at the last location."""
         if d_output is None:
             return d_H
-        return d_H.at[(slice(None), *([-1] * self.geometry.axes))].add(d_output)
+        return added_at(d_H, (slice(None), *([-1] * self.geometry.axes)), d_output)
 
     def output(self, H: mx.array) -> mx.array:
         return last_location(H)

@@ -144,6 +144,7 @@ def _gradient(
     """
     projected, state, parameters = primals
     d_outputs, d_final = cotangents
+    kept = kept[: len(projected)]  # a derivative by mx.jvp ran the forward pass again
     if keep == "nothing":
         forward(transition, 0, final_step, "residuals", kept := [], *primals)
     steps = list(_steps(transition, transition.prepare(parameters), len(kept), final_step))

@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlx_tlstm.checks import require, require_integer
 from mlx_tlstm.recurrence.captured import CapturedArrays
 from mlx_tlstm.recurrence.checkpointing import checkpointed, refused_arguments, used_arrays
+from mlx_tlstm.recurrence.lending import Lent
 from mlx_tlstm.recurrence.pieces import pieces, time_steps
 from mlx_tlstm.recurrence.trees import arrays_of, named_arrays, require_same_form, with_arrays
 
@@ -46,7 +47,8 @@ def scan(
 
     Args:
         step: ``step(state, x) -> (state, y)``: the next state, of the shapes and types of the one
-            before, and an output of the same form in all steps.
+            before, and an output of the same form in all steps. It may write into the state that it
+            is given, which nobody else has.
         state: State before the first step.
         xs: Inputs, each array with a time axis; ``None`` if the steps take none, with ``length``.
         length: T, where ``xs`` has no arrays that say it.
@@ -139,7 +141,9 @@ class _Steps:
         outputs = []
         for t in range(length):
             x = with_arrays(self._xs, [parts[t] for parts in cut])
-            state, y = self._checked(self.function(state, x))
+            lent = Lent(state, self.state)
+            state, y = self._checked(self.function(lent.state, x))
+            state = lent.returned(state)
             outputs.append(y)
         return state, outputs
 

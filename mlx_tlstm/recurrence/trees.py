@@ -6,7 +6,7 @@ the root, as in ``state.memory[0]``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -42,15 +42,15 @@ def by_name(tree: Any) -> dict[str, mx.array]:
 
 def arrays_of(tree: Any, like: Any) -> list[mx.array]:
     """The arrays of a tree in the order of ``like``, a tree of the same form."""
-    found: list[mx.array] = []
-    tree_map(lambda part, array: None if part is None else found.append(array), like, tree)
-    return found
+    if not isinstance(like, (tuple, list, dict)):
+        return [] if like is None else [tree]
+    keys = like if isinstance(like, dict) else range(len(like))
+    return [array for key in keys for array in arrays_of(tree[key], like[key])]
 
 
 def with_arrays(like: Any, arrays: Iterable[mx.array]) -> Any:
     """A tree of the form of ``like`` that holds these arrays, in its order."""
-    arrays = iter(arrays)
-    return tree_map(lambda part: None if part is None else next(arrays), like)
+    return _filled(like, iter(arrays))
 
 
 def distinct(tree: Any) -> tuple[list[mx.array], Callable[[Sequence[mx.array]], Any]]:
@@ -78,6 +78,8 @@ def require_same_form(owner: str, name: str, tree: Any, like: Any, why: str) -> 
 
     ``why`` follows in the message what is expected.
     """
+    if _same_form(tree, like):  # a glance, without the texts
+        return
     if isinstance(like, mx.array):
         same = isinstance(tree, mx.array) and (tree.shape, tree.dtype) == (like.shape, like.dtype)
         require(same, owner, name, f"of shape {like.shape} and type {like.dtype} {why}", tree)
@@ -93,6 +95,26 @@ def require_same_form(owner: str, name: str, tree: Any, like: Any, why: str) -> 
         require(len(tree) == len(like), owner, name, expected, tree)
         for key, step in _keys(like):
             require_same_form(owner, name + step, tree[key], like[key], why)
+
+
+def _filled(like: Any, arrays: Iterator[mx.array]) -> Any:
+    if isinstance(like, dict):
+        return {key: _filled(part, arrays) for key, part in like.items()}
+    if isinstance(like, (tuple, list)):
+        parts = [_filled(part, arrays) for part in like]
+        return type(like)(*parts) if _is_named(like) else type(like)(parts)
+    return None if like is None else next(arrays)
+
+
+def _same_form(tree: Any, like: Any) -> bool:
+    if isinstance(like, mx.array):
+        same = isinstance(tree, mx.array) and tree.shape == like.shape
+        return same and tree.dtype == like.dtype
+    if like is None or type(tree) is not type(like) or len(tree) != len(like):
+        return tree is like
+    if not isinstance(like, dict):
+        return all(map(_same_form, tree, like))
+    return tree.keys() == like.keys() and all(_same_form(tree[key], like[key]) for key in like)
 
 
 def _is_container(tree: Any) -> bool:

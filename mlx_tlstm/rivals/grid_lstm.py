@@ -72,11 +72,12 @@ class GridLSTMCell(RivalCell):
         hidden, cell = mx.split(x.astype(dtype) @ self.input_weight.T, 2, axis=-1)
         cell = cell.astype(mx.float32)
         # The past of all layers is there already; what comes along depth has to be waited for.
-        from_past = by_layer(mx.addmm(self.bias, state.hidden, self.time_weight.T))
+        # No addmm: MLX's vmap of one whose first argument alone is batched fails.
+        from_past = by_layer(state.hidden @ self.time_weight.T + self.bias)
         after = []
         for activations, past_cell in zip(from_past, by_layer(state.cell), strict=True):
             # Both transforms at once, [B, 2, …]: along time, along depth.
-            both = mx.addmm(activations, hidden, self.depth_weight.T)
+            both = activations + hidden @ self.depth_weight.T
             both = both.reshape(-1, 2, 4 * self.hidden_size)
             output_gates, cells = remember(both, mx.stack([past_cell, cell], axis=1))
             past, hidden = by_layer(mx.tanh(output_gates * cells).astype(dtype))

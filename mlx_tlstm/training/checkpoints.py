@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -9,7 +10,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,16 @@ _NAME = re.compile(r"(\d{6,})-step-(\d{9,})")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged, or no checkpoint can be used."""
+    """A checkpoint or a saved model of the run is damaged, or none can be used."""
+
+
+@contextlib.contextmanager
+def damage_refused() -> Iterator[None]:
+    """What is wrong with a file of the run, as a :class:`CheckpointError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True, order=True)

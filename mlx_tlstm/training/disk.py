@@ -24,7 +24,13 @@ from mlx_tlstm.models.arrays import load_arrays, save_arrays
 from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from mlx_tlstm.models.trained import WEIGHTS
 from mlx_tlstm.tasks import Batch
-from mlx_tlstm.training.checkpoints import Checkpoint, CheckpointError, CheckpointStore, Damage
+from mlx_tlstm.training.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointStore,
+    Damage,
+    damage_refused,
+)
 from mlx_tlstm.training.evaluation import evaluate
 from mlx_tlstm.training.reports import EvaluationReport, StepReport, StepTotals, best_of, better
 from mlx_tlstm.training.runs import CHECKPOINTS, EVENTS_FILE, METRICS_FILE, RunFolder
@@ -59,8 +65,7 @@ class RunOnDisk:
 
     Raises:
         CheckpointError: All checkpoints are damaged; or there is none, but other files of a run
-            that has begun; or the newest fits neither configuration nor data.
-        ValueError: The weights in the folder are of another type than the configuration says.
+            that has begun; or what is there fits neither configuration nor data.
         OSError: A file cannot be read or written.
     """
 
@@ -86,9 +91,10 @@ class RunOnDisk:
     def _require_same_model(self) -> None:
         known = self.run.path / WEIGHTS[0] / CONFIG_FILE
         if known.exists():
-            model, dtype = read_config(known), self.trainer.config.dtype
-            expected = f"{model.dtype}, as {known} says,"
-            require(model.dtype == dtype, type(self).__name__, "dtype", expected, dtype)
+            with damage_refused():
+                model, dtype = read_config(known), self.trainer.config.dtype
+                expected = f"{model.dtype}, as {known} says,"
+                require(model.dtype == dtype, type(self).__name__, "dtype", expected, dtype)
             if model.metadata.symbols != self.trainer.task.symbols:
                 raise self._other_data(f"its symbols are not those of {known}")
 

@@ -17,6 +17,7 @@ from mlx_tlstm.files import to_path
 from mlx_tlstm.models.sequence import SequenceModel, keep_origin
 from mlx_tlstm.recurrence.snapshot import replace_weights
 from mlx_tlstm.tasks import remembered_data
+from mlx_tlstm.training.checkpoints import damage_refused
 from mlx_tlstm.training.disk import RunOnDisk
 from mlx_tlstm.training.evaluation import evaluate
 from mlx_tlstm.training.origin import known_to_commands
@@ -370,7 +371,9 @@ def _leading(workers: Workers) -> Iterator[None]:
 def _test(session: RunOnDisk, check_stop: Callable[[], None]) -> EvaluationReport:
     """Put the best weights into the model; they and ``test.json`` get their test metrics."""
     model, run = session.trainer.model, session.run
-    replace_weights(model, run.load_model("best").parameters())
+    with damage_refused():
+        best = run.load_model("best")
+    replace_weights(model, best.parameters())
     metrics = evaluate(model, session.trainer.task, "test", on_batch=check_stop)
     metrics = {"samples": session.best["samples"], **metrics}
     figures = {"split": "test", **metrics}

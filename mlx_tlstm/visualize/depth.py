@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -51,6 +51,7 @@ def draw_by_depth(
         ValueError: There is no value, or something is no variant, no depth or no number.
     """
     owner = "draw_by_depth"
+    _require_points(owner, points, Iterable, "sequences of numbers")
     points = {
         name: {depth: list(map(plain, seeds)) for depth, seeds in by_depth.items()}
         for name, by_depth in points.items()
@@ -89,6 +90,7 @@ def draw_runtime(points: Mapping[str, Mapping[int, Timing]], axes: Axes | None =
             different numbers of rounds.
     """
     owner = "draw_runtime"
+    _require_points(owner, points, Timing, "Timings")
     medians = [timing.median for by_depth in points.values() for timing in by_depth.values()]
     require(len(medians) > 0, owner, "points", "at least one time", points)
     figure, axes = canvas(owner, axes, (5.6, 3.4))
@@ -112,6 +114,16 @@ def draw_runtime(points: Mapping[str, Mapping[int, Timing]], axes: Axes | None =
     ]
     legend_outside(axes, (handles, costs), title=f"L={last} relative to L={first}")
     return figure
+
+
+def _require_points(owner: str, points: Any, kind: type, values: str) -> None:
+    """Raise ``ValueError`` unless ``points`` has a ``kind`` for each variant and depth."""
+    expected = f"a mapping of variants to mappings of depths to {values}"
+    valid = isinstance(points, Mapping) and all(
+        isinstance(depths, Mapping) and all(isinstance(value, kind) for value in depths.values())
+        for depths in points.values()
+    )
+    require(valid, owner, "points", expected, points)
 
 
 def _draw_lines(

@@ -148,13 +148,18 @@ def test_vmap(variant, recompute, training):
         layer.update(parameters)
         assert_close(found, expected, 1e-5)
 
-    one = mx.grad(loss, argnums=(0, 1))
-    each = [one(parameters, example) for example in x]
-    layer.update(parameters)
+    def mean(parameters, x):
+        """Whose gradient of the outputs is the same for all examples."""
+        layer.update(parameters)
+        return layer(x)[0].mean()
+
     outputs = [layer(example) for example in x]
     assert_same(mx.vmap(layer)(x), tree_map(lambda *a: mx.stack(a), *outputs))
-    per_example = mx.vmap(one, in_axes=(None, 0))(parameters, x)
-    assert_same(per_example, tree_map(lambda *a: mx.stack(a), *each))
+    for one in (mx.grad(mean, argnums=(0, 1)), mx.grad(loss, argnums=(0, 1))):
+        each = [one(parameters, example) for example in x]
+        layer.update(parameters)
+        per_example = mx.vmap(one, in_axes=(None, 0))(parameters, x)
+        assert_same(per_example, tree_map(lambda *a: mx.stack(a), *each))
 
     def total(parameters, x):
         layer.update(parameters)
@@ -163,6 +168,21 @@ def test_vmap(variant, recompute, training):
     d_parameters, d_x = mx.grad(total, argnums=(0, 1))(parameters, x)
     assert_same(d_parameters, tree_map(lambda *a: sum(a), *(d for d, _ in each)))
     assert_same({"x": d_x}, {"x": mx.stack([d for _, d in each])})
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("variant", OUR_VARIANTS)
+def test_gradient_through_a_directional_derivative(variant, recompute):
+    """As of a Hessian times a vector: what MLX's own gradient gives, which evaluation mode has."""
+    layer = make_layer(variant, 4, 5, depth=3, recompute=recompute)
+    x, direction = mx.random.normal((2, 2, 6, 4), key=mx.random.key(0))
+
+    def function(x):
+        value, derivative = mx.jvp(lambda x: mx.square(layer(x)[0]), [x], [direction])
+        return (value[0] + mx.sin(derivative[0])).sum()
+
+    found = mx.grad(function)(x)
+    assert_close({"x": found}, {"x": mx.grad(function)(layer.eval() and x)}, 1e-5)
 
 
 def test_one_sequence_without_a_batch_axis():

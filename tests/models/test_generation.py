@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -167,6 +168,16 @@ def test_a_low_temperature_takes_the_likeliest(temperature):
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
         generate(**{"model": build(), "prompt": PROMPT, "length": 3} | arguments)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers(temperature):
+    model = build()
+    model.readout.bias = mx.array([math.nan] + [0.0] * 10)
+    with pytest.raises(FloatingPointError, match=r"the model's logits are .*nan"):
+        next(generate(model, PROMPT, 3, temperature))
+    model.readout.bias = mx.array([-math.inf] * 10 + [0.0])  # all but one never come
+    assert list(generate(model, PROMPT, 3, temperature)) == [10] * 3
 
 
 def test_a_model_of_another_kind():

@@ -279,8 +279,22 @@ def test_a_repository_named_like_a_folder_here(hub, python, tmp_path):
     done = python("some/model@main", "some/local", "some/model", code=LOAD)
     assert done.stdout.splitlines()[:2] == ["loaded", "loaded"], done.stderr
     assert "'some' is here, the hub was not asked" in done.stdout.splitlines()[2]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    hub.asked.clear()
+    done = python("pull", "some/model", "full")
+    assert (done.returncode, hub.asked) == (2, [])
+    assert "[save] 'path' must be a new folder, or an empty one, but got '" in done.stderr
     assert python("pull", "some/model", "here").returncode == 0
     assert (tmp_path / "here" / "model.safetensors").exists()
+
+
+def test_what_is_asked_of_what_has_none(tmp_path):
+    SequenceModel(make_layer("2d-tlstm", 3, 4, 2), 5).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"'weights' must be 'best' where .* but got 'last'"):
+        mlx_tlstm.load(tmp_path / "model", weights="last")
+    with pytest.raises(ValueError, match=r"'revision' must be None for a folder but got 'main'"):
+        mlx_tlstm.load(tmp_path / "model", revision="main")
 
 
 @pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}])

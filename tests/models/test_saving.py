@@ -120,6 +120,12 @@ def test_metadata(tmp_path):
     assert loaded.metadata == metadata
     loaded.save(tmp_path / "kept")
     assert mlx_tlstm.load(tmp_path / "kept").metadata == metadata
+    model.metadata = {"task": "wikipedia"}
+    with pytest.raises(ValueError, match=r"'metadata' must be a ModelMetadata but got \{'task'"):
+        model.save(tmp_path / "dictionary")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"'[^']*/file/model'$"):  # the path that was given
+        model.save(tmp_path / "file" / "model", metadata)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,71 @@ def test_value_and_grad_of_a_module_and_second_derivatives():
         assert_close(derivatives(run), derivatives(plain_loop), 1e-5)
 
 
+@pytest.mark.parametrize("checkpoint", [None, 1, 2])
+def test_a_step_may_write_into_its_state(checkpoint):
+    """Into arrays and containers: each step has its own, and so has the caller."""
+    cell, first, xs = gru_problem(5)
+
+    def functional(state, x):
+        h, (buffer,), counts = state["h"], state["buffer"], state["counts"]
+        h = cell(x, h + buffer[:, 0])[0]
+        buffer = mx.concatenate([h[:, None], buffer[:, :-1]], axis=1)
+        return {"h": h * 2, "buffer": [buffer], "counts": counts + 1}, (buffer, h * 2, counts + 1)
+
+    def writing(state, x):
+        h, (buffer,) = state["h"], state["buffer"]
+        h[:] = cell(x, h + buffer[:, 0])[0]
+        buffer[:, 1:] = mx.array(buffer[:, :-1])
+        buffer[:, 0] = h
+        h *= 2
+        state["counts"] += 1
+        return state, (buffer, h, state["counts"])
+
+    def state_of(h, buffer):
+        return {"h": h, "buffer": [buffer], "counts": mx.array(0)}
+
+    def loss(run, h, buffer, xs):
+        state, ys = run(state_of(h, buffer), xs)
+        return sum(mx.sin(a).sum() for _, a in tree_flatten([state, ys]))
+
+    state = state_of(first, mx.random.normal((B, 3, M)))
+    kept = [mx.array(array) for _, array in tree_flatten(state)]
+    runs = [partial(plain_loop, functional), partial(scan, writing, checkpoint=checkpoint)]
+    expected, found = (tree_flatten(run(state, xs)) for run in runs)
+    assert_close(dict(found), dict(expected), 1e-5)
+    assert all(map(mx.array_equal, kept, (array for _, array in tree_flatten(state))))
+    gradients = [
+        mx.grad(partial(loss, run), argnums=(0, 1, 2))(first, state["buffer"][0], xs)
+        for run in runs
+    ]
+    assert_close(gradients[1], gradients[0], 1e-5)
+
+
+@pytest.mark.parametrize("checkpoint", [None, 1, 3])
+def test_what_a_step_hands_on_stays_what_it_was(checkpoint):
+    """An array from which an index is made has no gradient, but may be handed on."""
+    cell, first, xs = gru_problem(5)
+    position, table = mx.array([1.0]), mx.random.normal((3, M))
+
+    def step(state, x):
+        h, position = state
+        h = cell(x, h)[0] + table[position.astype(mx.int32)]
+        return (h, position), h
+
+    def loss(run, h):
+        (h, position), ys = run(step, (h, position_of(h)), xs)
+        return h.sum() + mx.sin(ys).sum() + position.sum()
+
+    def position_of(_):
+        return position
+
+    found, expected = (
+        mx.grad(partial(loss, run))(first)
+        for run in (partial(scan, checkpoint=checkpoint), plain_loop)
+    )
+    assert_close({"h": found}, {"h": expected}, 1e-5)
+
+
 def gradient_cost(length):
     """Seconds and bytes of a gradient on wide inputs."""
     w = mx.random.normal((8, 8)) / 4

@@ -496,3 +496,25 @@ def test_another_configuration_is_refused(settings, tmp_path):
     config.replace(hidden_size=9).save(run / "config.json")
     with pytest.raises(training.CheckpointError, match=r"cannot be used: \[Trainer\] 'weights: "):
         training.resume(run)
+    config.replace(dtype="bfloat16").save(run / "config.json")
+    with pytest.raises(training.CheckpointError, match=r"'dtype' must be float32, as .* says"):
+        training.resume(run)
+
+
+def test_a_damaged_model_of_the_run_is_refused(settings, tmp_path):
+    """At the start of what is left of the run, or at its end, where the best weights are tested."""
+    config, run = settings("addition", **OFTEN), tmp_path / "run"
+    with pytest.raises(Stop):
+        training.fit(config, run, [StopAt(steps=4)])
+    whole = (run / "best" / "config.json").read_text()
+    (run / "best" / "config.json").write_text("{")
+    with pytest.raises(training.CheckpointError, match=r"best/config.json' must hold JSON"):
+        training.resume(run)
+    (run / "best" / "config.json").write_text(whole)
+
+    class Damage(training.Callback):
+        def on_evaluation(self, _):
+            (run / "best" / "model.safetensors").write_bytes(b"")
+
+    with pytest.raises(training.CheckpointError, match=r"best/model.safetensors"):
+        training.resume(run, callbacks=[Damage()])

@@ -254,6 +254,8 @@ def test_by_depth_leaves_gaps():
         ({"slstm": {1: [None]}}, "finite numbers, one or more"),
         ({"gru": {1: [1.0]}}, "one of 'slstm'"),
         ({"slstm": {0: [1.0]}}, "of depths of 1 or more"),
+        ({"slstm": {1: 0.5}}, "a mapping of variants to mappings of depths to sequences"),
+        ([0.5], "a mapping of variants"),
     ],
 )
 def test_by_depth_refuses(points, message):
@@ -294,6 +296,8 @@ def test_runtime_axis_is_logarithmic_over_a_wide_range():
     assert {"1", "2", "5", "10"} <= labels
     with pytest.raises(ValueError, match="'points' must be at least one time"):
         draw_runtime({"slstm": {}})
+    with pytest.raises(ValueError, match=r"'points' must be a mapping .* to Timings"):
+        draw_runtime({"slstm": {1: [1.0]}})
 
 
 def test_drawings_keep_to_the_axes_they_are_given(make_run):
