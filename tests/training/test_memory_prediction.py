@@ -137,6 +137,14 @@ def test_turns_of_the_weight_gradient(variant, depth, recompute):
     check_prediction(variant=variant, depth=depth, length=20, batch_size=15, recompute=recompute)
 
 
+@pytest.mark.parametrize(("batch_size", "hidden_size"), [(1, 100), (2, 800), (15, 700)])
+def test_the_matrix_of_a_weight_gradient_is_bounded(batch_size, hidden_size):
+    cell = TLSTM(2, 3, (10, 10), 3).cell
+    steps = cell.transition.backend.weight_gradient_steps(batch_size, hidden_size)
+    one = 4 * batch_size * 10**2 * 3**2 * hidden_size
+    assert steps == 1 or steps * one <= 64 * MIB
+
+
 def _sizes(config):
     """From a model that is never evaluated."""
     task = TASKS[config.task](config)
