@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from disk_order import DiskOrder
 
 from mlx_tlstm.files import (
     absence,
@@ -172,3 +173,8 @@ class TestReplace:
         link.symlink_to("link")
         replace_text(link, "new")
         assert link.read_text() == "new"
+
+    def test_content_is_synced_before_the_name_and_the_name_then(self, tmp_path, monkeypatch):
+        order = DiskOrder(monkeypatch)
+        replace_text(tmp_path / "file", "text")
+        assert order.of(tmp_path) == ["sync file", "rename file", "sync ."]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import mlx.core as mx
 import numpy as np
 import pytest
+from disk_order import DiskOrder
 from kill_and_resume import outcome
 from mlx.utils import tree_flatten
 from tiny_tasks import Stop, StopAt
@@ -88,6 +89,30 @@ def test_number_kept(keep, settings, tmp_path):
     assert steps == list(range(12, 12 - keep, -1))
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    order, files = DiskOrder(monkeypatch), ("weights.safetensors", "state.json")
+    store = CheckpointStore(tmp_path / "checkpoints", 3)
+    path = store.write(7, {name: lambda path: path.write_text("content") for name in files}).path
+    *before, rename, after = order.of(store.path)
+    written = [path.name, *(f"{path.name}/{name}" for name in (*files, "manifest.json"))]
+    assert sorted(before) == sorted(f"sync {name}" for name in written)
+    assert (rename, after) == (f"rename {path.name}", "sync .")
+
+
+def test_a_removal_that_is_cut_short_leaves_no_half(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path / "checkpoints", 3)
+    checkpoint = store.write(7, {"state.json": lambda path: path.write_text("content")})
+
+    def killed(path):
+        (path / "state.json").unlink()
+        raise Stop
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(Stop):
+        store.remove(checkpoint)
+    assert store.all() == []
+
+
 def test_seconds_between_checkpoints(settings, tmp_path, monkeypatch):
     """By a clock on which a step takes a second and all else no time."""
     clock = StopAt()
@@ -135,6 +160,8 @@ def test_damaged_checkpoint(name, damage, stopped):
     )
     assert last.notes[1:] == ["Going on after 24 samples"]
     assert last.steps == list(range(7, 13))
+    # The damaged one is gone: its number is given again, and it takes no sound one's place.
+    assert [path.name[:6] for path in checkpoints(run)] == ["000004", "000003", "000002"]
     assert outcome(run) == expected
 
 
