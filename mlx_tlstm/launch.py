@@ -45,7 +45,7 @@ def run(options: Sequence[str], training: Sequence[str]) -> int:
     """Start ``mlx_tlstm.train`` in every process that ``options`` name; the exit code.
 
     Output goes on as it comes. The code is that of the first process that failed (128 + n after
-    signal n), 1 where mlx.launch says nothing of it, and 0 where all went well.
+    signal n), else mlx.launch's own, which is 0 where all went well.
     """
     # A --python among the options, for other hosts, takes the place of this one.
     python = ["--python", sys.executable]

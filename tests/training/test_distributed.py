@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -19,6 +22,8 @@ from processes import ROOT, environment
 
 from mlx_tlstm import launch, training
 from mlx_tlstm.commands.training import train as train_command
+from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.training.disk import ROLLBACK_FACTOR
 from mlx_tlstm.training.workers import WorkerLostError, Workers
 
 SETTINGS = "--depth 2 --hidden-size 8 --batch-size 4 --eval-every 16 --samples 64 --length 2"
@@ -29,11 +34,22 @@ TASKS = {
 }
 
 
+def much_longer(arguments: str) -> str:
+    """The same training, of many minutes, so that it goes on whenever a signal comes."""
+    return arguments.replace("--samples 64", "--samples 100000")
+
+
 def port() -> str:
-    """A port from which on two or more are likely to be free."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(min(listener.getsockname()[1], 65000))
+    """The first of two ports that are free, below those that systems give to whoever asks.
+
+    Processes that come at once look from different ones on.
+    """
+    for first in range(20_000 + os.getpid() % 5_000 * 2, 32_000, 2):
+        with socket.socket() as one, socket.socket() as other, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", first))
+            other.bind(("127.0.0.1", first + 1))
+            return str(first)
+    raise OSError("all ports are in use")
 
 
 def start(arguments: str, workers: int, folder: Path, **popen) -> subprocess.Popen:
@@ -62,6 +78,14 @@ def train(arguments: str, workers: int, folder: Path) -> str:
 
 def records(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for_records(process: subprocess.Popen, run: Path, count: int) -> None:
+    """Until a training, which goes on, has written so many."""
+    metrics = run / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
 def assert_alike(one: Path, other: Path) -> None:
@@ -97,20 +121,23 @@ def test_parts_of_shares(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_stopped_and_resumed_with_another_number_of_workers(number, text, tmp_path):
-    settings = SETTINGS.replace("--samples 64", "--samples 600").replace("every 16", "every 100")
-    arguments = f"wikipedia --data {text} {settings}"
-    train(f"{arguments} --out whole", 1, tmp_path)
-    process = start(f"{arguments} --checkpoint-every 1 --out run", 2, tmp_path)
-    while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
-        time.sleep(0.01)
+    settings = f"{SETTINGS.replace('every 16', 'every 100')} --epochs 100000"
+    arguments, run = f"wikipedia --data {text} {settings}", tmp_path / "run"
+    process = start(f"{much_longer(arguments)} --checkpoint-every 1 --out run", 2, tmp_path)
+    wait_for_records(process, run, 1)
     for _ in range(2 if number == signal.SIGHUP else 1):  # a shell and the system may both send it
         process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "to go on: python -m mlx_tlstm.train --resume run" in errors
     assert "Traceback" not in errors
+    last = json.loads(max(run.glob("checkpoints/*/state.json")).read_text())
+    samples = 4 * last["step"] + 100
+    config = TrainingConfig.load(run / "config.json")
+    config.replace(samples=samples).save(run / "config.json")
     train("--resume run", 1, tmp_path)
-    assert_alike(tmp_path / "whole", tmp_path / "run")
+    train(f"{arguments.replace('samples 64', f'samples {samples}')} --out whole", 1, tmp_path)
+    assert_alike(tmp_path / "whole", run)
 
 
 def test_resumed_in_two_processes_with_data_that_has_moved(text, tmp_path):
@@ -129,7 +156,7 @@ def test_resumed_in_two_processes_with_data_that_has_moved(text, tmp_path):
 
 def test_nohup(tmp_path):
     """A launcher that was told to ignore SIGHUP goes on, and so do its workers."""
-    settings = SETTINGS.replace("--samples 64", "--samples 400")
+    run, settings = tmp_path / "run", much_longer(SETTINGS)
     command = [sys.executable, "-m", "mlx_tlstm.launch", "-n", "2", "-p", port(), "--", "addition"]
     process = subprocess.Popen(
         ["nohup", *command, *settings.split(), "--out", "run"],
@@ -140,12 +167,12 @@ def test_nohup(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
-        time.sleep(0.01)
+    wait_for_records(process, run, 1)
     process.send_signal(signal.SIGHUP)
+    wait_for_records(process, run, len(records(run)) + 3)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert (tmp_path / "run" / "test.json").exists()
+    assert process.returncode == 128 + signal.SIGTERM, errors
 
 
 def test_a_failing_worker_ends_all(tmp_path):
@@ -169,16 +196,19 @@ def test_an_error_of_a_worker_s_step_is_no_mistake_of_the_user(monkeypatch):
 
 class TestLauncher:
     @pytest.mark.parametrize(
-        ("said", "code"),
+        ("said", "own", "code"),
         [
-            ("[WARN] Node with rank 1 exited with code 3", 3),
-            ("[WARN] Node with rank 0 exited with code -9", 137),
-            ("anything else", 0),
+            ("[WARN] Node with rank 1 exited with code 3", 0, 3),
+            ("[WARN] Node with rank 0 exited with code -9", 0, 137),
+            ("[WARN] Node with rank 0 exited with code 3", 4, 3),
+            ("anything else", 0, 0),
+            ("anything else", 4, 4),
         ],
     )
-    def test_exit_code(self, tmp_path, monkeypatch, said, code):
+    def test_exit_code(self, tmp_path, monkeypatch, said, own, code):
         fake = tmp_path / "mlx.launch"
-        fake.write_text(f"#!{sys.executable}\nimport sys\nsys.stderr.write({said!r})\n")
+        lines = "import sys", f"sys.stderr.write({said!r})", f"sys.exit({own})"
+        fake.write_text("\n".join([f"#!{sys.executable}", *lines]))
         fake.chmod(0o755)
         monkeypatch.setattr(launch, "launcher", lambda: str(fake))
         assert launch.run(["-n", "2"], ["addition"]) == code
@@ -223,6 +253,42 @@ class TestAlone:
         monkeypatch.setattr(mx, "eval", lambda tree: order.append("evaluation"))
         getattr(Workers(0, 2), method)({"a": mx.ones(2), "b": [mx.ones((2, 3))]})
         assert order == ["evaluation", "exchange", "exchange", "evaluation"]
+
+    def test_a_worker_that_asks_to_stop_asks_once(self, monkeypatch):
+        asked = iter([1, 0])
+        monkeypatch.setattr(
+            mx.distributed, "all_sum", lambda a, stream: a + mx.array([0, next(asked)])
+        )
+        workers = Workers(0, 2)
+        for _ in range(2):
+            workers.announce("step")
+            assert workers.stop_asked
+
+    def test_a_text_of_any_letters_reaches_the_others(self, monkeypatch):
+        said = []
+        monkeypatch.setattr(mx.distributed, "all_sum", lambda a: said.append(a) or a)
+        assert Workers(0, 2).text_from_first("/läufe/文") == "/läufe/文"
+        monkeypatch.setattr(mx.distributed, "all_sum", lambda a: a + said.pop(0))
+        assert Workers(1, 2).text_from_first("/elsewhere") == "/läufe/文"
+
+    def test_a_rate_that_the_first_lowers_is_everyones(self, settings, monkeypatch):
+        """After a rollback; with rates of their own the workers' weights would drift apart."""
+        said = collections.deque()
+
+        def from_first(workers, tree):
+            if workers.first:
+                said.append(tree)
+            return tree if workers.first else said.popleft()
+
+        for name in ("from_first", "mean"):
+            monkeypatch.setattr(Workers, name, from_first)
+        monkeypatch.setattr(Workers, "announce", lambda *_: None)
+        first, second = (training.Trainer(settings("addition"), Workers(n, 2)) for n in (0, 1))
+        first.optimizer.learning_rate = first.learning_rate * ROLLBACK_FACTOR
+        first.train_step()
+        second.follow("step")
+        assert second.learning_rate == first.learning_rate
+        assert mx.array_equal(second.model.readout.weight, first.model.readout.weight)
 
     @pytest.mark.parametrize(
         ("text", "expected"),
