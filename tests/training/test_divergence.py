@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -106,14 +107,25 @@ def test_rollback_of_records_and_weights(settings, tmp_path):
 
 
 @pytest.mark.parametrize("spoil_at", [8, 9])
-def test_progress_after_a_rollback(spoil_at, settings, tmp_path, capsys):
-    """Past one evaluation that is repeated, and past two."""
+def test_progress_after_a_rollback(spoil_at, settings, tmp_path, capsys, monkeypatch):
+    """Past one evaluation that is repeated, and past two; each step takes 2 s for 4 samples."""
     config = settings("addition", on_divergence="rollback", **{**OFTEN, "checkpoint_every": 5})
-    training.fit(config, tmp_path / "run", [Spy(spoil_at=spoil_at), training.Progress(bar=False)])
+    spy = Spy(spoil_at=spoil_at)
+    clock = SimpleNamespace(perf_counter=lambda: 2.0 * len(spy.steps))
+    monkeypatch.setattr("mlx_tlstm.training.progress.time", clock)
+    training.fit(config, tmp_path / "run", [spy, training.Progress(bar=False)])
     lines = capsys.readouterr().out.splitlines()[2:]
     assert len(lines) == {8: 7, 9: 8}[spoil_at]
     for line in lines:
-        assert re.search(r"  [1-9][\d,]* samples/s  \d\d:\d\d left$", line), line
+        left = (48 - int(line.split()[0])) // 2
+        assert line.endswith(f"  2 samples/s  00:{left:02} left"), line
+
+
+def test_progress_bar_after_a_rollback(settings, tmp_path, capsys):
+    """It goes back, and ends full."""
+    config = settings("addition", on_divergence="rollback", **OFTEN)
+    training.fit(config, tmp_path / "run", [Spy(spoil_at=5), training.Progress(bar=True)])
+    assert re.search(r"100%.* 48/48 \[.*\]\s*$", capsys.readouterr().err)
 
 
 def test_rollback_until_it_holds(unstable, settings, tmp_path):

@@ -675,6 +675,15 @@ def test_progress_bar(settings, tmp_path, capsys):
     assert re.search(r"100%.* 24/24 \[.*samples/s, loss=\d\.\d{4}, bpc=\d\.\d{4}\]", err)
 
 
+def test_progress_bar_of_a_resumed_run(settings, capsys):
+    """It begins at what is done, which is no part of the samples/s."""
+    trainer, progress = training.Trainer(settings("memorization")), training.Progress(bar=True)
+    trainer.step = 3
+    progress.on_start(trainer)
+    progress.on_end()
+    assert re.search(r" 50%.* 12/24 \[.*, \? samples/s\]", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("task", "variant", "depth", "noted"),
     [
@@ -698,6 +707,17 @@ def test_slow_blas_is_noted_once(fast, settings, tmp_path, capsys, monkeypatch):
     config = settings("memorization")
     training.fit(config, tmp_path / "run", [training.Progress(bar=False)])
     assert capsys.readouterr().err.count("libopenblas0-pthread") == (0 if fast else 1)
+
+
+def test_slow_blas_is_no_matter_to_a_gpu(settings, capsys, monkeypatch):
+    monkeypatch.setattr("mlx_tlstm.blas.is_fast", lambda: False)
+    trainer = training.Trainer(settings("memorization"))
+    monkeypatch.setenv("MLX_TLSTM_BACKEND", "ops")
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(mx, "device_info", lambda: {"memory_size": 1 << 34})
+    training.Progress(bar=False).on_start(trainer)
+    out, err = capsys.readouterr()
+    assert (out.splitlines()[0].endswith(" · GPU"), err) == (True, "")
 
 
 @pytest.mark.parametrize("variant", ["2d-tlstm+cn", "2d-tlstm+ln", "slstm"])
