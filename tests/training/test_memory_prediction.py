@@ -291,6 +291,21 @@ def test_workers_share_the_batch():
     assert dataclasses.replace(two, rows=20) == alone
 
 
+def test_a_step_that_fits_two_workers(monkeypatch):
+    """And does not fit one; the advice counts the sequences of both."""
+    monkeypatch.setattr(mx.distributed, "all_sum", lambda array: array)
+    config, workers = _config(length=20, batch_size=60, accumulate=3), training.Workers(0, 2)
+    needed = memory.predict(dataclasses.replace(_sizes(config), rows=10))
+    monkeypatch.setattr(memory, "limit", lambda: needed)
+    training.Trainer(config, workers)
+    with pytest.raises(ValueError, match="must fit into"):
+        training.Trainer(config)
+    monkeypatch.setattr(memory, "limit", lambda: needed - 1)
+    with pytest.raises(ValueError, match="must fit into") as caught:
+        training.Trainer(config, workers)
+    assert _changes(str(caught.value))["batch_size"] == 2 * 3 * 9
+
+
 @pytest.mark.parametrize(("length", "shorter"), [(28, [16, 14, 8, 7, 4, 2, 1]), (1, [])])
 def test_lengths_of_mnist_divide_its_pixels(length, shorter):
     assert list(TASKS["mnist"].shorter_lengths(length)) == shorter
