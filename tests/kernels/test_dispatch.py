@@ -46,6 +46,20 @@ def test_environment_variable(kernel_calls, monkeypatch):
         dispatch.select_backend("TLSTM", None, 2)
 
 
+def test_an_empty_variable_asks_for_nothing(monkeypatch):
+    monkeypatch.setenv("MLX_TLSTM_BACKEND", "")
+    assert dispatch.select_backend("TLSTM", None, 2) == "ops"
+
+
+def test_an_nvidia_gpu_runs_the_kernels_through_cuda(monkeypatch):
+    claims_gpu(monkeypatch, "sm_90", cuda=True)
+    monkeypatch.delenv("MLX_TLSTM_BACKEND", raising=False)
+    assert dispatch.kernel_backend() == ("cuda", "")
+    assert dispatch.select_backend("TLSTM", None, 2) == "cuda"
+    with pytest.raises(ValueError, match="'backend' must be 'cuda' or 'ops' or 'reference' here"):
+        dispatch.select_backend("TLSTM", "metal", 2)
+
+
 @pytest.mark.parametrize("backend", ["metal", "cuda"])
 def test_what_the_machine_lacks(backend):
     layer = make_layer("2d-tlstm", 4, 7, 3, backend=backend)
