@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -271,11 +271,16 @@ def test_what_hangs_is_ended_and_not_tried_at_once(load, tmp_path, folder):
 
 
 def test_a_compiler_that_hangs_is_ended_with_its_children(load, compiler, tmp_path):
-    mark = tmp_path / "mark"
-    path = compiler(f"(sleep 1; touch {mark}) & sleep 30")
-    assert "g++ took more than 0.2 s" in load("wheel.COMPILE_SECONDS = 0.2\n", PATH=path)
-    time.sleep(1.2)
-    assert not mark.exists()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        path = compiler(f"sleep 60 > {pipe} & sleep 60")
+        assert "g++ took more than 0.2 s" in load("wheel.COMPILE_SECONDS = 0.2\n", PATH=path)
+        select.select([reader], [], [], 20)  # until the child, if it had begun, has it no more
+        assert os.read(reader, 1) == b""
+    finally:
+        os.close(reader)
 
 
 def test_one_of_many_processes_builds(start, compiler, tmp_path):
