@@ -21,7 +21,7 @@ from mlx_tlstm.layers.base import (
 from mlx_tlstm.ops import PlainBackend, last_location
 from mlx_tlstm.ops.convolution import added, steps_at_once
 from mlx_tlstm.ops.cpu import transposed
-from mlx_tlstm.ops.memory_update import added_at
+from mlx_tlstm.ops.memory_update import added_at_the_end
 from mlx_tlstm.recurrence.contract import MemoryUpdate, Prepared, State, Step
 
 
@@ -99,7 +99,7 @@ class StackedLSTMTransition:
         if d_after is not None:
             d_H, d_C = d_H + d_after[0], d_C + d_after[1]
         if d_output is not None:
-            d_H = added_at(d_H, (slice(None), -1), d_output)
+            d_H = added_at_the_end(d_H, d_output, 1)
         d_below = mx.zeros_like(d_H[:, 0])
         d_As, d_Cs = [], []
         for layer in range(self.depth - 1, -1, -1):

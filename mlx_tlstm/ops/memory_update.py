@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -172,14 +172,14 @@ def last_location(H: mx.array) -> mx.array:
     return mx.take(H.reshape(-1, M), _last_rows(B, math.prod(P)), axis=0)
 
 
-def added_at(array: mx.array, where: tuple[Any, ...], terms: mx.array) -> mx.array:
-    """``array`` with ``terms`` added at an index.
+def added_at_the_end(array: mx.array, terms: mx.array, axes: int) -> mx.array:
+    """``array [B, *P, …]`` with ``terms [B, …]`` added at the last index of its ``axes`` P.
 
-    By ``array.at`` MLX's vmap would be wrong where it goes over ``array`` alone.
+    Padded, since MLX's vmap of ``array.at[…].add`` is wrong where it goes over ``array`` alone.
     """
-    array = mx.array(array)  # another object, so that the caller's stays
-    array[where] = array[where] + terms
-    return array
+    before = [(size - 1, 0) for size in array.shape[1 : 1 + axes]]
+    terms = terms.reshape(terms.shape[0], *[1] * axes, *terms.shape[1:])
+    return array + mx.pad(terms, [(0, 0), *before, *[(0, 0)] * (array.ndim - 1 - axes)])
 
 
 class Memory(Backend):
@@ -277,7 +277,7 @@ class Memory(Backend):
         """``d_H`` with the gradient of the output, if any, added at the last location."""
         if d_output is None:
             return d_H
-        return added_at(d_H, (slice(None), *([-1] * self.geometry.axes)), d_output)
+        return added_at_the_end(d_H, d_output, self.geometry.axes)
 
     def output(self, H: mx.array) -> mx.array:
         return last_location(H)
