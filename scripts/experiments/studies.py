@@ -112,7 +112,7 @@ STUDIES = {
         "20 symbols to memorize, the paper's size",
         "memorization",
         {"smoke": _TINY, "laptop": {}, "paper": {}},
-        {"L = 7": (_L7, {**_L7, **_LAG}), "L = 10": ({**_L10, **_LAG},)},
+        {"L = 7": (_L7, {**_L7, **_LAG}), "L = 10, by the lag": ({**_L10, **_LAG},)},
     ),
     "rivals-memorization": _rivals_study(
         "memorization",
