@@ -103,6 +103,7 @@ def generate(
     Raises:
         ValueError: An argument is out of range, or another thread built the model's weights and
             has not evaluated them; raised by the call, before any symbol.
+        FloatingPointError: The logits of the next symbol are no numbers; raised in its place.
     """
     owner = "generate"
     require_model(owner, model)

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_tlstm.recurrence.captured import handle
 from mlx_tlstm.recurrence.trees import arrays_of, with_arrays
 
 _IN_PLACE = (
@@ -57,5 +58,5 @@ class Lent:
         pairs = zip(self._lent, self._arrays, strict=True)
         handed_on = {id(lent): array for lent, array in pairs if not lent.written}
         arrays = [handed_on.get(id(array), array) for array in arrays_of(state, state)]
-        own = [mx.array(array) if isinstance(array, LentArray) else array for array in arrays]
+        own = [handle(array) if isinstance(array, LentArray) else array for array in arrays]
         return with_arrays(state, own)
