@@ -277,8 +277,8 @@ class TestFaults:
 
     def test_broken_products_account_for_nothing(self, device, monkeypatch):
         matmul = mx.array.__matmul__
-        monkeypatch.setattr(mx.array, "__matmul__", lambda a, b: 2 * matmul(a, b))
-        with pytest.raises(trial.KernelError, match=r"matrix product is off by 1\.0e\+00"):
+        monkeypatch.setattr(mx.array, "__matmul__", lambda a, b: 1.01 * matmul(a, b))
+        with pytest.raises(trial.KernelError, match=r"matrix product is off by 1\.0e-02"):
             trial.prove(configuration())
 
 
@@ -531,9 +531,13 @@ class TestInsideATrace:
         layer.update(parameters)
 
 
+#: What a proof on a CPU may allow at most: smaller faults than these it finds.
+LARGEST_TOLERANCES = {mx.float32: 5e-5, mx.float16: 0.025, mx.bfloat16: 0.2}
+
+
 @pytest.mark.standin(mode="fast", check=False)
 @pytest.mark.parametrize("products", [False, True], ids=["tiles", "products"])
-@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("dtype", LARGEST_TOLERANCES)
 @pytest.mark.parametrize("name", LAYERS)
 def test_these_layers_are_right(kernel_calls, name, dtype, products):
     layer = LAYERS[name]()
@@ -541,7 +545,8 @@ def test_these_layers_are_right(kernel_calls, name, dtype, products):
     with tuning.forced(None) if products else contextlib.nullcontext():
         one = trial.Configuration.of(layer.cell, batch_size=15)
     errors = trial.prove(one).errors
-    assert all(error < tolerance < 0.5 for error, tolerance in errors.values())
+    largest = LARGEST_TOLERANCES[dtype]
+    assert all(error < tolerance < largest for error, tolerance in errors.values())
 
 
 GPUS = [
