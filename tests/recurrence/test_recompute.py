@@ -3,6 +3,7 @@
 import mlx.core as mx
 import pytest
 from comparison import assert_close, values_and_gradients
+from kernel_devices import needs_compiler
 from layer_helpers import OUR_VARIANTS, peak_bytes
 from mlx.utils import tree_flatten
 
@@ -40,6 +41,34 @@ def test_recomputing_saves_memory(monkeypatch):
     kept = peak_bytes(run)
     layer.cell.recompute = True
     assert peak_bytes(run) < kept / 2
+
+
+@needs_compiler
+@pytest.mark.parametrize("memory_convolution", [True, False])
+def test_a_compiled_backward_pass_computes_the_gates_anew(memory_convolution, monkeypatch):
+    """They are a third of what the forward pass would keep, and would be shared by mx.compile."""
+    x = mx.random.normal((3, 200, 4))
+
+    def peak():
+        layer = TLSTM(4, 24, (4, 5), memory_convolution=memory_convolution)
+        parameters = layer.parameters()
+
+        def loss(parameters):
+            layer.update(parameters)
+            return layer(x)[0].square().sum()
+
+        gradient = mx.compile(mx.grad(loss))
+
+        def run():
+            mx.clear_cache()
+            mx.eval(gradient(parameters))
+
+        run()  # compiles it
+        return peak_bytes(run)
+
+    anew = peak()
+    monkeypatch.setattr("mlx_tlstm.ops.memory_update.after", lambda arrays, _: arrays)
+    assert anew < 0.92 * peak()
 
 
 def test_recompute_is_a_flag():
