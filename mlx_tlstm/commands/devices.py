@@ -23,7 +23,7 @@ def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
         before = mx.default_device()
         if device is not None:
             if not mx.is_available(getattr(mx, device)):
-                _refuse("--device", f"MLX has no {device.upper()} here")
+                _refuse("'--device'", f"MLX has no {device.upper()} here")
             mx.set_default_device(getattr(mx, device))
         try:
             return command(*arguments, **options)
@@ -40,18 +40,18 @@ def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--backend`` to a click command, which gets it as the argument ``backend``.
 
-    It is checked against the device, so :func:`device_option` has to stand above it.
+    It, or else the environment variable, is checked against the device, so :func:`device_option`
+    has to stand above it.
     """
 
     @functools.wraps(command)
     def with_backend(*arguments: Any, backend: str, **options: Any) -> Any:
-        if backend == AUTO:
-            return command(*arguments, backend=None, **options)
+        requested = None if backend == AUTO else backend
         try:
-            kernels.select_backend("layer", backend, axes=1)
+            kernels.select_backend("layer", requested, axes=1)
         except ValueError as error:
-            _refuse("--backend", str(error))
-        return command(*arguments, backend=backend, **options)
+            _refuse("'--backend'" if requested else kernels.ENVIRONMENT_VARIABLE, str(error))
+        return command(*arguments, backend=requested, **options)
 
     return click.option(
         "--backend",
@@ -63,8 +63,8 @@ def backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(with_backend)
 
 
-def _refuse(option: str, message: str) -> NoReturn:
-    raise click.BadParameter(message, click.get_current_context(), param_hint=repr(option))
+def _refuse(name: str, message: str) -> NoReturn:
+    raise click.BadParameter(message, click.get_current_context(), param_hint=name)
 
 
 def chosen(context: click.Context) -> str:

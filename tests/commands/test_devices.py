@@ -117,6 +117,22 @@ def test_what_the_machine_lacks(command, options, message, invoke, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(mx.is_available(mx.gpu), reason="there is a GPU here")
+@pytest.mark.parametrize("backend", ["cuda", "vulkan"])
+@pytest.mark.parametrize(
+    "command",
+    [["train", *TINY], ["train", "--resume", "run"], ["evaluate", "x"], ["generate", "x"]],
+)
+def test_the_variable_names_what_the_machine_lacks(command, backend, invoke, monkeypatch, tmp_path):
+    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, backend)
+    result = invoke(*command)
+    assert result.exit_code == 2
+    line = result.output.splitlines()[-1]
+    assert line.startswith("Error: Invalid value for MLX_TLSTM_BACKEND: ")
+    assert line.endswith(f"but got '{backend}'")
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_device_is_chosen_before_the_backend_and_for_this_call_only(invoke, gpu, monkeypatch):
     before = mx.default_device()
     arguments = ("train", *TINY, "--backend", "metal")
