@@ -10,7 +10,6 @@ found. Then MLX asks for the gradient of :func:`_guarded`, which raises.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -25,10 +24,12 @@ Arrays = list[mx.array]
 _Again = Callable[[Arrays, Arrays], Arrays]
 
 
-def used_arrays(captured: CapturedArrays, run: Callable[[], Arrays]) -> list[int]:
-    """The indices of those of ``captured.arrays`` from which the results of ``run`` are made.
+def used_arrays(
+    captured: CapturedArrays, run: Callable[[Arrays], Arrays], arguments: Arrays
+) -> list[int]:
+    """The indices of those of ``captured.arrays`` from which ``run(arguments)`` is made.
 
-    ``run`` is called once; its results are never computed. ``mx.random`` stays as it is.
+    ``run`` is called on zeros, and nothing is computed. ``mx.random`` stays as it is.
     """
     used: set[int] = set()
 
@@ -37,48 +38,46 @@ def used_arrays(captured: CapturedArrays, run: Callable[[], Arrays]) -> list[int
         mark.vjp(lambda _, cotangent, __: (used.add(index), cotangent)[1])
         return mark(array)
 
-    def total(*arrays: mx.array) -> mx.array:
-        marks = [marked(index, array) for index, array in enumerate(arrays)]
-        with captured.replaced(marks), random_key(current_key()):
-            results = run()
-        sums = [mx.abs(array).sum().astype(mx.float32) for array in results if _inexact(array)]
-        return sum(sums, mx.array(0.0))
+    def results(arrays: Arrays) -> Arrays:
+        with captured.replaced([marked(index, array) for index, array in enumerate(arrays)]):
+            return run(_zeros(arguments))
 
-    try:
-        if captured.arrays:
-            mx.vjp(total, captured.arrays, [mx.array(1.0)])
-        return sorted(used)
-    except (ValueError, RuntimeError):  # of an array from which an index is made
-        found = []
-    for index, array in enumerate(captured.arrays):
-        used.clear()
-        before, after = captured.arrays[:index], captured.arrays[index + 1 :]
-        with contextlib.suppress(ValueError, RuntimeError):
-            mx.vjp(lambda a: total(*before, a, *after), [array], [mx.array(1.0)])  # noqa: B023
-            found += used
-    return found
+    return sorted(used - _refused(results, captured.arrays).keys())
 
 
-def refused_arguments(run: Callable[[Arrays], Arrays], arguments: Arrays) -> dict[int, str]:
+def refused_arguments(
+    captured: CapturedArrays, run: Callable[[Arrays], Arrays], arguments: Arrays
+) -> dict[int, str]:
     """The indices of the arguments by which MLX cannot differentiate ``run``, with its errors.
 
-    Such is an array from which an index is made. ``run`` is called, but nothing is computed.
+    Such is an array from which an index is made. ``run`` is called as by :func:`used_arrays`.
     """
+
+    def results(arguments: Arrays) -> Arrays:
+        with captured.replaced(_zeros(captured.arrays)):
+            return run(arguments)
+
+    return _refused(results, arguments)
+
+
+def _refused(function: Callable[[Arrays], Arrays], arrays: Arrays) -> dict[int, str]:
+    """The indices of the arrays by which MLX cannot differentiate ``function``, with its errors."""
+    arrays = _zeros(arrays)
 
     def differentiate(indices: list[int]) -> None:
         def total(*traced: mx.array) -> mx.array:
-            every = list(arguments)
+            every = list(arrays)
             for index, array in zip(indices, traced, strict=True):
                 every[index] = array
             with random_key(current_key()):
-                results = run(every)
+                results = function(every)
             sums = [mx.abs(array).sum().astype(mx.float32) for array in results if _inexact(array)]
             return sum(sums, mx.array(0.0))
 
-        mx.vjp(total, [arguments[index] for index in indices], [mx.array(1.0)])
+        mx.vjp(total, [arrays[index] for index in indices], [mx.array(1.0)])
 
     refused = {}
-    floating = [index for index, array in enumerate(arguments) if _inexact(array)]
+    floating = [index for index, array in enumerate(arrays) if _inexact(array)]
     try:
         if floating:
             differentiate(floating)
@@ -89,6 +88,15 @@ def refused_arguments(run: Callable[[Arrays], Arrays], arguments: Arrays) -> dic
             except (ValueError, RuntimeError) as error:
                 refused[index] = str(error)
     return refused
+
+
+def _zeros(arrays: Arrays) -> Arrays:
+    """Arrays of the same form that are made of nothing of the caller's.
+
+    MLX's vjp ends an outer one's tracing of whatever its results are made of: if the caller then
+    evaluated any of that, its gradient would be zero without a word.
+    """
+    return [mx.zeros_like(array) for array in arrays]
 
 
 def checkpointed(

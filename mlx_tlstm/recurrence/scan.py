@@ -55,9 +55,9 @@ def scan(
         time_axis: The time axis in ``xs`` and ``ys``: 0 for ``[T, …]``, 1 for ``[B, T, …]``.
         checkpoint: N keeps every N-th state for the gradient, which computes the steps in between
             anew: one more forward pass, and least memory where N is about √T. ``step`` is called
-            again for it and has to do the same again; random numbers of ``mx.random`` are repeated.
-            While the steps are called, other arrays stand in those that ``step`` reads, which no
-            other thread may use then. ``None`` keeps everything.
+            again for it and has to do the same again, and is tried on zeros first; random numbers
+            of ``mx.random`` are repeated. While the steps are called, the arrays that ``step``
+            reads are replaced, and no other thread may use them then. ``None`` keeps everything.
 
     Returns:
         The state after the last step, and the outputs of all, ``[T, …]`` or as ``time_axis`` says.
@@ -181,7 +181,7 @@ def _run_checkpointed(
     arrays = arrays_of(state, like)
     first = [*arrays, *(array[:1] for array in inputs)]
     captured = CapturedArrays(steps.owner, steps.name, steps.function)
-    captured.keep(used_arrays(captured, partial(run, first, 1)))
+    captured.keep(used_arrays(captured, partial(run, length=1), first))
     cut, parts, read = [pieces(array, every) for array in inputs], [], captured.arrays
     refused: dict[int, dict[int, str]] = {}  # by the length of a part
     for index, start in enumerate(range(0, length, every)):
@@ -189,7 +189,7 @@ def _run_checkpointed(
         part = partial(run, length=steps_of_part)
         arguments = [*arrays, *(array[index] for array in cut)]
         if steps_of_part not in refused:
-            refused[steps_of_part] = refused_arguments(part, arguments)
+            refused[steps_of_part] = refused_arguments(captured, part, arguments)
         results, read = checkpointed(
             steps.owner, steps.name, captured, part, arguments, read, refused[steps_of_part]
         )

@@ -224,6 +224,26 @@ def test_gradients_of_what_a_step_reads(name):
     assert_close(compiled(*problem()), expected, TOLERANCE)
 
 
+@pytest.mark.parametrize("name", ["closure", "module", "computed", "inner scan"])
+@pytest.mark.parametrize("evaluated", ["state", "outputs", "loss"])
+def test_a_loss_that_evaluates(name, evaluated):
+    """As one that prints: MLX drops what led to an array if a gradient in between untraced it."""
+
+    def found(run, evaluate):
+        def loss(w, state, xs):
+            last, ys = run(STEPS[name](w), state, xs)
+            value = (last * mx.arange(WIDTH)).sum() + (ys * ys).sum()
+            if evaluate:
+                mx.eval({"state": last, "outputs": ys, "loss": value}[evaluated])
+            return value
+
+        return mx.grad(loss, argnums=(0, 1, 2))(*problem())
+
+    expected = found(plain_loop, False)
+    for checkpoint in (1, 3, T + 1):
+        assert_close(found(partial(scan, checkpoint=checkpoint), True), expected, TOLERANCE)
+
+
 def of_name(w):
     globals()["GLOBAL"] = w
     return lambda state, x: recurrence(state, x, globals()["GLOBAL"])
