@@ -21,7 +21,7 @@ import mlx.core as mx
 from mlx_tlstm.checks import require
 from mlx_tlstm.files import json_text, replace_file, replace_text
 from mlx_tlstm.models.arrays import load_arrays, save_arrays
-from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
+from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, read_config
 from mlx_tlstm.models.trained import WEIGHTS
 from mlx_tlstm.tasks import Batch
 from mlx_tlstm.training.checkpoints import (
@@ -89,14 +89,21 @@ class RunOnDisk:
             self._begin()
 
     def _require_same_model(self) -> None:
-        known = self.run.path / WEIGHTS[0] / CONFIG_FILE
-        if known.exists():
-            with damage_refused():
-                model, dtype = read_config(known), self.trainer.config.dtype
-                expected = f"{model.dtype}, as {known} says,"
-                require(model.dtype == dtype, type(self).__name__, "dtype", expected, dtype)
-            if model.metadata.symbols != self.trainer.task.symbols:
-                raise self._other_data(f"its symbols are not those of {known}")
+        known, model = self.run.path / WEIGHTS[0] / CONFIG_FILE, self.trainer.model
+        if not known.exists():
+            return
+        with damage_refused():
+            stored = read_config(known)
+        if stored.metadata.symbols != self.trainer.task.symbols:
+            raise self._other_data(f"its symbols are not those of {known}")
+        # The shapes of weights do not say it all: those of two depths may be equal.
+        built = ModelConfig.of(model, model.metadata)
+        now = {"layer": built.layer, **built.arguments, "dtype": self.trainer.config.dtype}
+        before = {"layer": stored.layer, **stored.arguments, "dtype": stored.dtype}
+        with damage_refused():
+            for name in now:
+                same, words = now[name] == before[name], f"{before[name]}, as {known} says,"
+                require(same or name == "recompute", type(self).__name__, name, words, now[name])
 
     def _go_on(self, checkpoint: Checkpoint, damaged: Sequence[Damage]) -> None:
         state = self._restore(checkpoint)
