@@ -72,7 +72,9 @@ _SMALLEST, _LARGEST = 2.0**-126, 2.0**128 - 2.0**104
 _POSITIVE = _number(
     "a positive number that float32 holds", lambda value: _SMALLEST <= value <= _LARGEST
 )
-_SHARE = _number("from 0 to below 1", lambda value: 0 <= value < 1)
+#: The largest float32 below 1.
+_BELOW_ONE = 1 - 2.0**-24
+_SHARE = _number("from 0 to below 1 as float32,", lambda value: 0 <= value <= _BELOW_ONE)
 _SWITCHED = _number(
     "0 (off) or a positive number that float32 holds",
     lambda value: value == 0 or _SMALLEST <= value <= _LARGEST,

@@ -29,6 +29,7 @@ from benchmarking.tables import markdown_option, measured_by, say_facts, say_tab
 
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
+from mlx_tlstm.commands.numbers import Seconds
 from mlx_tlstm.commands.paths import OutputFile
 from mlx_tlstm.training.loop import larger_cpu_cache
 
@@ -69,7 +70,7 @@ def _compile_text(no_compile: bool) -> str:
     help="Type for --layers and --kernels.",
 )
 @measured_by(warmup=2, rounds=10)
-@click.option("--seconds", type=float, help="Start no further round of a size after so long.")
+@click.option("--seconds", type=Seconds(), help="Start no further round of a size after so long.")
 @device_option
 @click.option("--no-compile", is_flag=True, help="Run MLX's graphs as Python builds them.")
 @click.option("--skip-torch", is_flag=True, help="Leave PyTorch out, and with it the check.")

@@ -20,6 +20,7 @@ from benchmarking.tables import Table, markdown_option, measured_by, say_tables
 from benchmarking.tile_search import tune
 
 from mlx_tlstm.commands.base import Command
+from mlx_tlstm.commands.numbers import Seconds
 from mlx_tlstm.commands.paths import OutputFile, UserPath
 from mlx_tlstm.kernels import dispatch, tuning
 
@@ -39,7 +40,9 @@ from mlx_tlstm.kernels import dispatch, tuning
 )
 @click.option("--no-memory-convolution", is_flag=True, help="Tune for layers without it.")
 @measured_by(launches=10, rounds=10)
-@click.option("--seconds", type=float, help="Start no further round of a product after so long.")
+@click.option(
+    "--seconds", type=Seconds(), help="Start no further round of a product after so long."
+)
 @click.option("--dry-run", is_flag=True, help="Measure and store nothing.")
 @click.option(
     "--output",

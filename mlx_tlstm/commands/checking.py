@@ -11,6 +11,7 @@ import click
 from mlx_tlstm.checking.survey import SECONDS, SECONDS_ON_CPU, Survey
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.commands.numbers import Seconds
 from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.files import json_text, replace_text
 
@@ -29,7 +30,7 @@ JSON_NAME = "mlx-tlstm-check.json"
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0),
+    type=Seconds(),
     help="Begin no new part of the check after so many seconds.",
     show_default=f"{SECONDS:.0f} with a GPU, {SECONDS_ON_CPU:.0f} on a CPU",
 )

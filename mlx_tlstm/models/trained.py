@@ -36,8 +36,8 @@ def is_run(path: str | Path) -> bool:
 def load_trained(path: Path, config: TrainingConfig, name: str) -> SequenceModel:
     """The ``best`` or ``last`` model of a run, in evaluation mode; the task's data is not needed.
 
-    The run's configuration goes into the model's metadata, since it has the whole path of the
-    user's data; the model's own folder has the file's name only.
+    The model's metadata gets the whole path of the user's data, of which its own folder has the
+    file's name only.
 
     Args:
         path: The run's folder.
@@ -61,5 +61,7 @@ def load_trained(path: Path, config: TrainingConfig, name: str) -> SequenceModel
             f"[RunFolder] 'weights' must be saved in the run but {str(file)!r} is missing{advice}"
         )
     model = SequenceModel.load(file.parent)
-    keep_origin(model, dataclasses.replace(model.metadata, training=config))
+    # The run's other settings may have been edited since it was trained.
+    training = (model.metadata.training or config).replace(data=config.data)
+    keep_origin(model, dataclasses.replace(model.metadata, training=training))
     return model

@@ -7,11 +7,12 @@ it (:mod:`mlx_tlstm.training.loop`) only asks what to do next.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,11 @@ class RunOnDisk:
         self._note = note
         self._totals = StepTotals()
         self._rollbacks = 0
+        self._edited = False  # the settings, since the run was stopped
         self._started = self._saved_at = time.perf_counter()
         self._saved_step = -1
         self._store = CheckpointStore(run.path / CHECKPOINTS, trainer.config.keep_checkpoints)
-        self._require_same_model()
+        self._compare_model()
         checkpoint, damaged = self._store.newest()
         if checkpoint is not None:
             self._go_on(checkpoint, damaged)
@@ -88,7 +90,8 @@ class RunOnDisk:
         else:
             self._begin()
 
-    def _require_same_model(self) -> None:
+    def _compare_model(self) -> None:
+        """Refuse to train another network than before, and find edited settings."""
         known, model = self.run.path / WEIGHTS[0] / CONFIG_FILE, self.trainer.model
         if not known.exists():
             return
@@ -104,6 +107,12 @@ class RunOnDisk:
             for name in now:
                 same, words = now[name] == before[name], f"{before[name]}, as {known} says,"
                 require(same or name == "recompute", type(self).__name__, name, words, now[name])
+        config, origin = self.trainer.config, stored.metadata
+        if origin.training is not None:
+            self._edited = origin.training.replace(data=config.data) != config
+        # No command trains with other settings half-way.
+        command = None if self._edited else origin.command
+        model.metadata = dataclasses.replace(model.metadata, command=command)
 
     def _go_on(self, checkpoint: Checkpoint, damaged: Sequence[Damage]) -> None:
         state = self._restore(checkpoint)
@@ -111,7 +120,7 @@ class RunOnDisk:
         self._rollbacks = state["rollbacks"]
         rate = self.trainer.config.learning_rate
         if state.get("learning_rate", rate) != rate:  # somebody edited the run's config.json
-            self.trainer.optimizer.learning_rate = rate * ROLLBACK_FACTOR**self._rollbacks
+            self.trainer.optimizer.learning_rate = rate
         for damage in damaged:
             self._note(f"{damage}; going back to {checkpoint.path.name}")
             self._store.remove(damage.checkpoint)
@@ -228,7 +237,8 @@ class RunOnDisk:
             "learning_rate": trainer.config.learning_rate,
             "totals": dataclasses.asdict(self._totals),
             "random_key": mx.random.state[0].tolist(),
-            "next_batch": _fingerprint(next_batch),
+            "next_batch": _fingerprint([next_batch]),
+            "evaluation_data": self._evaluation_data,
         }
         text = json_text(state, indent=2)
         files: dict[str, Callable[[Path], object]] = {
@@ -280,6 +290,13 @@ class RunOnDisk:
             f"{trainer.step} with learning rate {rate:g}"
         )
 
+    @functools.cached_property
+    def _evaluation_data(self) -> str:
+        task = self.trainer.task
+        return _fingerprint(
+            batch for split in ("validation", "test") for batch in task.eval_batches(split)
+        )
+
     def _other_data(self, how: str) -> CheckpointError:
         place = self.trainer.config.data
         found = "" if place is None else f" in {place!r}"
@@ -299,7 +316,8 @@ class RunOnDisk:
                 if f"{name}.safetensors" in names
             }
             batch = trainer.task.train_batch(state["step"])
-            same_data = state["next_batch"] == _fingerprint(batch)
+            same_data = state["next_batch"] == _fingerprint([batch])
+            evaluation_data = state.get("evaluation_data", self._evaluation_data)
             if same_data:  # else other shapes may be in the way
                 trainer.restore(state["step"], arrays)
             self._totals = StepTotals(**state["totals"])
@@ -312,8 +330,10 @@ class RunOnDisk:
             raise self._other_data(
                 f"batch {state['step']} differs from the one that checkpoint {path} expects"
             )
+        if evaluation_data != self._evaluation_data:
+            raise self._other_data(f"what checkpoint {path} was evaluated on differs")
         mx.random.seed((first << 32) | second)
-        run.describe_model(trainer.model)
+        run.describe_model(trainer.model, anew=self._edited)
         for name, target in RUN_FILES.items():
             if name in names:
                 replace_file(run.path / target, partial(shutil.copyfile, path / name))
@@ -324,7 +344,9 @@ class RunOnDisk:
         return state
 
 
-def _fingerprint(batch: Batch) -> str:
-    digest = hashlib.sha256(batch.inputs.tobytes())
-    digest.update(batch.targets.tobytes())
+def _fingerprint(batches: Iterable[Batch]) -> str:
+    digest = hashlib.sha256()
+    for batch in batches:
+        digest.update(batch.inputs.tobytes())
+        digest.update(batch.targets.tobytes())
     return digest.hexdigest()

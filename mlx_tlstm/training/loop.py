@@ -72,7 +72,7 @@ class Result:
 
     Attributes:
         folder: Where its files are.
-        model: The model with its best weights.
+        model: The model with its best weights, in evaluation mode.
         best: The record with the best value of the task's metric; of several, the first.
         last: The last record.
         test: Metrics of the best weights on the test split, as in ``test.json``.
@@ -378,6 +378,7 @@ def _test(session: RunOnDisk, check_stop: Callable[[], None]) -> EvaluationRepor
     metrics = {"samples": session.best["samples"], **metrics}
     figures = {"split": "test", **metrics}
     keep_origin(model, dataclasses.replace(model.metadata, metrics=figures))
+    model.eval()
     run.save_model("best", model, model.metadata.metrics)
     test = {"weights": "best", **metrics}
     run.save_test_metrics(test)

@@ -245,14 +245,18 @@ class RunFolder:
         """Write ``test.json``."""
         replace_text(self.path / TEST_FILE, json_text(metrics, indent=2))
 
-    def describe_model(self, model: SequenceModel) -> None:
+    def describe_model(self, model: SequenceModel, anew: bool = False) -> None:
         """Write ``config.json`` into the folders ``best`` and ``last``, unless it is there.
+
+        Args:
+            model: What was trained.
+            anew: Write it also where it is there.
 
         Raises:
             ValueError: No model could be loaded by it; nothing was written.
         """
         files = [self.path / name / CONFIG_FILE for name in WEIGHTS]
-        missing = [file for file in files if not file.exists()]
+        missing = [file for file in files if anew or not file.exists()]
         if not missing:
             return
         config = loadable_config(model)

@@ -698,7 +698,7 @@ def test_damaged_run(tmp_path):
         with pytest.raises(ValueError, match="'task' must be one of"):
             opened(run.path)
     # A model needs no task, also where this program does not know it.
-    assert mlx_tlstm.load(run.path, "last").metadata.training.task == "chess"
+    assert mlx_tlstm.load(run.path, "last").metadata.training.task == "addition"
 
 
 @pytest.mark.parametrize(

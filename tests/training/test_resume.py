@@ -24,7 +24,7 @@ from mixed_cell import MIXED, NAME
 from processes import ROOT
 from tiny_tasks import Stop, StopAt, write_images, write_text
 
-from mlx_tlstm import VARIANTS, training
+from mlx_tlstm import VARIANTS, load, training
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.runs import RunFolder, RunInUseError
 
@@ -480,14 +480,19 @@ def test_data_of_a_task_without(settings, tmp_path):
     assert _files(tmp_path / "run") == before
 
 
-def test_changed_data_is_refused(settings, tmp_path):
+@pytest.mark.parametrize("changed", ["training", "evaluation"])
+def test_changed_data_is_refused(changed, settings, tmp_path):
     text = write_text(tmp_path / "text")
     config = settings("wikipedia", data=str(text), **OFTEN)
     with pytest.raises(Stop):
         training.fit(config, tmp_path / "run", [StopAt(steps=4)])
-    text.write_bytes(text.read_bytes()[::-1])
+    before, data = _files(tmp_path / "run"), text.read_bytes()
+    text.write_bytes(data[::-1] if changed == "training" else data[:-2] + data[:-3:-1])
     with pytest.raises(training.CheckpointError, match="the data must be what the run was trained"):
         training.resume(tmp_path / "run")
+    assert _files(tmp_path / "run") == before
+    text.write_bytes(data)
+    training.resume(tmp_path / "run")
 
 
 ANOTHER = {
@@ -513,6 +518,33 @@ def test_another_network_is_refused(name, settings, tmp_path):
     with pytest.raises(training.CheckpointError, match=re.escape(message)):
         training.resume(run)
     assert _files(run) == files
+
+
+def test_edited_settings_leave_no_command(settings, tmp_path):
+    """Models say what they were trained with, and name no command that trains in another way."""
+    config, run = settings("addition", **OFTEN), tmp_path / "run"
+
+    def origins():
+        return [load(path).metadata for path in (run, run / "best", run / "last")]
+
+    with pytest.raises(Stop):
+        training.fit(config, run, [StopAt(steps=4)])
+    before = origins()[0]
+    assert before.training == config
+    assert before.command is not None
+    edited = config.replace(learning_rate=0.01, beta2=0.9)
+    edited.save(run / "config.json")
+    assert origins()[0] == before
+    with pytest.raises(Stop):
+        training.resume(run, callbacks=[StopAt(steps=2)])
+    assert {(origin.training, origin.command) for origin in origins()} == {(edited, None)}
+    result = training.resume(run)
+    assert {(origin.training, origin.command) for origin in origins()} == {(edited, None)}
+    assert result.model.metadata.command is None
+    (tmp_path / "whole").mkdir()
+    with pytest.raises(Stop):
+        training.fit(config, tmp_path / "whole", [StopAt(steps=4)])
+    assert training.resume(tmp_path / "whole").model.metadata.command == before.command
 
 
 def test_a_run_may_go_on_with_less_memory(settings, tmp_path):

@@ -129,6 +129,7 @@ def test_run_folder(task, settings, tmp_path):
     assert run.config == config
     metrics = training.evaluate(model, loaded_task, "test")
     assert metrics == training.evaluate(result.model, loaded_task, "test")
+    assert not result.model.training
     stated = json.loads((folder / "test.json").read_text())
     assert stated == {"weights": "best", "samples": result.best["samples"], **metrics}
     assert stated == result.test
