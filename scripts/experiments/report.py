@@ -85,7 +85,8 @@ def figure_table(target: str, request: Request, results: Results) -> Table:
         variant = request.variants.index(config.variant)
         return (tasks.index(config.task), variant, config.depth, config.seed)
 
-    for run in sorted(figure_runs(target, request), key=place):
+    begun = _by_task(target, request, results)
+    for run in sorted((run for runs in begun.values() for run in runs), key=place):
         config = run.config
         point = (config.task, config.variant, config.depth)
         printed = PRINTED_POINTS.get(point, "") if request.scale == "paper" else ""
@@ -110,7 +111,7 @@ def study_tables(target: str, request: Request, results: Results) -> list[Table]
             summary.append(start | _over_seeds(found, runs[0].config))
             for run, result in zip(runs, found, strict=True):
                 size = _network(run.config, depth_last=True)
-                cells = _run_cells(request, size, result, _solved([study.task]))
+                cells = _run_cells(request, size, result, _solved([study.task]), None)
                 # By name, since panels have ways in common.
                 row = {"way": start["way"], "seed": str(run.config.seed)} | cells
                 (rows if result is None else begun)[run.name] = row
@@ -180,8 +181,7 @@ def depth_tables(target: str, request: Request, results: Results) -> list[Table]
     Runs that have neither ended nor diverged are left out.
     """
     tables = []
-    for task in FIGURES[target].tasks:
-        runs = [run for run in figure_runs(target, request) if run.config.task == task]
+    for task, runs in _by_task(target, request, results).items():
         points: dict[tuple[str, int], list[RunResult]] = {
             (variant, depth): []
             for variant in request.variants
@@ -198,6 +198,19 @@ def depth_tables(target: str, request: Request, results: Results) -> list[Table]
             title = f"{task}, {request.scale} scale ({size}): {quantity}"
             tables.append(Table(title, list(rows.values())))
     return tables
+
+
+def _by_task(target: str, request: Request, results: Results) -> dict[str, list[PlannedRun]]:
+    """A figure's runs by task; below the paper's scale of tasks that have begun, once any has."""
+    tasks: dict[str, list[PlannedRun]] = {task: [] for task in FIGURES[target].tasks}
+    for run in figure_runs(target, request):
+        tasks[run.config.task].append(run)
+    begun = {
+        task: runs
+        for task, runs in tasks.items()
+        if any(results[run.name] is not None for run in runs)
+    }
+    return tasks if request.scale == "paper" else begun or tasks
 
 
 def _quantities(task: str) -> dict[str, Callable[[Sequence[RunResult]], str]]:
@@ -269,17 +282,23 @@ def _run_cells(
     size: str | None,
     result: RunResult | None,
     solved: Iterable[str],
-    printed: str = "",
+    printed: str | None,
     text: Callable[[RunResult], str] = _best_text,
 ) -> Row:
-    """The columns of a run, empty where it was not run, and what the paper prints."""
-    ours = "ours" if request.scale == "paper" else f"ours, {request.scale} scale"
-    row = {"our size": _noted(size or "", result), **_solved_cells(result, solved)}
-    row["paper"] = printed
+    """The columns of a run, empty where it was not run.
+
+    Beside them is what the paper prints; ``None`` for what is no experiment of the paper's.
+    """
+    sized, found = "size", "best evaluation"
+    if printed is not None:
+        sized, found = "our size", "ours"
+        found += "" if request.scale == "paper" else f", {request.scale} scale"
+    row = {sized: _noted(size or "", result), **_solved_cells(result, solved)}
+    row |= {} if printed is None else {"paper": printed}
     if result is None:
-        return row | dict.fromkeys((ours, "samples", "time", "run folder"), "")
+        return row | dict.fromkeys((found, "samples", "time", "run folder"), "")
     time = tqdm.format_interval(result.seconds)
-    row |= {ours: text(result), "samples": f"{result.samples:,}", "time": time}
+    row |= {found: text(result), "samples": f"{result.samples:,}", "time": time}
     return row | {"run folder": result.name}
 
 

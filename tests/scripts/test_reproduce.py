@@ -277,6 +277,17 @@ def test_figure_5_at_the_papers_scale(tmp_path):
     assert not any(row["paper"] for row in laptop.rows)
 
 
+def test_a_task_that_was_left_out_has_no_rows(tmp_path):
+    request = Request("laptop", 1)
+    runs = planned_runs("figure-5", request)
+    pretend(tmp_path, runs[0], [0.9, 0.991, 0.98], split="validation")
+    results = {run.name: read_result(tmp_path / run.name) for run in runs}
+    (table,) = report.depth_tables("figure-5", request, results)
+    assert table.title.startswith("mnist, ")
+    rows = report.figure_table("figure-5", request, results).rows
+    assert [row["task"] for row in rows] == ["mnist"] * (len(runs) // 2)
+
+
 def test_language_models_that_look_ahead_are_marked(tmp_path):
     request = Request("paper", 2)
     runs = planned_runs("figure-3", request)
@@ -433,7 +444,8 @@ def test_starts(tmp_path):
         "forget_bias 4",
     ]
     assert [row["seed"] for row in rows[:4]] == ["3", "4"] * 2
-    assert rows[0]["ours, laptop scale"] == "90.00 % (test)"
+    assert rows[0]["best evaluation"] == "90.00 % (test)"
+    assert "paper" not in rows[0]
     assert len(rows) == len(runs)  # each once, though panels share some
     lines = (tmp_path / "starts.md").read_text().splitlines()
     split = [[cell.strip() for cell in line.split("|")] for line in lines]
