@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Quickstart
 #
-# Define a tensorized LSTM, train it, watch it, save it, load it: five minutes on a laptop.
+# Define a tensorized LSTM, train it, watch it, save it, load it: a few minutes on two CPU cores.
 #
 # The task is the paper's memorization: read five symbols out of 64, then say them again.
 
