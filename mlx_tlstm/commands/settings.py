@@ -37,7 +37,7 @@ _OWN = {
         "help": f"Network: {', '.join(VARIANTS)}. 2d has one tensor axis, 3d two; +cn and +ln are "
         "channel and layer normalisation, -m is without memory convolution, -f without feedback.",
     },
-    "forget_bias": {"type": NumberOrLag()},
+    "forget_bias": {"type": NumberOrLag(), "metavar": f"FLOAT|{BY_LAG}"},
     "data": {"type": UserPath()},
 }
 

@@ -23,7 +23,7 @@ from mlx_tlstm.tasks import TASKS
     cls=Command,
     keeps_results=True,
     help=f"Train a network on TASK and save the run in a folder. TASK is one of "
-    f"{', '.join(TASKS)}; by default the first.",
+    f"{', '.join(TASKS)}; by default {next(iter(TASKS))}.",
     epilog="Options left out have the task's settings for a laptop or, with --paper, those for the "
     "paper's size.",
 )

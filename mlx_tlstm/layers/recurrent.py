@@ -42,7 +42,7 @@ class Recurrent(Layer):
             :func:`mlx_tlstm.scan`.
 
     Raises:
-        ValueError: ``cell`` is no such module, its state is another, or ``checkpoint`` is no
+        ValueError: ``cell`` is no such module, its state has another form, or ``checkpoint`` is no
             positive integer.
     """
 

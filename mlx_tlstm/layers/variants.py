@@ -137,7 +137,7 @@ _CELL_ARGUMENTS = ("input_size", "hidden_size", "depth", "forget_bias")
 class CellVariant(Variant):
     """A cell in a :class:`mlx_tlstm.Recurrent` layer: one of :mod:`mlx_tlstm.rivals`, or your own.
 
-    With it all that takes a variant's name takes the cell too, as training does::
+    In :data:`VARIANTS` its name works wherever a variant's does: training, load, save::
 
         mlx_tlstm.VARIANTS["gru"] = mlx_tlstm.CellVariant(GRU)
         config = tasks.TASKS["memorization"].quick().for_variant("gru")
@@ -150,7 +150,8 @@ class CellVariant(Variant):
             ``hidden_size`` and, where the cell has them, ``depth`` and ``forget_bias``; others have
             defaults. See :class:`mlx_tlstm.Recurrent` for what a cell is. Without ``depth`` only a
             depth of 1 is accepted; a forget bias is for those that take one.
-        settings: See :class:`Variant`.
+        settings: Settings of a :class:`mlx_tlstm.config.TrainingConfig` in place of a task's, such
+            as the clipping that the cell's own paper names.
 
     Raises:
         ValueError: ``cell`` does not take such arguments.

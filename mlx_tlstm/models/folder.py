@@ -60,7 +60,7 @@ class ModelConfig:
         metadata: Where the model comes from.
 
     Raises:
-        ValueError: An argument is unknown, missing or of another kind.
+        ValueError: An argument is unknown, missing or of a wrong type.
     """
 
     layer: str

@@ -51,7 +51,7 @@ class ModelMetadata:
             last part is saved.
 
     Raises:
-        ValueError: An argument is of another kind.
+        ValueError: An argument is of a wrong type.
     """
 
     task: str | None = None
