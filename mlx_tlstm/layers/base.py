@@ -223,7 +223,7 @@ class RecurrentCell(nn.Module):
     def output(self, state: Any) -> mx.array:
         """The output ``[B, M]`` in ``state``: the hidden state at the corner far from the input."""
         state = self.check_state(type(self).__name__, state)
-        return self.transition.output(tuple(state))
+        return self.transition.backend.output(state[0])
 
 
 class RecurrentLayer(Layer):

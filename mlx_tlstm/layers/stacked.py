@@ -18,7 +18,7 @@ from mlx_tlstm.layers.base import (
     require_depth,
     require_forget_bias,
 )
-from mlx_tlstm.ops import PlainBackend, last_location
+from mlx_tlstm.ops import PlainBackend
 from mlx_tlstm.ops.convolution import added, steps_at_once
 from mlx_tlstm.ops.cpu import transposed
 from mlx_tlstm.ops.memory_update import added_at_the_end
@@ -45,10 +45,6 @@ class PreparedStack(NamedTuple):
     from_past: mx.array
 
 
-#: A layer is a memory cell without tensor axes.
-LAYER = PlainBackend(Geometry((), ()), MemoryUpdate(convolve=False, norm=None))
-
-
 @dataclasses.dataclass(frozen=True)
 class StackedLSTMTransition:
     """One step through all layers; parameters: weight ``[4M, 2, M]``, bias ``[4M]``."""
@@ -56,7 +52,8 @@ class StackedLSTMTransition:
     depth: int
     hidden_size: int
 
-    plain: ClassVar[bool] = True
+    #: A layer is a memory cell without tensor axes.
+    backend: ClassVar[PlainBackend] = PlainBackend(Geometry((), ()), MemoryUpdate(False, None))
 
     def prepare(self, parameters: Sequence[mx.array]) -> PreparedStack:
         weight, bias = parameters
@@ -75,11 +72,11 @@ class StackedLSTMTransition:
         below, after, residuals = projected, [], []
         for layer in range(self.depth):
             A = A_past[:, layer] + below @ from_below  # Eq. 10
-            below, c, _, kept = LAYER.memory_update(A, C[:, layer], shared)
+            below, c, _, kept = self.backend.memory_update(A, C[:, layer], shared)
             after.append((below, c))
             residuals.append(kept)
         state = tuple(mx.stack(arrays, axis=1) for arrays in zip(*after, strict=True))
-        return state, residuals, self.output(state)
+        return state, residuals, self.backend.output(state[0])
 
     def reduce(self, residuals: Any) -> None:
         return None
@@ -106,7 +103,7 @@ class StackedLSTMTransition:
             before = (step.before[0], step.before[1][:, layer])
             part = step._replace(before=before, residuals=step.residuals[layer])
             d_h = d_H[:, layer] + d_below
-            d_A, (d_c, _) = LAYER.memory_gradient(
+            d_A, (d_c, _) = self.backend.memory_gradient(
                 d_h, None, d_C[:, layer], None, part, prepared.shared
             )
             d_below = (d_A @ prepared.below).astype(mx.float32)
@@ -138,12 +135,6 @@ class StackedLSTMTransition:
 
     def finish(self, handed: State) -> tuple[State, Sequence[mx.array]]:
         return handed, ()
-
-    def output(self, state: State) -> mx.array:
-        return last_location(state[0])
-
-    def stack(self, arrays: Sequence[mx.array]) -> mx.array:
-        return LAYER.stack(arrays)
 
 
 class StackedLSTMCell(RecurrentCell):

@@ -1,6 +1,6 @@
 """The parts of a step as plain MLX operations; :mod:`~mlx_tlstm.ops.cpu` is what only CPUs need."""
 
 from mlx_tlstm.ops.backend import PlainBackend
-from mlx_tlstm.ops.memory_update import Residuals, last_location
+from mlx_tlstm.ops.memory_update import Residuals
 
-__all__ = ["PlainBackend", "Residuals", "last_location"]
+__all__ = ["PlainBackend", "Residuals"]

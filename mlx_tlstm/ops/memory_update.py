@@ -162,16 +162,6 @@ def _last_rows(count: int, locations: int) -> mx.array:
     return mx.array(np.arange(1, count + 1, dtype=np.uint32) * locations - 1)
 
 
-def last_location(H: mx.array) -> mx.array:
-    """The hidden state ``[B, M]`` at the last location of ``[B, *P, M]``.
-
-    A copy, since a view would keep the whole state of every step alive. Gathered, since MLX exports
-    no ``mx.contiguous``.
-    """
-    B, *P, M = H.shape
-    return mx.take(H.reshape(-1, M), _last_rows(B, math.prod(P)), axis=0)
-
-
 def added_at_the_end(array: mx.array, terms: mx.array, axes: int) -> mx.array:
     """``array [B, *P, …]`` with ``terms [B, …]`` added at the last index of its ``axes`` P.
 
@@ -280,4 +270,7 @@ class Memory(Backend):
         return added_at_the_end(d_H, d_output, self.geometry.axes)
 
     def output(self, H: mx.array) -> mx.array:
-        return last_location(H)
+        # A copy, since a view would keep the whole state of every step alive. Gathered, since MLX
+        # exports no mx.contiguous.
+        B, *P, M = H.shape
+        return mx.take(H.reshape(-1, M), _last_rows(B, math.prod(P)), axis=0)

@@ -60,7 +60,7 @@ def run(
         Outputs ``[T' - skip, B, M]`` and the state after ``final_step`` steps.
     """
     walk = partial(forward, transition, skip, final_step, keep)
-    if keep == "nothing" and transition.plain:
+    if keep == "nothing" and transition.backend.plain:
         return walk([], projected, state, parameters, widen=True)
     # MLX hands to a gradient what the function took and what it returned. What is kept is no
     # result, which would be computed and held whether or not there is a gradient; so the forward
@@ -110,7 +110,7 @@ def forward(
         if t + 1 == final_step:
             final = after
         state = after
-    return transition.stack(outputs), final
+    return transition.backend.stack(outputs), final
 
 
 def _steps(
@@ -178,7 +178,8 @@ def _gradient(
         d.astype(parameter.dtype)
         for d, parameter in zip([*d_weights, *d_steps], parameters, strict=True)
     ]
-    return transition.stack(d_projected[::-1]).astype(projected.dtype), d_state, d_parameters
+    stack = transition.backend.stack
+    return stack(d_projected[::-1]).astype(projected.dtype), d_state, d_parameters
 
 
 def _time_steps(arrays: mx.array) -> list[mx.array]:

@@ -31,9 +31,8 @@ class Transition(Protocol):
     that can be computed.
     """
 
-    @property
-    def plain(self) -> bool:
-        """Whether MLX can differentiate and export it, being made of MLX's own operations."""
+    #: What computes it, the output in a state, and the stack of all outputs.
+    backend: Backend
 
     def prepare(self, parameters: Sequence[mx.array]) -> Any:
         """What every step of a sequence uses, made from the parameters once."""
@@ -85,12 +84,6 @@ class Transition(Protocol):
     def finish(self, handed: Any) -> tuple[State, Sequence[mx.array]]:
         """Gradients of the state before the first step and of the remaining parameters, float32."""
 
-    def output(self, state: State) -> mx.array:
-        """The output ``[B, M]`` in a state."""
-
-    def stack(self, arrays: Sequence[mx.array]) -> mx.array:
-        """``mx.stack`` of arrays of all steps."""
-
     def corner(self, prepared: Any, steps: int) -> tuple[Transition, Any]:
         """The same step on what the output after ``steps`` more steps depends on, and its arrays.
 
@@ -121,10 +114,6 @@ class TensorTransition(abc.ABC):
         """The same step on another backend."""
         return dataclasses.replace(self, backend=backend)
 
-    @property
-    def plain(self) -> bool:
-        return self.backend.plain
-
     def prepare(self, parameters: Sequence[mx.array]) -> Prepared:
         return self.backend.prepare(parameters)
 
@@ -139,12 +128,6 @@ class TensorTransition(abc.ABC):
     ) -> Sequence[mx.array]:
         hidden, projected = [step.before[0] for step in steps], [step.projected for step in steps]
         return self.backend.weight_gradient(hidden, projected, d_activations, total)
-
-    def output(self, state: State) -> mx.array:
-        return self.backend.output(state[0])
-
-    def stack(self, arrays: Sequence[mx.array]) -> mx.array:
-        return self.backend.stack(arrays)
 
     def corner(self, prepared: Prepared, steps: int) -> tuple[TensorTransition, Prepared]:
         backend = self.backend

@@ -151,7 +151,7 @@ def _tensor_steps(sizes: StepSizes) -> _Account:
     flush = _flush_steps(cell, transition)
     steps = sizes.steps + flush.count(1.0)
     matrices = BACKENDS[cell.selected_backend()].products_kept
-    if transition.plain:
+    if transition.backend.plain:
         transition = cell.transition  # beside which the reference keeps `matrices`
     itemsize, (channels, *fan_in) = cell.weight.dtype.size, cell.weight.shape
     state, residuals, reduced = (rows * size for size in _step_bytes(cell, transition))
@@ -161,7 +161,7 @@ def _tensor_steps(sizes: StepSizes) -> _Account:
     locations = rows * math.prod(cell.state_shape[:-1])
     at_once = min(transition.weight_gradient_steps(rows), steps)
     matrix, gathered = 0, at_once * itemsize * locations * (cell.hidden_size + channels)
-    if transition.plain or transition.backend.makes_windows(rows, cell.weight):
+    if transition.backend.plain or transition.backend.makes_windows(rows, cell.weight):
         elements = locations * math.prod(fan_in)
         matrix = itemsize * elements
         gathered = 2 * gathered + min(at_once, steps_at_once(elements)) * matrix
