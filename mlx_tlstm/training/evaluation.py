@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,6 @@ from mlx_tlstm.training.objective import cross_entropy, encode, logits_at
 from mlx_tlstm.training.origin import task_of
 from mlx_tlstm.training.rebatching import rebatched
 from mlx_tlstm.training.runs import RunFolder
-
-
-@dataclasses.dataclass
-class Totals:
-    """Sums over the batches of a split, and how many values each sum has."""
-
-    loss: float = 0.0
-    predictions: int = 0
-    right_answers: int = 0
-    answers: int = 0
-    right_sequences: int = 0
-    sequences: int = 0
 
 
 def evaluate(
@@ -80,17 +68,17 @@ def evaluate(
         batches = rebatched(batches, batch_size)
     answers = all_metrics or task.metric == "accuracy"
     totals = _totals(model, task, batches, on_batch, answers)
-    metrics = {"loss": totals.loss / totals.predictions}
+    metrics = {"loss": totals["loss"] / totals["predictions"]}
     if task.metric == "bpc":
         metrics["bpc"] = metrics["loss"] / math.log(2)
     if answers:
-        metrics["accuracy"] = totals.right_answers / totals.answers
+        metrics["accuracy"] = totals["right_answers"] / totals["answers"]
     if answers and task.reports_sequences:
-        metrics["sequence_accuracy"] = totals.right_sequences / totals.sequences
+        metrics["sequence_accuracy"] = totals["right_sequences"] / totals["sequences"]
     if all_metrics:
-        metrics |= {"predictions": totals.predictions, "answers": totals.answers}
+        metrics |= {name: totals[name] for name in ("predictions", "answers")}
     if all_metrics and task.reports_sequences:
-        metrics["sequences"] = totals.sequences
+        metrics["sequences"] = totals["sequences"]
     return metrics
 
 
@@ -100,9 +88,12 @@ def _totals(
     batches: Iterable[Batch],
     on_batch: Callable[[], object] | None,
     answers: bool,
-) -> Totals:
-    """Sums over ``batches`` in evaluation mode; with ``answers`` also those of right answers."""
-    totals = Totals()
+) -> Counter[str]:
+    """Sums over ``batches`` in evaluation mode, and how many values each sum has.
+
+    With ``answers`` also the right answers and the sequences that are right at all of them.
+    """
+    totals = Counter()
     state = None
     model = snapshot(model).eval()
     require_evaluated("evaluate", model)
@@ -112,13 +103,12 @@ def _totals(
             if on_batch is not None:
                 on_batch()
             sums, state = run(batch, None if batch.fresh else state)
-            totals.loss += sums["loss"].item()
-            totals.predictions += batch.targets[:, task.loss_positions].size
-            if answers:
-                totals.right_answers += sums["answers"].item()
-                totals.answers += batch.targets[:, task.answer_positions].size
-                totals.right_sequences += sums["sequences"].item()
-                totals.sequences += len(batch.targets)
+            totals.update(
+                predictions=batch.targets[:, task.loss_positions].size,
+                answers=batch.targets[:, task.answer_positions].size,
+                sequences=len(batch.targets),
+            )
+            totals.update({name: total.item() for name, total in sums.items()})
     return totals
 
 
@@ -173,8 +163,8 @@ class _Run:
             if task.answer_positions != task.loss_positions:
                 logits = logits_at(model, y, task.answer_positions)
             right = mx.argmax(logits, axis=-1) == targets[:, task.answer_positions]
-            sums["answers"] = right.sum()
-            sums["sequences"] = right.all(axis=1).sum()
+            sums["right_answers"] = right.sum()
+            sums["right_sequences"] = right.all(axis=1).sum()
         return sums
 
 
