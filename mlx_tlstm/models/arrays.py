@@ -26,17 +26,12 @@ def save_arrays(
         mx.save_safetensors(file, dict(arrays), header and dict(header))
 
 
-def load_arrays(path: Path, owner: str) -> dict[str, mx.array]:
-    """Read arrays by name from a safetensors file; an error's message begins with ``owner``.
+def load_arrays(path: Path, owner: str) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """Read arrays by name from a safetensors file, and the strings of its header.
 
     Raises:
-        ValueError: The file is damaged, or no safetensors file.
+        ValueError: The file is damaged, or no safetensors file; the message begins with ``owner``.
     """
-    return load_arrays_and_header(path, owner)[0]
-
-
-def load_arrays_and_header(path: Path, owner: str) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """Like :func:`load_arrays`, with the strings of the file's header."""
     try:
         # MLX takes no path that is not UTF-8.
         with path.open("rb") as file:

@@ -25,7 +25,7 @@ from mlx_tlstm.kernels.tuning import dtype_name
 from mlx_tlstm.layers.base import DTYPES
 from mlx_tlstm.layers.layer import Layer
 from mlx_tlstm.layers.variants import make_layer
-from mlx_tlstm.models.arrays import load_arrays_and_header, require_like, save_arrays
+from mlx_tlstm.models.arrays import load_arrays, require_like, save_arrays
 from mlx_tlstm.models.metadata import ModelMetadata, metrics_from_json
 
 #: Version of the format; a reader refuses those it does not know.
@@ -245,7 +245,7 @@ def read_folder(path: str | Path) -> tuple[ModelConfig, dict[str, mx.array]]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         require((path / name).is_file(), "load", "path", f"a folder that holds {name}", str(path))
     config = read_config(path / CONFIG_FILE)
-    arrays, header = load_arrays_and_header(path / WEIGHTS_FILE, "load")
+    arrays, header = load_arrays(path / WEIGHTS_FILE, "load")
     if METRICS in header:  # version 0.1 kept them in config.json
         source = f"{path / WEIGHTS_FILE}: {METRICS}"
         metrics = parse_json(header[METRICS], source, "load")

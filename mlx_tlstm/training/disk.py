@@ -311,7 +311,7 @@ class RunOnDisk:
         try:
             state = json.loads((path / STATE_FILE).read_text())
             arrays = {
-                name: load_arrays(path / f"{name}.safetensors", "RunOnDisk")
+                name: load_arrays(path / f"{name}.safetensors", "RunOnDisk")[0]
                 for name in ("weights", "optimizer", "carried")
                 if f"{name}.safetensors" in names
             }
