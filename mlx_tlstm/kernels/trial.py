@@ -125,13 +125,11 @@ class Proof:
 
     Attributes:
         kernels: The step, with as many threads as the device grants.
-        rounding: Relative error of the device's own matrix products of this type and size.
         errors: For each result its largest relative error over the sequences, and the error that
             was allowed there.
     """
 
     kernels: TensorTransition
-    rounding: float
     errors: dict[str, tuple[float, float]]
 
 
@@ -160,7 +158,7 @@ def prove(configuration: Configuration, compiled: bool = False) -> Proof:
             continue
         with mx.stream(mx.cpu):
             moved = trial.moved(rounding).results(configuration.plain, mx.float32)
-        return Proof(variant, rounding, _compared(configuration, found, expected, moved, rounding))
+        return Proof(variant, _compared(configuration, found, expected, moved, rounding))
     reason = f"{type(first_error).__name__}: {faults.in_a_line(first_error)}"
     raise fault(configuration, reason) from first_error
 

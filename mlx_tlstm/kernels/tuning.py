@@ -144,18 +144,18 @@ def _winners(file: Path, device: str) -> dict[str, Tile | None]:
 #: A tile, MLX's own product, or one of the two by the kernel's name.
 Choice = Tile | None | Mapping[str, Tile | None]
 
-_forced: contextvars.ContextVar[tuple[Choice, list[Product]] | None] = contextvars.ContextVar(
+#: In a tuple, since ``None`` is a choice.
+_forced: contextvars.ContextVar[tuple[Choice] | None] = contextvars.ContextVar(
     "forced", default=None
 )
 
 
 @contextlib.contextmanager
-def forced(choice: Choice) -> Iterator[list[Product]]:
-    """Have :func:`select` answer ``choice`` inside; the value lists the products that asked."""
-    asked: list[Product] = []
-    token = _forced.set((choice, asked))
+def forced(choice: Choice) -> Iterator[None]:
+    """Have :func:`select` answer ``choice`` inside."""
+    token = _forced.set((choice,))
     try:
-        yield asked
+        yield
     finally:
         _forced.reset(token)
 
@@ -167,8 +167,7 @@ def select(product: Product) -> Tile | None:
         ValueError: The file of winners cannot be read.
     """
     if (trial := _forced.get()) is not None:
-        choice, asked = trial
-        asked.append(product)
+        (choice,) = trial
         return choice[product.kernel] if isinstance(choice, Mapping) else choice
     # Three questions a time step: what the answer depends on is quicker to find than the answer.
     variables = tuple(map(os.environ.get, (ENVIRONMENT_VARIABLE, "XDG_CACHE_HOME", "HOME")))

@@ -26,7 +26,6 @@ class Launch:
         inputs: Name, type and number of axes of each input.
         outputs: Name and type of each output.
         template: Template arguments.
-        grid: Threads on each axis.
         threadgroup: Threads of a threadgroup on each axis.
     """
 
@@ -34,7 +33,6 @@ class Launch:
     inputs: tuple[tuple[str, mx.Dtype, int], ...]
     outputs: tuple[tuple[str, mx.Dtype], ...]
     template: tuple[tuple[str, Any], ...]
-    grid: tuple[int, int, int]
     threadgroup: tuple[int, int, int]
 
 
@@ -66,7 +64,6 @@ def recorded() -> Iterator[list[Launch]]:
                     tuple((one, array.dtype, array.ndim) for one, array in described),
                     tuple(zip(output_names, output_dtypes, strict=True)),
                     tuple(template),
-                    tuple(grid),
                     tuple(threadgroup),
                 )
             )

@@ -433,7 +433,7 @@ class TestTheFileMeanwhile:
                 proof.proven(one)
         proof.forget()
         right = {"outputs": (0.0, 1.0)}
-        monkeypatch.setattr(proof, "prove", lambda one, _: trial.Proof(one.kernels, 0.0, right))
+        monkeypatch.setattr(proof, "prove", lambda one, _: trial.Proof(one.kernels, right))
         monkeypatch.setattr(settings, "Pass", first_use)
         monkeypatch.setattr(survey, "operations_per_step", lambda layer: first_use(layer) and 4.25)
         one = survey.Survey(print)
