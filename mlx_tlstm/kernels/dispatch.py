@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_tlstm.checks import require, require_choice
 from mlx_tlstm.kernels import faults
 from mlx_tlstm.kernels.backend import KernelBackend
-from mlx_tlstm.kernels.tuning import apple_generation, architecture
+from mlx_tlstm.kernels.tuning import architecture
 from mlx_tlstm.ops import PlainBackend
 from mlx_tlstm.recurrence.contract import Backend
 from mlx_tlstm.reference import ReferenceBackend
@@ -31,23 +31,6 @@ ENVIRONMENT_VARIABLE = "MLX_TLSTM_BACKEND"
 #: Largest number of tensor axes that the kernels take.
 MAX_AXES = 3
 
-#: The first Apple GPU generation with 8x8 matrices in a simdgroup (A14, M1).
-_FIRST_GENERATION = 13
-
-
-def _without_matrices() -> str | None:
-    """Why this Apple GPU cannot run the kernels; ``None`` where it can, or where nobody knows.
-
-    Whether kernels run on what is unknown, their proof finds out.
-    """
-    generation = apple_generation()
-    if generation is None or generation >= _FIRST_GENERATION:
-        return None
-    return (
-        f"the GPU's architecture {architecture()!r} is older than applegpu_g{_FIRST_GENERATION}, "
-        "the first with simdgroup matrices"
-    )
-
 
 def kernel_backend() -> tuple[str | None, str]:
     """The backend whose kernels run on the default device, else ``None`` and why there is none."""
@@ -59,10 +42,10 @@ def kernel_backend() -> tuple[str | None, str]:
     if not mx.metal.is_available():
         return None, "MLX has neither Metal nor CUDA here"
     try:
-        reason = _without_matrices()
+        architecture()
     except RuntimeError as error:  # MLX says that there is Metal also where it finds no device
-        reason = f"no Metal device: {faults.in_a_line(error)}"
-    return (None, reason) if reason else ("metal", "")
+        return None, f"no Metal device: {faults.in_a_line(error)}"
+    return "metal", ""
 
 
 def named_backend(requested: str | None) -> tuple[str | None, str]:

@@ -80,6 +80,11 @@ def test_unknown_names():
         TLSTM(4, 7, (3,), backend="gpu")
 
 
+def test_a_mac_runs_the_kernels(monkeypatch):
+    claims_gpu(monkeypatch, "applegpu_g13g")
+    assert dispatch.kernel_backend() == ("metal", "")
+
+
 def test_a_mac_without_a_device(monkeypatch):
     """MLX's Metal says that it is there, and raises at the first question."""
 
@@ -92,20 +97,3 @@ def test_a_mac_without_a_device(monkeypatch):
     assert available is None
     assert reason.startswith("no Metal device: [metal::load_device] No Metal device available")
     assert dispatch.select_backend("TLSTM", None, 2) == "ops"
-
-
-@pytest.mark.parametrize(
-    ("architecture", "runs"),
-    [
-        ("applegpu_g13g", True),
-        ("applegpu_g17p", True),
-        ("applegpu_g12x", False),
-        ("applegpu_g5p", False),
-        ("air64_v26", True),
-        ("", True),
-    ],
-)
-def test_apple_gpus_known_to_be_old_run_plain_operations(monkeypatch, architecture, runs):
-    claims_gpu(monkeypatch, architecture)
-    expected = "metal" if runs else "ops"
-    assert dispatch.select_backend("TLSTM", None, 2) == expected
