@@ -29,7 +29,18 @@ def gradient(model, x):
 
 @pytest.mark.parametrize(
     ("tensor_size", "kernel_size", "depth"),
-    [((10,), 3, 10), ((5,), 2, 5), ((5,), 4, 3), ((4, 7), (3, 5), 4), ((3, 9), (2, 4), 5)],
+    [
+        ((1,), 2, 1),
+        ((10,), 3, 10),
+        ((5,), 2, 5),
+        ((3,), 4, 2),
+        ((5,), 4, 3),
+        ((7,), 6, 3),
+        ((4, 4), (3, 3), 4),
+        ((4, 7), (3, 5), 4),
+        ((3, 9), (2, 4), 5),
+        ((2, 3, 1), (2, 5, 3), 2),
+    ],
 )
 def test_depth_follows_equation_9(tensor_size, kernel_size, depth):
     layer = TLSTM(3, 2, tensor_size, kernel_size)
