@@ -92,22 +92,6 @@ def test_memory_grows_with_the_number_of_steps_and_not_with_the_dilation():
     assert twice < 0.5 * 40 * 127 * 16 * 16 * 4
 
 
-def test_parameters():
-    shapes = {
-        name: array.shape for name, array in tree_flatten(DilatedGRUCell(R, M, 2).parameters())
-    }
-    assert shapes == {
-        f"layers.{layer}.{name}": shape
-        for layer, N in enumerate((R, M))
-        for name, shape in {
-            "gate_weight": (2 * M, N + M),
-            "gate_bias": (2 * M,),
-            "candidate_weight": (M, N + M),
-            "candidate_bias": (M,),
-        }.items()
-    }
-
-
 def test_count_at_the_size_of_the_paper():
     """9 layers of 50 units on single pixels, with the read-out: about 130 thousand."""
     model = SequenceModel(Recurrent(DilatedGRUCell(1, 50, 9)), 10)

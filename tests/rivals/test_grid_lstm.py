@@ -80,14 +80,6 @@ def test_depth_and_time_are_treated_alike():
     assert_close(after.hidden, other_y, 1e-5)
 
 
-def test_all_layers_have_the_same_weights():
-    sizes = [
-        sum(array.size for array in GridLSTMCell(R, M, depth).parameters().values())
-        for depth in (1, 5)
-    ]
-    assert sizes[0] == sizes[1]
-
-
 @pytest.mark.parametrize("forget_bias", [1.0, 4])
 def test_starting_values(forget_bias):
     mx.random.seed(0)

@@ -4,7 +4,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from comparison import assert_close
-from mlx.utils import tree_flatten
 
 from mlx_tlstm import Recurrent
 from mlx_tlstm.rivals import IRNNCell
@@ -55,8 +54,3 @@ def test_untrained_passes_gradients_back_unchanged():
         return (layer(mx.zeros((B, T, R)), state)[1].hidden * weights).sum()
 
     assert mx.array_equal(mx.grad(loss)(hidden), weights)
-
-
-def test_parameters():
-    shapes = {name: array.shape for name, array in tree_flatten(IRNNCell(R, M).parameters())}
-    assert shapes == {"input_weight": (M, R), "recurrent_weight": (M, M), "bias": (M,)}

@@ -7,7 +7,6 @@ from comparison import assert_close
 from mlstm_reference import sigmoid
 from mlx.utils import tree_flatten
 
-from mlx_tlstm import Recurrent, SequenceModel
 from mlx_tlstm.rivals import MultiplicativeLSTMCell
 
 R, M = 4, 6
@@ -71,22 +70,3 @@ def test_without_biases_it_is_as_the_paper_writes_it():
     state = random_state(cell)
     output, after = cell(mx.ones((1, R)), state)
     assert_close((output, after.cell), (mx.tanh(state.cell / 4), state.cell / 2), 1e-6)
-
-
-def test_parameters():
-    shapes = {
-        name: array.shape for name, array in tree_flatten(MultiplicativeLSTMCell(R, M).parameters())
-    }
-    assert shapes == {
-        "input_weight": (5 * M, R),
-        "hidden_weight": (M, M),
-        "weight": (4 * M, M),
-        "bias": (4 * M,),
-    }
-
-
-def test_count_at_the_size_of_table_1():
-    """≈20M; the arrays are never made."""
-    model = SequenceModel(Recurrent(MultiplicativeLSTMCell(205, 1900)), 205)
-    count = sum(array.size for _, array in tree_flatten(model.parameters()))
-    assert count == 1900 * (5 * 205 + 5 * 1900 + 4) + 205 * (1900 + 1) == 20_394_805

@@ -1,11 +1,10 @@
 """What the recurrent highway network's paper promises of it."""
 
 import mlx.core as mx
-import pytest
 from comparison import assert_close
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
-from mlx_tlstm import Recurrent, SequenceModel
+from mlx_tlstm import Recurrent
 from mlx_tlstm.rivals import RecurrentHighwayCell
 
 B, T, R, M, L = 2, 20, 3, 5, 4
@@ -78,21 +77,3 @@ def test_inputs_enter_the_first_layer_only():
     first, other = (layer(mx.random.normal((B, T, R)), state)[0] for _ in range(2))
     assert mx.array_equal(first, other)
     assert not mx.allclose(first[:, 0], state.hidden)
-
-
-@pytest.mark.parametrize(("R", "M", "L"), [(3, 5, 1), (205, 15, 10)])
-def test_parameters(R, M, L):
-    cell = RecurrentHighwayCell(R, M, L)
-    shapes = {name: array.shape for name, array in tree_flatten(cell.parameters())}
-    assert shapes == {
-        "input_weight": (2 * M, R),
-        **{f"weight.{layer}": (2 * M, M) for layer in range(L)},
-        **{f"bias.{layer}": (2 * M,) for layer in range(L)},
-    }
-
-
-def test_count_at_the_size_of_table_1():
-    """≈46M; the arrays are never made."""
-    model = SequenceModel(Recurrent(RecurrentHighwayCell(205, 1500, 10)), 205)
-    count = sum(array.size for _, array in tree_flatten(model.parameters()))
-    assert count == 2 * 1500 * 205 + 10 * 2 * 1500 * (1500 + 1) + 205 * (1500 + 1) == 45_952_705
