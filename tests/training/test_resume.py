@@ -361,20 +361,6 @@ def test_a_file_system_without_locks(number, settings, tmp_path, monkeypatch):
     assert ("take a folder on a local disk" in str(caught.value)) == (number != errno.EIO)
 
 
-def test_nohup(settings, tmp_path):
-    """A SIGHUP that is ignored at the start stays so, and the other signals still count."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        training.fit(settings("addition", samples=48), tmp_path / "run", [signalled(signal.SIGHUP)])
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        with pytest.raises(training.TrainingInterrupted, match="Terminated after 20 samples"):
-            training.fit(
-                settings("addition", samples=48), tmp_path / "other", [signalled(signal.SIGTERM)]
-            )
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
 def test_a_terminal_that_takes_no_more_words(settings, tmp_path):
     """What a callback prints fails once the terminal is closed; the signal came before."""
 
