@@ -1,4 +1,4 @@
-"""What each kernel launch reads, writes and multiplies, counted from its access pattern.
+"""What each kernel launch reads and writes, counted from its access pattern.
 
 ``bytes_moved`` counts every element that a launch asks the caches for, as often as it asks: a
 convolution's tiles read their rows once for each column of tiles, and the memory kernels read each
@@ -45,12 +45,10 @@ class Cost:
     Attributes:
         kernel: The kernel's name.
         buffers: Use of each buffer; the eight of a series in the weight gradient count as one.
-        multiply_adds: Of its matrix product, or of the memory convolution's sums over taps.
     """
 
     kernel: str
     buffers: dict[str, Access]
-    multiply_adds: int
 
     @property
     def bytes_moved(self) -> int:
@@ -94,7 +92,6 @@ def convolution_forward(problem: Problem, tile: Tile) -> Cost:
             "bias": Access(O, itemsize, loads=rows * O),
             "activation": Access(rows * O, itemsize, stores=rows * O),
         },
-        rows * O * depth,
     )
 
 
@@ -114,21 +111,11 @@ def convolution_input_gradient(problem: Problem, tile: Tile) -> Cost:
             "d_hidden": Access(rows * M, _FLOAT, stores=rows * M),
             "d_projected": Access(B * M, _FLOAT, stores=B * M),
         },
-        (rows + B) * weights,
     )
 
 
-def convolution_weight_gradient(
-    problem: Problem, tile: Tile, steps: int = STEPS, accumulate: bool = True
-) -> Cost:
-    """Cost of a launch of ``convolution_weight_gradient``.
-
-    Args:
-        problem: The sizes.
-        tile: The tile.
-        steps: Time steps that the launch serves.
-        accumulate: Whether it adds to an earlier launch's sums.
-    """
+def convolution_weight_gradient(problem: Problem, tile: Tile) -> Cost:
+    """Cost of a launch of ``convolution_weight_gradient`` that adds to an earlier one's sums."""
     B, M, O, rows = problem.batch_size, problem.hidden_size, problem.channels, problem.rows
     geometry, itemsize = problem.geometry, problem.dtype.size
     depth = geometry.taps * M
@@ -137,16 +124,15 @@ def convolution_weight_gradient(
     hidden = across * B * _inside(geometry) * M
     projected = across * B * _at_corner(geometry) * M
     buffers = {
-        "hidden": Access(steps * rows * M, itemsize, loads=steps * hidden),
-        "projected": Access(steps * B * M, itemsize, loads=steps * projected),
-        "d_activation": Access(steps * rows * O, itemsize, loads=steps * down * rows * O),
+        "hidden": Access(STEPS * rows * M, itemsize, loads=STEPS * hidden),
+        "projected": Access(STEPS * B * M, itemsize, loads=STEPS * projected),
+        "d_activation": Access(STEPS * rows * O, itemsize, loads=STEPS * down * rows * O),
         "d_weight": Access(O * depth, _FLOAT, stores=O * depth),
         "d_bias": Access(O, _FLOAT, stores=O),
+        "weight_before": Access(O * depth, _FLOAT, loads=O * depth),
+        "bias_before": Access(O, _FLOAT, loads=O),
     }
-    if accumulate:
-        buffers["weight_before"] = Access(O * depth, _FLOAT, loads=O * depth)
-        buffers["bias_before"] = Access(O, _FLOAT, loads=O)
-    return Cost(WEIGHT_GRADIENT.name, buffers, steps * rows * O * (depth + 1))
+    return Cost(WEIGHT_GRADIENT.name, buffers)
 
 
 def _statistics(problem: Problem) -> int:
@@ -172,22 +158,17 @@ def memory_forward(problem: Problem) -> Cost:
     if problem.norm:
         for name in ("norm_gain", "norm_bias"):
             buffers[name] = Access(problem.geometry.locations * M, _FLOAT, loads=state)
-    return Cost("memory_forward", buffers, taps * state if problem.memory_convolution else 0)
+    return Cost("memory_forward", buffers)
 
 
-def memory_backward(problem: Problem, output: bool = True, later: bool = True) -> Cost:
-    """Cost of a launch of ``memory_backward``.
-
-    Args:
-        problem: The sizes.
-        output: Whether the step's output has a gradient.
-        later: Whether a step comes after it.
-    """
+def memory_backward(problem: Problem) -> Cost:
+    """Cost of a launch of ``memory_backward``, of a step that others follow."""
     B, M, rows = problem.batch_size, problem.hidden_size, problem.rows
     geometry, convolve, norm = problem.geometry, problem.memory_convolution, problem.norm
     state, activations, itemsize = rows * M, rows * problem.channels, problem.dtype.size
     kernels = rows * geometry.taps
     before = geometry.taps * state if convolve else state
+    gathered = B * _inside(geometry) * M if convolve else state
     parked = state if norm == "layer" else 0
     buffers = {
         "d_hidden": Access(state, _FLOAT, loads=state),
@@ -197,26 +178,19 @@ def memory_backward(problem: Problem, output: bool = True, later: bool = True) -
         "cell": Access(state, _FLOAT, loads=2 * state if norm else state),
         "d_activation": Access(activations, itemsize, stores=activations),
         "carried": Access(state, _FLOAT, loads=parked, stores=state + parked),
+        "later_carried": Access(state, _FLOAT, loads=gathered),
+        "d_output": Access(B * M, _FLOAT, loads=B * M),
     }
-    gathered = B * _inside(geometry) * M
     if convolve:
         buffers["kernels"] = Access(kernels, _FLOAT, stores=kernels)
-    if output:
-        buffers["d_output"] = Access(B * M, _FLOAT, loads=B * M)
-    if later:
-        buffers["later_carried"] = Access(state, _FLOAT, loads=gathered if convolve else state)
-    if later and convolve:
         buffers["later_kernels"] = Access(kernels, _FLOAT, loads=kernels)
     if norm:
         buffers["statistics"] = Access(_statistics(problem), _FLOAT, loads=2 * rows)
         for name in ("gain", "bias"):
             buffers[f"norm_{name}"] = Access(geometry.locations * M, _FLOAT, loads=state)
             buffers[f"{name}_sum"] = Access(state, _FLOAT, stores=state)
-            if later:
-                buffers[f"later_{name}"] = Access(state, _FLOAT, loads=state)
-    # The memory that the forget gate multiplied, its kernel's gradient, and the gather.
-    sums = 2 * before + (gathered if later else 0)
-    return Cost("memory_backward", buffers, sums if convolve else 0)
+            buffers[f"later_{name}"] = Access(state, _FLOAT, loads=state)
+    return Cost("memory_backward", buffers)
 
 
 def step_costs(problem: Problem, tiles: dict[str, Tile]) -> list[Cost]:
