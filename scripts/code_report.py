@@ -9,7 +9,6 @@ compile_report.py's.
 
 from __future__ import annotations
 
-import functools
 import re
 import subprocess
 import sys
@@ -20,12 +19,12 @@ from typing import Any, NamedTuple
 
 import click
 
-import mlx_tlstm  # before MLX, so that it finds the fast BLAS
+import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 
 # isort: split
 import mlx.core as mx
-from benchmarking.launches import Launch, of_a_pass, of_a_step
-from benchmarking.sizes import INPUT_SIZE, Size, SizeType
+from benchmarking.launches import Launch, networks, of_a_pass, of_a_step, signature
+from benchmarking.sizes import Size, SizeType
 from benchmarking.tables import Table, markdown_option
 
 from mlx_tlstm.commands.base import Command
@@ -156,23 +155,11 @@ def _llvm(text: str, target: tuple[str, ...]) -> str:
 def cpp_text(header: str, body: str, launch: Launch) -> str:
     """A kernel as a C++ function, its address spaces taken out as for CUDA."""
     body = cuda.cuda_body(_SELDOM.sub(r"\g<0> gpu_seldom();", body))
-    parameters = []
-    for name, dtype, _ in launch.inputs:
-        parameters.append(f"const {TYPES[dtype]}* {name}")
-        parameters += [f"Shape {name}_shape"] if f"{name}_shape" in body else []
-        parameters += [f"int {name}_ndim"] if f"{name}_ndim" in body else []
-    parameters += [f"{TYPES[dtype]}* {name}" for name, dtype in launch.outputs]
-    constants = "".join(_constant(name, value) for name, value in launch.template)
+    parameters, constants = signature(launch, TYPES, body)
     return (
         f"{cuda.cuda_header(_STUBS, header)}\n"
-        f'extern "C" void kernel({", ".join(parameters)}) {{\n{constants}{body}\n}}\n'
+        f'extern "C" void kernel({parameters}) {{\n{constants}{body}\n}}\n'
     )
-
-
-def _constant(name: str, value: Any) -> str:
-    if isinstance(value, mx.Dtype):
-        return f"using {name} = {TYPES[value]};\n"
-    return f"constexpr int {name} = {int(value)};\n"
 
 
 def _counted(code: str) -> Code:
@@ -227,14 +214,6 @@ def _reached(start: Iterable[str], edges: dict[str, set[str]]) -> set[str]:
     return found
 
 
-@functools.cache
-def layers(size: Size) -> tuple[Any, ...]:
-    """Of one size a tLSTM of each kind, and a tRNN."""
-    arguments = (INPUT_SIZE, size.hidden_size, size.tensor_size)
-    norms = (mlx_tlstm.TLSTM(*arguments, norm=norm) for norm in (None, "channel", "layer"))
-    return (*norms, mlx_tlstm.TRNN(*arguments))
-
-
 def launched(layer: Any, size: Size) -> list[Launch]:
     """A pass's launches, of both ways to convolve."""
     product = tiles.choose(size.batch_size * layer.cell.geometry.locations, 10**4)
@@ -248,7 +227,7 @@ def launched(layer: Any, size: Size) -> list[Launch]:
 def code_table(size: Size) -> Table:
     """A row for each kernel, its variants at their worst."""
     worst: dict[str, Code] = {}
-    launches = {launch for layer in layers(size) for launch in launched(layer, size)}
+    launches = {launch for layer in networks(size) for launch in launched(layer, size)}
     for launch in launches:
         code = compiled(cpp_text(*library.text(launch.name), launch))
         before = worst.get(launch.name, Code([], 0, 0, 0))
@@ -271,7 +250,7 @@ def code_table(size: Size) -> Table:
 
 def step_table(size: Size) -> Table:
     """Launches of a time step, and variants compiled for a sequence, of both ways to convolve."""
-    layer = layers(size)[1]
+    layer = networks(size)[1]
     choices = {"tiles": tiles.CANDIDATES[0], "products": None}
     rows = []
     for name, choice in choices.items():

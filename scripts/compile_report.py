@@ -7,30 +7,24 @@ did not suffice. Metal's compiler allots registers in its own way: these numbers
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import sys
 
 import click
 
-import mlx_tlstm  # before MLX, so that it finds the fast BLAS
+import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 
 # isort: split
 import mlx.core as mx
-from benchmarking.launches import Launch, of_a_pass
+from benchmarking.launches import Launch, networks, of_a_pass
 from benchmarking.nvrtc import Compiler, cuda_source, resources
-from benchmarking.sizes import INPUT_SIZE, LAYER_SIZES, Size, SizeType
+from benchmarking.sizes import LAYER_SIZES, Size, SizeType
 from benchmarking.tables import Table, markdown_option
 
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.config import DTYPES
 from mlx_tlstm.kernels import tuning
-
-LAYERS = (
-    *(functools.partial(mlx_tlstm.TLSTM, norm=norm) for norm in (None, "channel", "layer")),
-    mlx_tlstm.TRNN,
-)
 
 
 def report(
@@ -39,8 +33,8 @@ def report(
     """A row for each kernel and type, and size if asked for: its variants at their worst."""
     needs: dict[Launch, tuple[int, int, int]] = {}
     rows: dict[tuple[str, ...], set[Launch]] = {}
-    for size, dtype, build in itertools.product(sizes, dtypes, LAYERS):
-        layer = build(INPUT_SIZE, size.hidden_size, size.tensor_size)
+    of_sizes = ((size, layer) for size in sizes for layer in networks(size))
+    for (size, layer), dtype in itertools.product(of_sizes, dtypes):
         layer.set_dtype(getattr(mx, dtype))
         # 9 steps have every variant of a longer sequence.
         own = of_a_pass(layer, size.batch_size, 9)

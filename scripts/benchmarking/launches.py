@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+import mlx_tlstm
+from benchmarking.sizes import INPUT_SIZE, Size
 from mlx_tlstm.kernels import dispatch, library, proof
 from mlx_tlstm.recurrence import loop
 from mlx_tlstm.recurrence.graphs import VIEWS, Node, nodes
@@ -73,6 +75,31 @@ def recorded() -> Iterator[list[Launch]]:
 
     with _kernels_without_device(), mock.patch.object(mx.fast, "metal_kernel", metal_kernel):
         yield launches
+
+
+def signature(launch: Launch, types: Mapping[mx.Dtype, str], body: str) -> tuple[str, str]:
+    """Parameters and constants of a kernel of this ``body``, as MLX's CUDA back end writes them."""
+    parameters, constants = [], ""
+    for name, dtype, _ in launch.inputs:
+        parameters.append(f"const {types[dtype]}* {name}")
+        for kind, what in (("Shape", "shape"), ("int", "ndim")):
+            if f"{name}_{what}" in body:
+                parameters.append(f"const __grid_constant__ {kind} {name}_{what}")
+    parameters += [f"{types[dtype]}* {name}" for name, dtype in launch.outputs]
+    for name, value in launch.template:
+        if isinstance(value, mx.Dtype):
+            constants += f"using {name} = {types[value]};\n"
+        else:
+            kind = "bool" if isinstance(value, bool) else "int"
+            constants += f"constexpr {kind} {name} = {str(value).lower()};\n"
+    return ", ".join(parameters), constants
+
+
+def networks(size: Size) -> tuple[Any, ...]:
+    """Of one size a tLSTM of each kind, and a tRNN."""
+    arguments = (INPUT_SIZE, size.hidden_size, size.tensor_size)
+    norms = (mlx_tlstm.TLSTM(*arguments, norm=norm) for norm in (None, "channel", "layer"))
+    return (*norms, mlx_tlstm.TRNN(*arguments))
 
 
 def of_a_pass(layer: Any, batch_size: int, length: int) -> list[Launch]:

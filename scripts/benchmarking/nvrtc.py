@@ -6,12 +6,11 @@ import ctypes
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any
 
 import click
 import mlx.core as mx
 
-from benchmarking.launches import Launch
+from benchmarking.launches import Launch, signature
 from mlx_tlstm.kernels import library
 
 CUDA_TYPES = {mx.float32: "float", mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
@@ -32,27 +31,12 @@ struct Shape { int item[8]; __device__ int operator[](int i) const { return item
 def cuda_source(launch: Launch) -> str:
     """The text that MLX's CUDA back end compiles for a launch (build_kernel in MLX's source)."""
     header, body = library.cuda_text(launch.name)
-    parameters = []
-    for name, dtype, _ in launch.inputs:
-        parameters.append(f"const {CUDA_TYPES[dtype]}* {name}")
-        if f"{name}_shape" in body:
-            parameters.append(f"const __grid_constant__ Shape {name}_shape")
-        if f"{name}_ndim" in body:
-            parameters.append(f"const __grid_constant__ int {name}_ndim")
-    parameters += [f"{CUDA_TYPES[dtype]}* {name}" for name, dtype in launch.outputs]
-    constants = "".join(_constant(name, value) for name, value in launch.template)
+    parameters, constants = signature(launch, CUDA_TYPES, body)
     return (
         f'#include "mlx.h"\n{header}namespace mlx::core::cu {{\n'
-        f'extern "C" __global__ void {launch.name}({", ".join(parameters)}) {{\n'
+        f'extern "C" __global__ void {launch.name}({parameters}) {{\n'
         f"{constants}{body}\n}}\n}}\n"
     )
-
-
-def _constant(name: str, value: Any) -> str:
-    if isinstance(value, mx.Dtype):
-        return f"using {name} = {CUDA_TYPES[value]};\n"
-    kind = "bool" if isinstance(value, bool) else "int"
-    return f"constexpr {kind} {name} = {str(value).lower()};\n"
 
 
 class Compiler:
