@@ -1,10 +1,11 @@
-"""What the rivals of the LSTM family share."""
+"""What rivals with gates, or with layers, share."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import mlx.core as mx
+from mlx import nn
 
 
 class LSTMState(NamedTuple):
@@ -15,6 +16,14 @@ class LSTMState(NamedTuple):
 
     hidden: mx.array
     cell: mx.array
+
+
+class LayerWeights(nn.Module):
+    """The weight and the bias of a layer: MLX cannot freeze arrays that stand in a list."""
+
+    def __init__(self, weight: mx.array, bias: mx.array) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
 
 
 def zero_state(shape: tuple[int, ...], dtype: mx.Dtype) -> LSTMState:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_tlstm.rivals.base import RivalCell
+from mlx_tlstm.rivals.gates import LayerWeights
 
 #: Where the transform gates' biases start on Wikipedia; it was -2 on Penn Treebank.
 TRANSFORM_BIAS = -4.0
@@ -43,8 +44,8 @@ class RecurrentHighwayCell(RivalCell):
         hidden_size: M, width of the state and of an output.
         depth: L, the recurrence depth: highway layers in a time step.
 
-    Parameters: ``input_weight [2M, R]``; lists of one array a layer ``weight``, each ``[2M, M]``,
-    and ``bias``, each ``[2M]``. The rows are those of h, then of t.
+    Parameters: ``input_weight [2M, R]``; of each of ``layers``, ``weight [2M, M]`` and ``bias
+    [2M]``. The rows are those of h, then of t.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -60,9 +61,9 @@ class RecurrentHighwayCell(RivalCell):
 
         self.input_weight = uniform(2 * M, R)
         # One array a layer: the gradient of a slice would be an array of all layers.
-        self.weight = [uniform(2 * M, M) for _ in range(L)]
+        weights = [uniform(2 * M, M) for _ in range(L)]
         carry = mx.full((M,), TRANSFORM_BIAS)
-        self.bias = [mx.concatenate([uniform(M), carry]) for _ in range(L)]
+        self.layers = [LayerWeights(w, mx.concatenate([uniform(M), carry])) for w in weights]
 
     def initial_state(self, batch_size: int) -> RecurrentHighwayState:
         """The zero state, in the weights' type."""
@@ -77,10 +78,10 @@ class RecurrentHighwayCell(RivalCell):
         projected = x.astype(dtype) @ self.input_weight.T
         # In half precision 1 - t would lose most of a small t.
         s = state.hidden.astype(mx.float32)
-        for layer, (weight, bias) in enumerate(zip(self.weight, self.bias, strict=True)):
-            offset = bias if layer else bias + projected
+        for number, layer in enumerate(self.layers):
+            offset = layer.bias if number else layer.bias + projected
             # No addmm: MLX's vmap of one whose first argument alone is batched fails.
-            activations = (offset + s.astype(dtype) @ weight.T).astype(mx.float32)
+            activations = (offset + s.astype(dtype) @ layer.weight.T).astype(mx.float32)
             h, t = mx.split(activations, 2, axis=-1)
             h, t = mx.tanh(h), mx.sigmoid(t)
             s = h * t + s * (1 - t)

@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from mlx_tlstm.layers.base import gate_bias, normal, require_forget_bias
 from mlx_tlstm.rivals.base import RivalCell
-from mlx_tlstm.rivals.gates import LSTMState, by_layer, remember, zero_state
+from mlx_tlstm.rivals.gates import LayerWeights, LSTMState, by_layer, remember, zero_state
 
 
 class UntiedLSTMCell(RivalCell):
@@ -37,8 +37,8 @@ class UntiedLSTMCell(RivalCell):
         depth: L, layers.
         forget_bias: Starting bias of the forget gates.
 
-    Parameters: ``input_weight [M, R]`` and ``input_bias [M]``; ``weight`` and ``bias``, lists of L
-    arrays ``[4M, 2M]`` (layer below, own past) and ``[4M]`` of g, i, f, o.
+    Parameters: ``input_weight [M, R]`` and ``input_bias [M]``; of each of ``layers``, ``weight
+    [4M, 2M]`` (layer below, own past) and ``bias [4M]`` of g, i, f, o.
 
     Raises:
         ValueError: An argument is out of range; the message names it.
@@ -54,8 +54,9 @@ class UntiedLSTMCell(RivalCell):
         self.input_weight = normal((M, R), fan_in=R)
         self.input_bias = mx.zeros((M,))
         # One array a layer: the gradient of a slice would be an array of all layers.
-        self.weight = [normal((4 * M, 2 * M), fan_in=2 * M) for _ in range(L)]
-        self.bias = [gate_bias(4 * M, M, 2 * M, self.forget_bias) for _ in range(L)]
+        weights = [normal((4 * M, 2 * M), fan_in=2 * M) for _ in range(L)]
+        biases = [gate_bias(4 * M, M, 2 * M, self.forget_bias) for _ in range(L)]
+        self.layers = list(map(LayerWeights, weights, biases))
 
     def initial_state(self, batch_size: int) -> LSTMState:
         """The zero state, each array ``[B, L, M]``."""
@@ -68,9 +69,9 @@ class UntiedLSTMCell(RivalCell):
         below = mx.addmm(self.input_bias, x.astype(dtype), self.input_weight.T)
         after = []
         before = zip(by_layer(state.hidden), by_layer(state.cell), strict=True)
-        for (past, cell), weight, bias in zip(before, self.weight, self.bias, strict=True):
+        for (past, cell), layer in zip(before, self.layers, strict=True):
             rows = mx.concatenate([below, past], axis=1)
-            o, cell = remember(mx.addmm(bias, rows, weight.T), cell)
+            o, cell = remember(mx.addmm(layer.bias, rows, layer.weight.T), cell)
             below = (o * mx.tanh(cell)).astype(dtype)
             after.append((below, cell))
         return below, LSTMState(*(mx.stack(arrays, axis=1) for arrays in zip(*after, strict=True)))

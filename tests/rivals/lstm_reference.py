@@ -43,8 +43,8 @@ def stacked_lstm(parameters, x, hidden, cell):
     for t in range(x.shape[1]):
         below = x[:, t] @ parameters["input_weight"].T + parameters["input_bias"]
         for layer in range(L):
-            weights = parameters[f"weight.{layer}"].reshape(4, M, 2 * M)
-            bias = parameters[f"bias.{layer}"].reshape(4, M)
+            weights = parameters[f"layers.{layer}.weight"].reshape(4, M, 2 * M)
+            bias = parameters[f"layers.{layer}.bias"].reshape(4, M)
             g, i, f, o = gates(weights, bias, [below, hidden[:, layer]])
             cell[:, layer] = f * cell[:, layer] + i * g
             hidden[:, layer] = below = o * np.tanh(cell[:, layer])

@@ -20,9 +20,9 @@ def rhn(parameters, x, hidden):
     for b in range(B):
         s = hidden[b]
         for t in range(T):
-            for layer in takewhile(lambda n: f"weight.{n}" in parameters, count()):
-                R_H, R_T = np.split(parameters[f"weight.{layer}"], 2)
-                b_H, b_T = np.split(parameters[f"bias.{layer}"], 2)
+            for layer in takewhile(lambda n: f"layers.{n}.weight" in parameters, count()):
+                R_H, R_T = np.split(parameters[f"layers.{layer}.weight"], 2)
+                b_H, b_T = np.split(parameters[f"layers.{layer}.bias"], 2)
                 h, transform = R_H @ s + b_H, R_T @ s + b_T
                 if layer == 0:
                     h, transform = h + W_H @ x[b, t], transform + W_T @ x[b, t]

@@ -16,8 +16,8 @@ def layer_of(transform_biases):
     layer = Recurrent(RecurrentHighwayCell(R, M, len(transform_biases)))
     parameters = layer.cell.parameters()
     layer.cell.update(tree_map(lambda array: mx.random.normal(array.shape), parameters))
-    for bias, value in zip(layer.cell.bias, transform_biases, strict=True):
-        bias[M:] = value
+    for weights, value in zip(layer.cell.layers, transform_biases, strict=True):
+        weights.bias[M:] = value
     return layer
 
 
@@ -28,9 +28,11 @@ def random_state(layer):
 def test_starting_values():
     mx.random.seed(0)
     cell = RecurrentHighwayCell(30, 200, 2)
-    for bias in cell.bias:
-        assert (bias[200:] == -4).all()
-    for array in (cell.input_weight, *cell.weight, *(bias[:200] for bias in cell.bias)):
+    arrays = [cell.input_weight]
+    for layer in cell.layers:
+        assert (layer.bias[200:] == -4).all()
+        arrays += [layer.weight, layer.bias[:200]]
+    for array in arrays:
         assert 0.035 < mx.abs(array).max().item() <= 0.04
         assert abs(array.mean().item()) < 0.005
 
@@ -58,15 +60,15 @@ def test_open_gates_are_a_deep_tanh_network():
     layer = layer_of([1e4] * L)
     x, state = mx.random.normal((B, 1, R)), random_state(layer)
     s, projected = state.hidden, x[:, 0] @ layer.cell.input_weight[:M].T
-    for number, (weight, bias) in enumerate(zip(layer.cell.weight, layer.cell.bias, strict=True)):
-        s = mx.tanh(s @ weight[:M].T + bias[:M] + (0 if number else projected))
+    for number, weights in enumerate(layer.cell.layers):
+        s = mx.tanh(s @ weights.weight[:M].T + weights.bias[:M] + (0 if number else projected))
     assert_close(layer(x, state)[0][:, 0], s, 1e-6)
 
 
 def test_layers_with_closed_gates_are_as_none():
     deep, flat = layer_of([0.5, -1e4, -1e4]), Recurrent(RecurrentHighwayCell(R, M, 1))
     flat.cell.input_weight = deep.cell.input_weight
-    flat.cell.weight, flat.cell.bias = deep.cell.weight[:1], deep.cell.bias[:1]
+    flat.cell.layers = deep.cell.layers[:1]
     x = mx.random.normal((B, T, R))
     assert mx.array_equal(deep(x)[0], flat(x)[0])
 

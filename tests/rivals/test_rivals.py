@@ -254,6 +254,15 @@ def test_wrong_forget_biases_are_named(name):
 
 
 @every_rival
+def test_a_frozen_network_trains_its_read_out(name):
+    layer, _, x, _ = make(name)
+    model = SequenceModel(layer, 2)
+    model.layer.freeze()
+    gradients = nn.value_and_grad(model, lambda model: model(mx.array(x))[0].square().sum())(model)
+    assert {key for key, _ in tree_flatten(gradients[1])} == {"readout.weight", "readout.bias"}
+
+
+@every_rival
 def test_learns_in_a_model(name):
     """The loss of showing each symbol again one step later falls to less than half."""
     mx.random.seed(0)

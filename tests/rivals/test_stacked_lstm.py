@@ -21,8 +21,8 @@ def test_with_equal_weights_it_is_the_tied_one(L):
     tied.cell.input_projection.bias = mx.random.normal((M,))
     layer.cell.input_weight = tied.cell.input_projection.weight
     layer.cell.input_bias = tied.cell.input_projection.bias
-    layer.cell.weight = [tied.cell.weight.reshape(4 * M, 2 * M)] * L
-    layer.cell.bias = [tied.cell.bias] * L
+    for weights in layer.cell.layers:
+        weights.weight, weights.bias = tied.cell.weight.reshape(4 * M, 2 * M), tied.cell.bias
     x = mx.random.normal((B, T, R))
     state = [mx.random.normal((B, L, M)) for _ in range(2)]
 
@@ -39,8 +39,9 @@ def test_with_equal_weights_it_is_the_tied_one(L):
     assert_close(inputs, tied_inputs, 4e-5)
     gradients, tied_gradients = gradients["cell"], tied_gradients["cell"]
     # What the tied layers' weights get is the sum over the layers.
-    assert_close(sum(gradients["weight"]).reshape(4 * M, 2, M), tied_gradients["weight"], 4e-5)
-    assert_close(sum(gradients["bias"]), tied_gradients["bias"], 4e-5)
+    weight, bias = (sum(g[name] for g in gradients["layers"]) for name in ("weight", "bias"))
+    assert_close(weight.reshape(4 * M, 2, M), tied_gradients["weight"], 4e-5)
+    assert_close(bias, tied_gradients["bias"], 4e-5)
     of_input = tied_gradients["input_projection"]
     assert_close(gradients["input_weight"], of_input["weight"], 4e-5)
     assert_close(gradients["input_bias"], of_input["bias"], 4e-5)
@@ -49,13 +50,13 @@ def test_with_equal_weights_it_is_the_tied_one(L):
 def test_layers_have_weights_of_their_own():
     mx.random.seed(0)
     cell = UntiedLSTMCell(R, M, 3)
-    first, second, third = cell.weight
+    first, second, third = (weights.weight for weights in cell.layers)
     assert not mx.allclose(first, second)
     assert not mx.allclose(second, third)
     layer, x = Recurrent(cell), mx.random.normal((B, T, R))
-    for number in range(3):
+    for weights in cell.layers:
         before = layer(x)[0]
-        cell.bias[number] = cell.bias[number] + 1
+        weights.bias = weights.bias + 1
         assert not mx.allclose(layer(x)[0], before)
 
 
@@ -66,7 +67,7 @@ def test_starting_values(forget_bias):
     cell = UntiedLSTMCell(R, M, 2, forget_bias)
     assert cell.input_weight.std().item() == pytest.approx(1 / math.sqrt(R), rel=0.1)
     assert not cell.input_bias.any()
-    for weight, bias in zip(cell.weight, cell.bias, strict=True):
-        assert weight.std().item() == pytest.approx(1 / math.sqrt(2 * M), rel=0.1)
-        assert 0 < mx.abs(bias[:M]).max() <= 1 / math.sqrt(2 * M)
-        assert bias[M:].tolist() == [0.0] * M + [forget_bias] * M + [0.0] * M
+    for layer in cell.layers:
+        assert layer.weight.std().item() == pytest.approx(1 / math.sqrt(2 * M), rel=0.1)
+        assert 0 < mx.abs(layer.bias[:M]).max() <= 1 / math.sqrt(2 * M)
+        assert layer.bias[M:].tolist() == [0.0] * M + [forget_bias] * M + [0.0] * M
