@@ -2,11 +2,6 @@
 
 import re
 
-import numpy as np
-import pytest
-from metal_on_cpu.cuda import CUDA_TYPES
-from metal_on_cpu.samples import DTYPES, conv2d, conv2d_case, samples
-
 from mlx_tlstm.kernels import library
 from mlx_tlstm.kernels.cuda import ATTRIBUTES, cuda_body
 
@@ -34,24 +29,3 @@ def test_attributes_are_whole_words():
 def test_every_attribute_has_a_function():
     for name, kind in ATTRIBUTES.items():
         assert f"MSL_D {kind} msl_{name}() " in library.source("cuda.h")
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
-def test_source_as_mlx_builds_it(dtype):
-    case = conv2d_case(2, 4, 5, 20, 37, (3, 3), dtype)
-    text, name = conv2d().cuda_source(**case.check_arguments)
-    cuda_type = CUDA_TYPES[dtype.name]
-    assert name.startswith("custom_kernel_conv2d_float" if dtype == np.float32 else "custom_kernel")
-    assert f"__global__ void {name}(\n    const {cuda_type}* x,\n" in text
-    assert "    const __grid_constant__ Shape x_shape,\n" in text
-    assert f"  using T = {cuda_type};\n  constexpr int H = 4;\n" in text
-    assert "__shared__ __align__(16) T As[BM * LDA];" in text
-    kernel = re.sub(r"//.*", "", text[text.index("__global__ void") :])
-    assert not re.search(r"\b(device|constant|thread|threadgroup)\b", kernel)
-
-
-def test_samples_translate():
-    for kernel, case in samples().values():
-        text, name = kernel.cuda_source(**case.check_arguments)
-        assert text.count("__global__") == 1
-        assert name in text

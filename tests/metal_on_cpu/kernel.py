@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metal_on_cpu import cpu, cuda, toolchain
+from metal_on_cpu import cpu, toolchain
 from metal_on_cpu.check import check_text
 from metal_on_cpu.dtypes import dtype_name, numpy_dtype
 from metal_on_cpu.errors import MslError
@@ -75,26 +75,6 @@ class Kernel:
             self.header,
             template or (),
             self.atomic_outputs,
-        )
-
-    def cuda_source(
-        self,
-        inputs: Sequence[Spec | np.ndarray],
-        template: Template = (),
-        output_dtypes: Sequence[Any] = (),
-    ) -> tuple[str, str]:
-        """The text that ``mx.fast.cuda_kernel`` would compile for the translated kernel.
-
-        Returns the text and the name of its ``__global__`` function.
-        """
-        specs = [Spec.of(array) for array in inputs]
-        return cuda.mlx_cuda_source(
-            self.name,
-            [(name, s.dtype, s.ndim) for name, s in zip(self.input_names, specs, strict=True)],
-            [(n, dtype_name(d)) for n, d in zip(self.output_names, output_dtypes, strict=True)],
-            self.source,
-            self.header,
-            [(n, v if isinstance(v, (bool, int)) else dtype_name(v)) for n, v in template or ()],
         )
 
     def check(
