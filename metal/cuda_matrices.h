@@ -9,13 +9,8 @@ struct ulong2_ {
 };
 template <typename T, int C, int R = C> struct simdgroup_matrix {
   T t_[2];
-  typedef T storage_type[2];
-  MSL_D storage_type &thread_elements() { return t_; }
   simdgroup_matrix() = default;
 };
-typedef simdgroup_matrix<float, 8> simdgroup_float8x8;
-typedef simdgroup_matrix<__half, 8> simdgroup_half8x8;
-typedef simdgroup_matrix<__nv_bfloat16, 8> simdgroup_bfloat8x8;
 template <typename T, int C, int R = C>
 MSL_D simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(T v) {
   simdgroup_matrix<T, C, R> m;
@@ -40,32 +35,7 @@ MSL_D void simdgroup_store(simdgroup_matrix<T, 8> a, T *p, ulong s = 8, ulong2_ 
 }
 MSL_D void msl_mma(float (&d)[2], const float (&a)[2], const float (&b)[2], const float (&c)[2]) {
   const uint l = msl_thread_index_in_simdgroup();
-#ifdef MSL_CUDA_TF32X3  // tensor cores, about 22 bits of mantissa; K is permuted (slot t: 2t, slot
-                        // t+4: 2t+1)
-  const uint g = l / 4, t = l % 4, s0 = 8 * t + g / 2;
-  const float x0 = __shfl_sync(MSL_ALL, b[0], s0), x1 = __shfl_sync(MSL_ALL, b[1], s0);
-  const float y0 = __shfl_sync(MSL_ALL, b[0], s0 + 4), y1 = __shfl_sync(MSL_ALL, b[1], s0 + 4);
-  const float bt[2] = {g & 1 ? x1 : x0, g & 1 ? y1 : y0};
-  uint ah[2], al[2], bh[2], bl[2];
-  for (int i = 0; i < 2; i++) {
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(ah[i]) : "f"(a[i]));
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(al[i]) : "f"(a[i] - __uint_as_float(ah[i])));
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bh[i]) : "f"(bt[i]));
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bl[i]) : "f"(bt[i] - __uint_as_float(bh[i])));
-  }
-  float e[4] = {c[0], c[1], 0, 0};
-#define MSL_TF(A, B)                                                                               \
-  asm volatile(                                                                                    \
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%5}, {%7,%8}, " \
-      "{%0,%1,%2,%3};"                                                                             \
-      : "+f"(e[0]), "+f"(e[1]), "+f"(e[2]), "+f"(e[3])                                             \
-      : "r"(A[0]), "r"(0), "r"(A[1]), "r"(B[0]), "r"(B[1]))
-  MSL_TF(al, bh);
-  MSL_TF(ah, bl);
-  MSL_TF(ah, bh);
-  d[0] = e[0];
-  d[1] = e[1];
-#else  // the same fused multiply-adds in the same order as the CPU emulator
+  // The same fused multiply-adds in the same order as the CPU emulator.
   float e0 = c[0], e1 = c[1];
 #pragma unroll
   for (int k = 0; k < 8; k++) {
@@ -75,7 +45,6 @@ MSL_D void msl_mma(float (&d)[2], const float (&a)[2], const float (&b)[2], cons
   }
   d[0] = e0;
   d[1] = e1;
-#endif
 }
 MSL_D uint msl_pack(const __half (&x)[2]) {
   return (uint)__half_as_ushort(x[0]) | (uint)__half_as_ushort(x[1]) << 16;

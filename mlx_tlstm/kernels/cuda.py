@@ -27,7 +27,7 @@ ATTRIBUTES = {
     "threads_per_threadgroup": "uint3",
 }
 #: By a word in a kernel's text: the file that defines what it is part of; the first is for all.
-PRELUDES = {"": "cuda.h", "simdgroup_matrix": "cuda_matrices.h", "atomic": "cuda_atomics.h"}
+PRELUDES = {"": "cuda.h", "simdgroup_matrix": "cuda_matrices.h"}
 
 _METAL_HEADER = re.compile(r"^[ \t]*#include <metal_\w+>", re.MULTILINE)
 _ADDRESS_SPACES = {"device", "constant", "thread", "threadgroup"}
