@@ -9,8 +9,7 @@ done to the text: the words for address spaces go, since CUDA finds them out by 
 from __future__ import annotations
 
 import re
-
-from mlx_tlstm.kernels.threadgroup import TOKEN, rewrite_definitions
+from collections.abc import Callable
 
 #: The attributes for which ``metal/cuda.h`` has a function ``msl_<attribute>()``.
 ATTRIBUTES = {
@@ -30,7 +29,10 @@ ATTRIBUTES = {
 PRELUDES = {"": "cuda.h", "simdgroup_matrix": "cuda_matrices.h"}
 
 _METAL_HEADER = re.compile(r"^[ \t]*#include <metal_\w+>", re.MULTILINE)
-_ADDRESS_SPACES = {"device", "constant", "thread", "threadgroup"}
+_ADDRESS_SPACES = re.compile(r"\b(device|constant|thread|threadgroup)\b")
+_DEFINITION = re.compile(r"\bthreadgroup ((?:PACKED )?\w+) (\w+)((?:\[[^][;]*\])*);")
+#: The word where it qualifies no pointer and no reference, and what follows.
+_NOT_READ = re.compile(r"\bthreadgroup\b(?![\w\s:]*(?:<[^;]*>[\w\s:]*)?[*&])[^;{}]*")
 
 
 def preludes(text: str) -> list[str]:
@@ -57,11 +59,28 @@ def cuda_body(source: str) -> str:
     return attributes + _without_address_spaces(rewrite_definitions(source, _shared))
 
 
-def _shared(kind: str, name: str, dimensions: str, _: int) -> str:
+def _shared(kind: str, name: str, dimensions: str) -> str:
     # Several neighbours are stored in one access, which an array of halves would not allow.
     return f"__shared__ __align__(16) {kind} {name}{dimensions};"
 
 
+def rewrite_definitions(body: str, spelling: Callable[[str, str, str], str]) -> str:
+    """A kernel's body, without comments, with each threadgroup variable as ``spelling`` defines it.
+
+    That is given the type of an element, the name, and dimensions as ``[2][3]``.
+
+    Raises:
+        ValueError: A definition reads otherwise than ``threadgroup T name[2][3];``. Left as it is,
+            it would lose the word, and each thread would have a variable of its own.
+    """
+    body = _DEFINITION.sub(lambda found: spelling(*found.groups()), body)
+    if left := _NOT_READ.search(body):
+        raise ValueError(
+            "a threadgroup variable must be defined by itself, as in 'threadgroup float a[2];', "
+            f"but got {' '.join(left[0].split())!r}"
+        )
+    return body
+
+
 def _without_address_spaces(text: str) -> str:
-    tokens = (match.group() for match in TOKEN.finditer(_METAL_HEADER.sub("", text)))
-    return "".join(token for token in tokens if token not in _ADDRESS_SPACES)
+    return _ADDRESS_SPACES.sub("", _METAL_HEADER.sub("", text))

@@ -6,13 +6,17 @@ fixed name is added that calls the kernel.
 
 from __future__ import annotations
 
+import itertools
+import re
+
 from metal_on_cpu.errors import MslError
 from metal_on_cpu.source import GeneratedSource
-from mlx_tlstm.kernels.threadgroup import rewrite_definitions
+from mlx_tlstm.kernels.cuda import rewrite_definitions
 
 _MLX_UTILS = '#include "mlx/backend/metal/kernels/utils.h"\n'
 #: MLX's names for the 16-bit types, also where its utils.h does not define them.
 _ALIASES = "typedef bfloat bfloat16_t;\ntypedef half float16_t;\n"
+_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 #: Declared between the library's headers and the kernel's.
 USER_TEXT = "metal_on_cpu_user_text"
 
@@ -47,8 +51,17 @@ def text_to_run(generated: GeneratedSource, source_file: str, with_mlx_utils: bo
 
 
 def _text(generated: GeneratedSource, source_file: str, with_mlx_utils: bool, ending: str) -> str:
+    numbers = itertools.count()
+
+    def spelling(element_type: str, name: str, dimensions: str) -> str:
+        return (
+            f"typedef {element_type} {name}__tg{dimensions}; "
+            f'threadgroup {name}__tg& {name} = MSL_TG({name}__tg, {next(numbers)}, "{name}");'
+        )
+
+    body = _COMMENT.sub(lambda comment: " " + "\n" * comment[0].count("\n"), generated.body)
     try:
-        body = rewrite_definitions(generated.body, _spell_definition)
+        body = rewrite_definitions(body, spelling)
     except ValueError as error:
         raise MslError(f"{source_file}: {error}") from error
     return (
@@ -59,11 +72,4 @@ def _text(generated: GeneratedSource, source_file: str, with_mlx_utils: bool, en
         + f'#line 1 "<signature>"\n{generated.template}{generated.signature}'
         + f'#line 1 "{source_file}"\n{body}\n}}\n'
         + f'#line 1 "<entry>"\n{ending}'
-    )
-
-
-def _spell_definition(element_type: str, name: str, dimensions: str, number: int) -> str:
-    return (
-        f"typedef {element_type} {name}__tg{dimensions}; "
-        f'threadgroup {name}__tg& {name} = MSL_TG({name}__tg, {number}, "{name}");'
     )

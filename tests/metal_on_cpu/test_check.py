@@ -68,7 +68,7 @@ def test_copied_structures_are_no_pointers():
     [
         ("y[0] = double(x[0]);", "use of type 'double'"),
         ("y[0] = max(x[0], 0);", "call to 'max' is ambiguous"),
-        ("threadgroup float t = 0.0f; y[0] = t;", "threadgroup variable with an initialiser"),
+        ("threadgroup float t = 0.0f; y[0] = t;", "must be defined by itself.*float t = 0.0f"),
         ("y[0] = simd_sum(long(x[0]));", "no 64-bit and no bool operands"),
         ("simdgroup_matrix<float, 4, 4> m; y[0] = x[0];", "simdgroup_matrix is 8x8"),
         ("y[0] = missing;", r"checked\.metal:1:8: error: use of undeclared identifier 'missing'"),

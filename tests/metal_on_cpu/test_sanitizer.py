@@ -44,7 +44,8 @@ def test_an_array_is_as_aligned_as_it_says_and_no_more():
     run_one = "if (i % 64 != 0) { y[i] = 0.0f; return; }\n"
     with pytest.raises(MslError, match="misaligned"):
         run(PACK + run_one + "threadgroup float tile" + STORED)
-    run(PACK + run_one + "threadgroup __attribute__((aligned(16))) float tile" + STORED)
+    packed = "#define PACKED __attribute__((aligned(16)))\n"
+    run(PACK + run_one + packed + "threadgroup PACKED float tile" + STORED)
 
 
 BETWEEN_THREADGROUPS = {
