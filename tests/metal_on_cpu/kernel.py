@@ -114,20 +114,6 @@ class Kernel:
         text = cpu.text_to_check(generated, self.source_file, self.with_mlx_utils)
         return check_text(self.name, text, toolchain.include_flags(self.with_mlx_utils))
 
-    def build(
-        self,
-        inputs: Sequence[Spec | np.ndarray],
-        template: Template,
-        output_dtypes: Sequence[Any],
-        mode: str,
-    ) -> Path:
-        """The compiled kernel.
-
-        Raises:
-            MslError: with the compiler's messages.
-        """
-        return self._built([Spec.of(array) for array in inputs], template, output_dtypes, mode)[1]
-
     def _built(
         self, specs: list[Spec], template: Template, output_dtypes: Sequence[Any], mode: str
     ) -> tuple[GeneratedSource, Path]:

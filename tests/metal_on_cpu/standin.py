@@ -24,7 +24,6 @@ from metal_on_cpu.dtypes import bfloat16, dtype_name
 from metal_on_cpu.kernel import Kernel
 from metal_on_cpu.source import SMALL
 
-_real_metal_kernel = mx.fast.metal_kernel
 _NO_TRANSFORMATION = "not allowed"
 
 
@@ -40,40 +39,25 @@ class Call:
     stats: dict = field(repr=False)  # see Kernel.__call__
 
 
-def install(mode: str = "san", check: bool = True, order: int = 0, seed: int = 1) -> list[Call]:
-    """Replaces ``mx.fast.metal_kernel`` until :func:`uninstall`.
+@contextlib.contextmanager
+def installed(
+    mode: str = "san", check: bool = True, order: int = 0, seed: int = 1
+) -> Iterator[list[Call]]:
+    """A context with the stand-in installed; gives the list that records every call. They nest.
 
     Args:
         mode, order, seed: as of ``Kernel.__call__``.
         check: type-check every variant of a kernel before its first run.
-
-    Returns the list that records every call.
     """
+    before = mx.fast.metal_kernel
     calls: list[Call] = []
 
     def metal_kernel(*args: Any, **kwargs: Any) -> StandinKernel:
         return StandinKernel(Kernel(*args, **kwargs), calls, mode, check, order, seed)
 
     mx.fast.metal_kernel = metal_kernel
-    return calls
-
-
-def uninstall() -> None:
-    """Gives MLX its own function back."""
-    mx.fast.metal_kernel = _real_metal_kernel
-
-
-@contextlib.contextmanager
-def installed(
-    mode: str = "san", check: bool = True, order: int = 0, seed: int = 1
-) -> Iterator[list[Call]]:
-    """A context with the stand-in installed; gives the list that records every call.
-
-    Args as of :func:`install`. Contexts nest.
-    """
-    before = mx.fast.metal_kernel
     try:
-        yield install(mode, check, order, seed)
+        yield calls
     finally:
         mx.fast.metal_kernel = before
 
