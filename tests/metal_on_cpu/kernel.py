@@ -27,9 +27,9 @@ class Kernel:
     """A Metal kernel, as ``mx.fast.metal_kernel`` takes it, for the CPU and NumPy arrays.
 
     Args:
-        name, input_names, output_names, source, header, ensure_row_contiguous, atomic_outputs,
-            compile_options: as of ``mx.fast.metal_kernel``. Inputs are always made row-contiguous,
-            and numbers are those of the safe math mode whatever the options say.
+        name, input_names, output_names, source, header, ensure_row_contiguous, compile_options:
+            as of ``mx.fast.metal_kernel``. Inputs are always made row-contiguous, and numbers are
+            those of the safe math mode whatever the options say.
         source_file: names the source in messages; ``<name>.metal`` by default.
         with_mlx_utils: put MLX's ``utils.h`` in front, as MLX does. ``False`` for a header that
             brings it along.
@@ -43,7 +43,6 @@ class Kernel:
         source: str,
         header: str = "",
         ensure_row_contiguous: bool = True,
-        atomic_outputs: bool = False,
         compile_options: dict | None = None,
         source_file: str | None = None,
         with_mlx_utils: bool = True,
@@ -53,7 +52,6 @@ class Kernel:
         self.output_names = list(output_names)
         self.source = source
         self.header = header
-        self.atomic_outputs = atomic_outputs
         self.source_file = source_file or f"{name}.metal"
         self.with_mlx_utils = with_mlx_utils and toolchain.mlx_headers() is not None
         self._libraries: dict[tuple, tuple[GeneratedSource, Path]] = {}
@@ -74,7 +72,6 @@ class Kernel:
             self.source,
             self.header,
             template or (),
-            self.atomic_outputs,
         )
 
     def check(

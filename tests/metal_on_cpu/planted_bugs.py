@@ -6,23 +6,10 @@ from typing import NamedTuple
 
 from metal_on_cpu.kernel import Kernel
 from metal_on_cpu.planting import WRONG_NUMBERS, found, planted
-from metal_on_cpu.samples import (
-    SOURCES,
-    Case,
-    colsum,
-    colsum_case,
-    conv2d,
-    gate,
-    largest_error,
-    samples,
-)
+from metal_on_cpu.samples import SOURCES, Case, conv2d, gate, largest_error, samples
 
-CONVOLUTION, GATE, COLUMN_SUM = SOURCES["conv2d"], SOURCES["gate"], SOURCES["colsum"]
+CONVOLUTION, GATE = SOURCES["conv2d"], SOURCES["gate"]
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
-ATOMIC_ADD = (
-    "atomic_fetch_add_explicit(&out[c], part[0][tx] + part[1][tx] + part[2][tx] + part[3][tx], "
-    "memory_order_relaxed);"
-)
 
 #: Kernel without a bug and the call it is tried with.
 CASES = samples()
@@ -76,18 +63,6 @@ def _in_gate(name: str, old: str, new: str, san: str) -> Bug:
     return Bug(name, gate(planted(GATE, old, new, 1)), CASES["gate"][1], None, san)
 
 
-def _in_column_sum(
-    name: str,
-    old: str = "",
-    new: str = "",
-    check: str | None = None,
-    san: str | None = None,
-    init_value: float | None = 0.0,
-) -> Bug:
-    kernel = colsum(planted(COLUMN_SUM, old, new, 1) if old else COLUMN_SUM)
-    return Bug(name, kernel, colsum_case(200, 40, init_value), check, san)
-
-
 BUGS = [
     _in_convolution(
         "missing barrier after the matrix products",
@@ -135,8 +110,7 @@ BUGS = [
     ),
     _in_convolution(
         "wrong address space, argument",
-        "T(Cs[(e / BN) * LDC + e % BN]",
-        "T(ld(Cs + (e / BN) * LDC + e % BN)",
+        *("T(Cs[e / BN][e % BN]", "T(ld(&Cs[e / BN][e % BN])"),
         header="inline float ld(const device float* p) { return *p; }\n",
         check="no matching function",
     ),
@@ -172,9 +146,9 @@ BUGS = [
         *("As[BM * LDA]", "As[BM * BK]"),
         san="out of bounds",
     ),
-    _in_column_sum(
+    _in_convolution(
         "row of a tile overrun, inside the tile",
-        *("part[ty][tx] = s;", "part[ty][tx + (ty == 0 && tx == 31)] = s;"),
+        *("Cs[e / BN][e % BN]", "Cs[e / BN][e % BN + (e == 0) * LDC]"),
         san="array index out of bounds",
     ),
     _in_convolution(
@@ -201,7 +175,7 @@ BUGS = [
     ),
     _in_convolution(
         "over 32 KB of threadgroup memory",
-        *("Cs[BM * LDC]", "Cs[BM * LDC * 8]"),
+        *("Cs[BM][LDC]", "Cs[BM * 8][LDC]"),
         san="the limit is 32768",
     ),
     _in_convolution(
@@ -223,13 +197,6 @@ BUGS = [
         *("simd_shuffle(p, ushort(k))", "simd_shuffle_down(p, ushort(k))"),
         san=WRONG_NUMBERS,
     ),
-    _in_column_sum("missing barrier, column sum", BARRIER, san="uninitialised|data race"),
-    _in_column_sum(
-        "plain store to an atomic output",
-        *(ATOMIC_ADD, "out[c] = s;"),
-        check="no viable overloaded '='",
-    ),
-    _in_column_sum("atomic output without init_value", san="init_value", init_value=None),
     # Between threadgroups: no barrier orders them.
     _in_convolution(
         "threadgroups overlap by a column of outputs",
@@ -244,7 +211,7 @@ BUGS = [
     _in_convolution(
         "a tile's neighbour is read back",
         "if (m < M && n < N) y[m * N + n] = ",
-        "if (n == n0 && n > 0 && m < M) Cs[0] = float(y[m * N + n - 1]);\n"
+        "if (n == n0 && n > 0 && m < M) Cs[0][0] = float(y[m * N + n - 1]);\n"
         "if (m < M && n < N) y[m * N + n] = ",
         san="data race on device 'y'.*threadgroup #|uninitialised device 'y'",
     ),

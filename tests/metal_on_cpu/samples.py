@@ -43,11 +43,6 @@ def gate(source: str = SOURCES["gate"], header: str = "") -> Kernel:
     return Kernel("gate", ["logits", "v", "gate"], ["out"], source, header)
 
 
-def colsum(source: str = SOURCES["colsum"], header: str = "") -> Kernel:
-    """Sums of columns, reduced in threadgroup memory and then with atomics."""
-    return Kernel("colsum", ["x"], ["out"], source, header, atomic_outputs=True)
-
-
 def conv2d_case(
     batch: int,
     height: int,
@@ -105,29 +100,12 @@ def gate_case(rows: int, choices: int, size: int, dtype: Any = np.float32) -> Ca
     return Case(call, np.einsum("rk,rkd->rd", weights, v) * silu)
 
 
-def colsum_case(rows: int, columns: int, init_value: float | None = 0.0) -> Case:
-    """x [R, C]; the output is added to."""
-    x = np.random.default_rng(0).normal(size=(rows, columns)).astype(np.float32)
-    call = {
-        "inputs": [x],
-        "grid": (32 * math.ceil(columns / 32), 4 * math.ceil(rows / 64), 1),
-        "threadgroup": (32, 4, 1),
-        "output_shapes": [(columns,)],
-        "output_dtypes": [np.float32],
-        "init_value": init_value,
-    }
-    return Case(call, x.astype(np.float64).sum(0))
-
-
 def samples(dtype: Any = np.float32) -> dict[str, tuple[Kernel, Case]]:
-    """Each sample that takes the type, and a call of sizes that fill no threadgroup."""
-    found = {
+    """Each sample, and a call of sizes that fill no threadgroup."""
+    return {
         "convolution": (conv2d(), conv2d_case(3, 7, 5, 20, 37, (3, 3), dtype)),
         "gate": (gate(), gate_case(37, 9, 100, dtype)),
     }
-    if dtype == np.float32:
-        found["column sum"] = (colsum(), colsum_case(200, 40))
-    return found
 
 
 def largest_error(output: np.ndarray, expected: np.ndarray) -> float:

@@ -121,7 +121,6 @@ def mlx_source(
     source: str,
     header: str = "",
     template: Template = (),
-    atomic_outputs: bool = False,
 ) -> GeneratedSource:
     """What ``mx.fast.metal_kernel`` generates for these arguments and a call with these arrays.
 
@@ -141,8 +140,7 @@ def mlx_source(
 
     buffers = _input_buffers(input_names, inputs, source)
     for output_name, output_type in zip(output_names, output_types, strict=True):
-        element_type = f"atomic<{output_type}>" if atomic_outputs else output_type
-        buffers.append(Buffer(output_name, "output", element_type, "device", False, output_name))
+        buffers.append(Buffer(output_name, "output", output_type, "device", False, output_name))
     attributes = tuple(attribute for attribute in ATTRIBUTES if attribute in source)
     parameters = [f"  {buffer.parameter} [[buffer({i})]]" for i, buffer in enumerate(buffers)]
     parameters += [f"  {ATTRIBUTES[name]} {name} [[{name}]]" for name in attributes]

@@ -8,24 +8,24 @@ from metal_on_cpu import Kernel, MslError
 pytestmark = pytest.mark.usefixtures("compiler")
 
 PLAIN = "const uint i = thread_position_in_grid.x;\n"
-LOCAL = (
-    PLAIN + "const uint t = thread_position_in_threadgroup.x; threadgroup float tile[64];\n"
-    "threadgroup atomic_int count[1];\n"
-)
+LOCAL = PLAIN + "const uint t = thread_position_in_threadgroup.x; threadgroup float tile[64];\n"
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 DEVICE_BARRIER = "threadgroup_barrier(mem_flags::mem_device);"
 SIMD_BARRIER = "simdgroup_barrier(mem_flags::mem_threadgroup);"
-ADD = "atomic_fetch_add_explicit(&{}, 1, memory_order_relaxed);"
+#: All threads meet there, which orders no memory.
+MEETING = "threadgroup_barrier(mem_flags::mem_none);"
+FILL = f"if (t == 0) tile[0] = x[i]; {BARRIER}"
+READ = f"{FILL} y[i] = tile[0];"
 
 
-def run(body: str, order: int = 0, init_value: float | None = 0.0, atomic: bool = False) -> None:
+def run(body: str, order: int = 0, init_value: float | None = 0.0) -> None:
     """Two threadgroups of 64 threads; 128 outputs."""
-    Kernel("race", ["x"], ["y"], body, atomic_outputs=atomic)(
+    Kernel("race", ["x"], ["y"], body)(
         inputs=[np.arange(128, dtype=np.float32)],
         grid=(128, 1, 1),
         threadgroup=(64, 1, 1),
         output_shapes=[(128,)],
-        output_dtypes=[np.int32 if atomic else np.float32],
+        output_dtypes=[np.float32],
         init_value=init_value,
         mode="san",
         order=order,
@@ -78,30 +78,21 @@ def test_the_message_names_the_other_threadgroup_and_both_lines():
     assert last == "  at threadgroup (1,0,0) thread (0,0,0) simdgroup 0 lane 0"
 
 
-ATOMICS_BETWEEN_THREADGROUPS = {
-    "atomic, then plain": ADD.format("y[0]") + "if (i == 127) plain[0] = 5;",
-    "plain, then atomic": "if (i == 0) plain[0] = 5;" + ADD.format("y[0]"),
-    "atomic, then plain read": ADD.format("y[0]") + "if (i == 127) plain[1] = plain[0];",
-    "plain read, then atomic": "if (i == 0) plain[1] = plain[0];" + ADD.format("y[0]"),
-}
-
-
-@pytest.mark.parametrize("order", [0, 1])
-@pytest.mark.parametrize("name", ATOMICS_BETWEEN_THREADGROUPS)
-def test_atomics_race_with_plain_accesses(name, order):
-    plain = PLAIN + "device int* plain = (device int*)y;\n"
-    with pytest.raises(MslError, match=r"data race on device 'y'\[0\]"):
-        run(plain + ATOMICS_BETWEEN_THREADGROUPS[name], order, atomic=True)
-
-
 WITHIN_A_THREADGROUP = {
     "write, then read": "tile[t] = x[i]; y[i] = tile[t ^ 1];",
     "read, then write": f"tile[t] = x[i]; {BARRIER} y[i] = tile[t ^ 1]; tile[t] = 0.0f;",
     "barrier of one simdgroup": f"tile[t] = x[i]; {SIMD_BARRIER} y[i] = tile[t ^ 32];",
     "barrier for other memory": f"tile[t] = x[i]; {DEVICE_BARRIER} y[i] = tile[t ^ 1];",
-    "atomic, then plain": (
-        "if (t == 0) atomic_store_explicit(&count[0], 0, memory_order_relaxed);\n"
-        f"{BARRIER} {ADD.format('count[0]')} y[i] = *(threadgroup int*)count;"
+    "all read, one writes": f"{READ} {MEETING} if (t == 0) tile[0] = 1.0f;",
+    "all read, one writes after its own simdgroup's barrier": (
+        f"{READ} {MEETING} {SIMD_BARRIER} if (t == 0) tile[0] = 1.0f;"
+    ),
+    "reads on both sides of a barrier, then a write": (
+        f"{READ} {BARRIER} if (t == 1) y[i] += tile[0]; {MEETING} if (t == 0) tile[0] = 1.0f;"
+    ),
+    "reads on both sides of a simdgroup's barrier, then a write": (
+        f"{FILL} if (t < 32) {{ y[i] = tile[0]; {SIMD_BARRIER}\n"
+        "if (t == 1) y[i] += tile[0]; if (t == 2) tile[0] = 1.0f; }"
     ),
     "matrix store, then load": (
         "simdgroup_float8x8 m = make_filled_simdgroup_matrix<float, 8, 8>(1.0f);\n"
@@ -125,11 +116,6 @@ NO_RACE = {
     "simdgroup barrier": f"tile[t] = x[i]; {SIMD_BARRIER} y[i] = tile[t ^ 1];",
     "all read": "y[i] = x[0]; tile[t] = x[5];",
     "threadgroup memory is each threadgroup's own": "tile[t] = x[i]; y[i] = tile[t];",
-    "threadgroup atomics": (
-        "if (t == 0) atomic_store_explicit(&count[0], 0, memory_order_relaxed);\n"
-        f"{BARRIER} {ADD.format('count[0]')} {BARRIER}\n"
-        "y[i] = atomic_load_explicit(&count[0], memory_order_relaxed);"
-    ),
     "members of a structure": (
         "struct Pair { float a, b; }; threadgroup Pair pairs[32];\n"
         "if (t < 32) pairs[t].a = x[i]; else pairs[t - 32].b = x[i];\n"
@@ -147,11 +133,6 @@ NO_RACE = {
 @pytest.mark.parametrize("name", NO_RACE)
 def test_no_race(name, order):
     run(LOCAL + NO_RACE[name], order, init_value=None)
-
-
-@pytest.mark.parametrize("order", [0, 1, 2])
-def test_atomics_of_threadgroups_do_not_race(order):
-    run(PLAIN + ADD.format("y[i % 4]"), order, atomic=True)
 
 
 @pytest.mark.parametrize(

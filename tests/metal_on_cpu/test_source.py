@@ -46,13 +46,12 @@ CASES = {
         "inputs": [[[16], "float32"], [[4, 4], "bfloat16"], [[3], "float16"]],
         "output_dtypes": ["float32"],
     },
-    "atomic": {
+    "a scalar": {
         "kernel": {
-            "name": "atomic",
+            "name": "scalar",
             "input_names": ["a", "w", "b"],
             "output_names": ["o", "p"],
             "source": "// w_ndim, in a comment\nuint i = thread_position_in_grid.x; b;",
-            "atomic_outputs": True,
         },
         "template": [],
         "inputs": [[[16], "int32"], [[4, 2], "uint8"], [[], "float16"]],

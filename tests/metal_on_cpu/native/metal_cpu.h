@@ -12,7 +12,6 @@
 #include "metal/traits.h"
 #include "metal/math.h"
 #include "metal/integer.h"
-#include "metal/atomic.h"
 #include "metal/simdgroup.h"
 #include "metal/simdgroup_matrix.h"
 #include "metal/threadgroup_variables.h"

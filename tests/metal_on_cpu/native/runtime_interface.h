@@ -54,8 +54,6 @@ enum MslOperation {
 #undef MSL_ENUMERATOR
 };
 
-enum MslAtomic { MSL_ATOMIC_LOAD, MSL_ATOMIC_STORE, MSL_ATOMIC_MODIFY };
-
 extern "C" {
 extern MslThread *msl_thread;  // that runs
 extern int msl_sanitize;
@@ -69,9 +67,7 @@ void msl_simdgroup_operation(MslOperation operation, void (*compute)(MslSimdgrou
 // The memory of a threadgroup variable, the same for all threads of a threadgroup.
 void *msl_threadgroup_variable(int number, const char *name, ulong bytes, ulong element,
                                ulong align);
-// Accesses that instrumentation does not see: atomics, and those of a simdgroup as a whole.
-void msl_atomic_access(const volatile void *address, ulong bytes, MslAtomic kind,
-                       const void *caller);
+// Accesses that instrumentation does not see: those of a simdgroup as a whole.
 void msl_simdgroup_access(const volatile void *address, ulong bytes, int is_write,
                           const void *caller);
 void msl_fail(const char *message);  // does not return to the kernel

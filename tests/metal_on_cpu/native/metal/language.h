@@ -10,21 +10,6 @@
 typedef __bf16 bfloat;
 typedef unsigned int uint;
 typedef unsigned long ulong;
-// clang's OpenCL front end knows these names itself
-#define atomic_int msl_atomic_int
-#define atomic_uint msl_atomic_uint
-#define atomic_float msl_atomic_float
-#define atomic_load_explicit msl_atomic_load_explicit
-#define atomic_store_explicit msl_atomic_store_explicit
-#define atomic_exchange_explicit msl_atomic_exchange_explicit
-#define atomic_fetch_add_explicit msl_atomic_fetch_add_explicit
-#define atomic_fetch_sub_explicit msl_atomic_fetch_sub_explicit
-#define atomic_fetch_min_explicit msl_atomic_fetch_min_explicit
-#define atomic_fetch_max_explicit msl_atomic_fetch_max_explicit
-#define atomic_fetch_and_explicit msl_atomic_fetch_and_explicit
-#define atomic_fetch_or_explicit msl_atomic_fetch_or_explicit
-#define atomic_fetch_xor_explicit msl_atomic_fetch_xor_explicit
-#define atomic_compare_exchange_weak_explicit msl_atomic_compare_exchange_weak_explicit
 #else
 #define MSL_CHECK 0
 #include "../runtime_interface.h"

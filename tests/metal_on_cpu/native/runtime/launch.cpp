@@ -91,8 +91,7 @@ static void find_unwritten(const MslBuffer &buffer, const Region *region) {
   ulong missing = 0, first = 0;
   const ulong cells = buffer.bytes >> region->cell_shift;
   for (ulong i = 0; i < cells; i++)
-    if (!region->cells[i].write.threadgroup && !region->cells[i].atomic.threadgroup && !missing++)
-      first = i;
+    if (!region->cells[i].write.threadgroup && !missing++) first = i;
   if (missing && !launch.failed) {
     launch.failed = true;
     snprintf(launch.error, launch.error_size,

@@ -1,9 +1,9 @@
 // Looks at every access to memory: bounds, initialisation, and data races.
 //
-// Two accesses to a cell race if one of them is a write, not both are atomic, and nothing orders
-// them: neither one thread's program, nor a barrier of the threadgroup (or, between lanes of one
-// simdgroup, of the simdgroup) whose mem_flags name the memory. No barrier reaches across
-// threadgroups. What the schedule did does not matter.
+// Two accesses to a cell race if one of them is a write and nothing orders them: neither one
+// thread's program, nor a barrier of the threadgroup (or, between lanes of one simdgroup, of the
+// simdgroup) whose mem_flags name the memory. No barrier reaches across threadgroups. What the
+// schedule did does not matter.
 #include <string.h>
 
 #include "state.h"
@@ -15,8 +15,7 @@ static inline uint program_counter(const void *address) {
   return (uint)((const char *)address - &__ehdr_start);
 }
 
-enum Kind { PLAIN, COLLECTIVE, ATOMIC };  // COLLECTIVE: simdgroup_load and simdgroup_store
-enum { READS = 1, WRITES = 2 };
+enum Kind { PLAIN, COLLECTIVE };  // COLLECTIVE: simdgroup_load and simdgroup_store
 const ulong MAX_ACCESSES = 1ul << 31;  // some 20 seconds; more is taken for an endless loop
 
 struct Actor {
@@ -77,7 +76,7 @@ static Access access_by(const Region *r, const Actor &actor) {
           actor.simdgroup};
 }
 
-// Accesses that do not race with one another leave one record.
+// Reads do not race with one another: they leave one record.
 static void merge(const Region *r, Access *record, const Actor &actor) {
   const Access now = access_by(r, actor);
   if (!happened(r, *record)) {
@@ -96,38 +95,30 @@ static void merge(const Region *r, Access *record, const Actor &actor) {
   }
 }
 
-static void access_cell(Region *r, Cell *cell, int effect, Kind kind, const Actor &actor) {
+static void access_cell(Region *r, Cell *cell, bool writes, Kind kind, const Actor &actor) {
   const char *address = r->low + ((ulong)(cell - r->cells) << r->cell_shift);
-  const bool atomic = kind == ATOMIC, reads = effect & READS, writes = effect & WRITES;
-  const char *what = atomic ? "atomic access" : writes ? "write" : "read";
+  const char *what = writes ? "write" : "read";
   const auto unordered = [&](const Access &earlier) {
     return happened(r, earlier) && !same_actor(earlier, actor) && !barrier_since(r, earlier, actor);
   };
   // Which lane holds which element of a matrix is not specified: a simdgroup's own store and load
   // need a barrier, too.
-  const bool own_store = kind == COLLECTIVE && reads && happened(r, cell->write) &&
+  const bool own_store = kind == COLLECTIVE && !writes && happened(r, cell->write) &&
                          !barrier_since(r, cell->write, actor);
   if (own_store || unordered(cell->write)) race(r, address, what, actor, "write", cell->write);
-  if (!atomic && unordered(cell->atomic))
-    race(r, address, what, actor, "atomic access", cell->atomic);
-  if (reads && !(r->flags & IS_INITIALISED) && !happened(r, cell->write) &&
-      !happened(r, cell->atomic))
-    fail("%s uninitialised %s '%s'[%ld]%s\n  pc 0x%x", atomic ? "atomic on" : "read of",
-         memory_name(r), r->name, element_index(r, address),
-         atomic && r->space == DEVICE ? " (init_value?)" : "", actor.program_counter);
-  if (writes && unordered(cell->read)) race(r, address, what, actor, "read", cell->read);
-
-  if (atomic)
-    merge(r, &cell->atomic, actor);
-  else if (writes)
+  if (writes) {
+    if (unordered(cell->read)) race(r, address, what, actor, "read", cell->read);
     cell->write = access_by(r, actor);
-  else
+  } else {
+    if (!(r->flags & IS_INITIALISED) && !happened(r, cell->write))
+      fail("read of uninitialised %s '%s'[%ld]\n  pc 0x%x", memory_name(r), r->name,
+           element_index(r, address), actor.program_counter);
     merge(r, &cell->read, actor);
+  }
 }
 
-static void access(const void *pointer, ulong bytes, int effect, Kind kind, const void *caller) {
+static void access(const void *pointer, ulong bytes, bool writes, Kind kind, const void *caller) {
   const char *address = (const char *)pointer;
-  const bool writes = effect & WRITES;
   const char *verb = writes ? "write" : "read";
   const uint pc = program_counter(caller);
   if (++launch.accesses > MAX_ACCESSES)
@@ -157,23 +148,17 @@ static void access(const void *pointer, ulong bytes, int effect, Kind kind, cons
   const Actor actor = {pc, id, simdgroup};
   const ulong first = (ulong)(address - r->low) >> r->cell_shift;
   const ulong last = (ulong)(address + bytes - 1 - r->low) >> r->cell_shift;
-  for (ulong i = first; i <= last; i++) access_cell(r, &r->cells[i], effect, kind, actor);
+  for (ulong i = first; i <= last; i++) access_cell(r, &r->cells[i], writes, kind, actor);
 }
 
 extern "C" {
-void msl_atomic_access(const volatile void *p, ulong bytes, MslAtomic kind, const void *caller) {
-  const int effect = kind == MSL_ATOMIC_LOAD    ? READS
-                     : kind == MSL_ATOMIC_STORE ? WRITES
-                                                : READS | WRITES;
-  if (msl_sanitize) access((void *)p, bytes, effect, ATOMIC, caller);
-}
 void msl_simdgroup_access(const volatile void *p, ulong bytes, int is_write, const void *caller) {
-  access((void *)p, bytes, is_write ? WRITES : READS, COLLECTIVE, caller);
+  access((void *)p, bytes, is_write, COLLECTIVE, caller);
 }
 
 // ---- what clang's -fsanitize=thread calls
-#define READ(P, N) access(P, N, READS, PLAIN, __builtin_return_address(0))
-#define WRITE(P, N) access(P, N, WRITES, PLAIN, __builtin_return_address(0))
+#define READ(P, N) access(P, N, false, PLAIN, __builtin_return_address(0))
+#define WRITE(P, N) access(P, N, true, PLAIN, __builtin_return_address(0))
 // Sixteen bytes are two accesses of eight to it.
 #define ALIGNED(P, N)                     \
   if ((ulong)(P) % (N < 8 ? N : 8) != 0) \

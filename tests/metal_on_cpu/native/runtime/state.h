@@ -38,7 +38,7 @@ const uint SEVERAL_THREADGROUPS = ~0u;
 const unsigned short SEVERAL = 0xffff, SIMDGROUP_ACTOR = 0x8000;
 
 struct Cell {  // shadow of one element
-  Access read, write, atomic;
+  Access read, write;
 };
 
 enum BufferFlags { IS_INPUT = 1, IS_OUTPUT = 2, IS_INITIALISED = 4 };
