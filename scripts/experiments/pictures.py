@@ -124,7 +124,7 @@ def _draw_samples(results: Sequence[RunResult], axes: Axes) -> None:
     """Training samples until all answers were right, of the runs that got there."""
     points = _points(results, lambda result: result.to_100 and result.to_100 / 1000)
     draw_by_depth(points, "samples until all right (thousands)", axes)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])  # or the uppermost marker could be cut
 
 
 def _points(results: Sequence[RunResult], value: Any) -> dict[str, dict[int, list[float]]]:
