@@ -252,14 +252,18 @@ def gradient_cost(length):
 
 
 def test_cost_is_linear_in_the_number_of_steps():
-    short, long = (
-        [min(values) for values in zip(*(gradient_cost(length) for _ in range(2)), strict=True)]
-        for length in (100, 800)
-    )
+    short, long = [], []
+    for _ in range(10):  # other processes only add to what the work needs
+        short.append(gradient_cost(100))
+        long.append(gradient_cost(800))
+        least = [map(min, zip(*costs, strict=True)) for costs in (short, long)]
+        seconds, peak = (after / before for before, after in zip(*least, strict=True))
+        if max(seconds / 2, peak / 1.5) < 8:
+            break
     # A plain loop takes 40 times as long.
-    assert long[0] < 8 * 2 * short[0]
+    assert seconds < 8 * 2
     # Quadratic memory were 64 times as much; what other work delays takes some more than 8 times.
-    assert long[1] < 8 * 1.5 * short[1]
+    assert peak < 8 * 1.5
 
 
 @pytest.mark.parametrize(
