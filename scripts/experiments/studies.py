@@ -52,6 +52,7 @@ _2D = {"variant": "2d-tlstm+cn"}
 _PLAIN = {"variant": "3d-tlstm"}
 _FIVE_SYMBOLS = {"length": 5, "depth": 4}
 _TEN_SYMBOLS = {"depth": 5, "length": 10, "samples": 30_000}
+_DIGITS = tuple({"length": number} for number in (1, 2, 3, 4))
 
 #: What is compared at equal parameters: two of ours, the paper's stacked LSTM, and the rivals.
 _ALIKE = (BEST_VARIANT, "2d-tlstm+cn", "slstm", *RIVALS)
@@ -113,6 +114,16 @@ STUDIES = {
         "memorization",
         {"smoke": _TINY, "laptop": {}, "paper": {}},
         {"L = 7": (_L7, {**_L7, **_LAG}), "L = 10, by the lag": ({**_L10, **_LAG},)},
+    ),
+    "addition-digits": Study(
+        "Addition, over the number of digits",
+        "addition",
+        {
+            "smoke": _TINY,
+            "laptop": {**_2D, "depth": 4, "hidden_size": 200, "samples": 200_000},
+            "paper": {},
+        },
+        {"the paper's forget bias": _DIGITS, "by the lag": tuple(w | _LAG for w in _DIGITS)},
     ),
     "rivals-memorization": _rivals_study(
         "memorization",

@@ -22,7 +22,8 @@ from mlx_tlstm.training.runs import RunFolder
 pytestmark = pytest.mark.smoke
 
 TABLES = ("table-1", "table-2", "table-3")
-STUDIES = ("starts", "symbols-20", "rivals-memorization", "rivals-addition", "rivals-mnist")
+RIVALS = ("rivals-memorization", "rivals-addition", "rivals-mnist")
+STUDIES = ("starts", "symbols-20", "addition-digits", *RIVALS)
 PICTURES = ("tasks", "figure-3", "figure-4", "figure-4-lag", "figure-5", *STUDIES)
 #: Rows of each target's table.
 ROWS = {"table-1": 8, "table-2": 8, "table-3": 20}
@@ -34,7 +35,8 @@ ROWS |= {
     "figure-5": 28,
     "starts": 12,  # a row a run, which panels and smoke sizes share
     "symbols-20": 2,
-    **dict.fromkeys(STUDIES[2:], 10),
+    "addition-digits": 8,
+    **dict.fromkeys(RIVALS, 10),
 }
 
 
