@@ -49,7 +49,7 @@ def backend_option(command: Callable[..., Any]) -> Callable[..., Any]:
         requested = None if backend == AUTO else backend
         try:
             kernels.select_backend("layer", requested, axes=1)
-        except ValueError as error:
+        except kernels.BackendError as error:
             _refuse("'--backend'" if requested else kernels.ENVIRONMENT_VARIABLE, str(error))
         return command(*arguments, backend=requested, **options)
 

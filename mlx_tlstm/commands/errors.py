@@ -11,6 +11,7 @@ import click
 
 from mlx_tlstm import training
 from mlx_tlstm.checks import shortened
+from mlx_tlstm.kernels import BackendError
 from mlx_tlstm.kernels.faults import device_failed
 from mlx_tlstm.kernels.trial import KernelError
 from mlx_tlstm.tasks import DataUnavailableError
@@ -32,10 +33,10 @@ def clean_errors(bad_input: bool, go_on: str = "") -> Iterator[None]:
 
     Args:
         bad_input: Whether a ``ValueError`` or a missing file is the user's mistake: true while
-            arguments are checked and files are loaded.
+            arguments are checked and files are loaded. A backend that is not here always is.
         go_on: Options to add to the printed command that goes on with a stopped run.
     """
-    callers = (ValueError, FileNotFoundError) if bad_input else ()
+    callers = (ValueError, FileNotFoundError) if bad_input else (BackendError,)
     try:
         yield
     except callers as error:

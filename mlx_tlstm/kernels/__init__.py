@@ -8,6 +8,7 @@ from mlx_tlstm.kernels.backend import KernelBackend
 from mlx_tlstm.kernels.dispatch import (
     BACKENDS,
     ENVIRONMENT_VARIABLE,
+    BackendError,
     named_backend,
     select_backend,
 )
@@ -15,6 +16,7 @@ from mlx_tlstm.kernels.dispatch import (
 __all__ = [
     "BACKENDS",
     "ENVIRONMENT_VARIABLE",
+    "BackendError",
     "KernelBackend",
     "named_backend",
     "select_backend",

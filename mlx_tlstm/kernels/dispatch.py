@@ -32,6 +32,10 @@ ENVIRONMENT_VARIABLE = "MLX_TLSTM_BACKEND"
 MAX_AXES = 3
 
 
+class BackendError(ValueError):
+    """A layer's backend, or the environment variable's, is one that there is not, or not here."""
+
+
 def kernel_backend() -> tuple[str | None, str]:
     """The backend whose kernels run on the default device, else ``None`` and why there is none."""
     device = mx.default_device()
@@ -69,10 +73,16 @@ def select_backend(owner: str, requested: str | None, axes: int) -> str:
         axes: The layer's number of tensor axes.
 
     Raises:
-        ValueError: The name is unknown, or this machine, its default device or the kernels lack
+        BackendError: The name is unknown, or this machine, its default device or the kernels lack
             what was asked for.
     """
-    requested, argument = named_backend(requested)
+    try:
+        return _selected(owner, *named_backend(requested), axes)
+    except ValueError as error:
+        raise BackendError(str(error)) from None
+
+
+def _selected(owner: str, requested: str | None, argument: str, axes: int) -> str:
     if requested is not None:
         require_choice(owner, argument, requested, BACKENDS)
     if requested in _EVERYWHERE:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import mlx.core as mx
 import pytest
-from processes import ROOT
+from processes import ROOT, environment
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
@@ -22,6 +23,26 @@ def test_help(script):
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )
     assert result.stdout.startswith(f"Usage: {script.name}")
+
+
+@pytest.mark.skipif(mx.is_available(mx.gpu), reason="there is a GPU here")
+@pytest.mark.parametrize(
+    "command", [["time_tasks", "memorization"], ["long_sequences", "--steps", "2"]]
+)
+def test_the_variable_names_what_the_machine_lacks(command):
+    """In one line, also from a process that the script has started."""
+    result = subprocess.run(
+        [sys.executable, f"scripts/{command[0]}.py", *command[1:]],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(MLX_TLSTM_BACKEND="cuda"),
+    )
+    assert result.returncode == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("Error: [")
+    assert "'MLX_TLSTM_BACKEND' must be 'ops' or 'reference' here" in line
+    assert "Traceback" not in result.stderr
 
 
 def test_a_task_that_the_paper_has_not():
