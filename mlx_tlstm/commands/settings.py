@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import click
 from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.config import BY_LAG, TrainingConfig
 from mlx_tlstm.layers.variants import VARIANTS
+from mlx_tlstm.tasks import TASKS
 
 
 class NumberOrLag(click.ParamType):
@@ -47,7 +49,7 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     fields = {field.name: field for field in dataclasses.fields(TrainingConfig)}
     del fields["task"]
     # In the order of the documentation, which `python -OO` leaves out.
-    texts = _descriptions()
+    texts, everywhere = _descriptions(), _everywhere()
     names = [name for name in dict.fromkeys([*texts, *fields]) if name in fields]
     for name in reversed(names):
         kind = fields[name].metadata["kind"]
@@ -57,8 +59,28 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "default": None,
             "help": texts.get(name),
         }
-        command = click.option(_option(name), name, **settings | _OWN.get(name, {}))(command)
+        settings |= _OWN.get(name, {})
+        if kind is not bool and everywhere.get(name) is not None:
+            settings["help"] = f"{settings['help'] or ''}  [default: {everywhere[name]}]"
+        command = click.option(_option(name), name, **settings)(command)
     return command
+
+
+def laptop_settings() -> str:
+    """The options that tell one task's settings for a laptop from another's."""
+    lines, everywhere = ["\b"], _everywhere()  # \b: click leaves the lines as they are
+    for name, task in TASKS.items():
+        settings = {k: v for k, v in vars(task.quick()).items() if v is not None and k != "task"}
+        words = " ".join(f"{_option(k)}={v}" for k, v in settings.items() if k not in everywhere)
+        lines.append(f"{name}:")
+        lines.append(textwrap.indent(textwrap.fill(words, 72, break_on_hyphens=False), "  "))
+    return "\n".join(lines)
+
+
+def _everywhere() -> dict[str, Any]:
+    """Settings that all tasks have in common, for a laptop and at the paper's size."""
+    known = [vars(c) for task in TASKS.values() for c in (task.quick(), task.paper())]
+    return {k: v for k, v in known[0].items() if all(each[k] == v for each in known)}
 
 
 def _descriptions() -> dict[str, str]:

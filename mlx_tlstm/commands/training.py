@@ -14,7 +14,7 @@ from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import backend_option, chosen, device_option
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.paths import UserPath
-from mlx_tlstm.commands.settings import setting_options
+from mlx_tlstm.commands.settings import laptop_settings, setting_options
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import TASKS
 
@@ -24,8 +24,8 @@ from mlx_tlstm.tasks import TASKS
     keeps_results=True,
     help=f"Train a network on TASK and save the run in a folder. TASK is one of "
     f"{', '.join(TASKS)}; by default {next(iter(TASKS))}.",
-    epilog="Options left out have the task's settings for a laptop or, with --paper, those for the "
-    "paper's size.",
+    epilog="Other options left out have the task's settings for a laptop or, with --paper, those "
+    f"for the paper's size. For a laptop they are:\n\n{laptop_settings()}",
 )
 @click.argument("task", type=click.Choice(list(TASKS)), default=next(iter(TASKS)), metavar="[TASK]")
 @setting_options

@@ -74,7 +74,18 @@ def test_help_has_every_option():
     assert all(options.values())
     assert "``" not in result.output
     assert options["checkpoint_every"].endswith("by default --checkpoint-seconds alone decides.")
-    assert options["on_divergence"].endswith("halve the learning rate (rollback).")
+    assert options["on_divergence"].endswith("learning rate (rollback).  [default: stop]")
+    assert options["beta2"].endswith("[default: 0.999]")
+    varying = [name for name in options if not re.search(r"\[default: ", options[name] or "")]
+    assert {"variant", "depth", "forget_bias", "samples", "kernel_size", "recompute"} <= {*varying}
+    for name, task in TASKS.items():
+        shown = result.output.split(f"  {name}:\n")[1].split(":\n")[0].split()
+        parsed = [word for word in shown if word.startswith("--")]
+        context = main.commands["train"].make_context("train", [name, *parsed])
+        given = {k: v for k, v in context.params.items() if k in fields and v is not None}
+        assert task.quick() == task.paper().replace(
+            **dict.fromkeys(("samples", "epochs"), None) | given
+        )
     for task in TASKS:
         assert task in result.output
     assert {"train", "evaluate", "generate", "pull", "push"} <= set(main.commands)
