@@ -25,12 +25,18 @@ from benchmarking.layers import layer_tables
 from benchmarking.loops import loops_table
 from benchmarking.piece_times import pieces_table
 from benchmarking.sizes import DEPTH_SIZES, DTYPES, LAYER_SIZES, Size, SizeType, tf32_text
-from benchmarking.tables import markdown_option, measured_by, say_facts, say_tables, write_timings
+from benchmarking.tables import (
+    json_option,
+    markdown_option,
+    measured_by,
+    say_facts,
+    say_tables,
+    write_timings,
+)
 
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.commands.numbers import Seconds
-from mlx_tlstm.commands.paths import OutputFile
 from mlx_tlstm.training.loop import larger_cpu_cache
 
 DEFAULT_SIZES = (
@@ -67,6 +73,7 @@ def _compile_text(no_compile: bool) -> str:
     "--dtype",
     type=click.Choice(list(DTYPES)),
     default="float32",
+    show_default=True,
     help="Type for --layers and --kernels.",
 )
 @measured_by(warmup=2, rounds=10)
@@ -75,7 +82,7 @@ def _compile_text(no_compile: bool) -> str:
 @click.option("--no-compile", is_flag=True, help="Run MLX's graphs as Python builds them.")
 @click.option("--skip-torch", is_flag=True, help="Leave PyTorch out, and with it the check.")
 @markdown_option
-@click.option("--json", "json_path", type=OutputFile())
+@json_option
 def main(
     sizes: tuple[Size, ...],
     scan: bool,

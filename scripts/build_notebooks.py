@@ -70,7 +70,13 @@ def private_words(notebook: nbformat.NotebookNode) -> list[str]:
 
 @click.command(cls=Command, keeps_results=True, help=__doc__)
 @click.argument("notebook", nargs=-1, type=UserPath(exists=True, dir_okay=False))
-@click.option("--size", type=click.Choice(SIZES), default=SIZES[0], show_default=True)
+@click.option(
+    "--size",
+    type=click.Choice(SIZES),
+    default=SIZES[0],
+    show_default=True,
+    help="How much each notebook computes; what is committed is full.",
+)
 def main(notebook: tuple[Path, ...], size: str) -> None:
     for source in notebook or sorted(FOLDER.glob("*.py")):
         built = convert(source)

@@ -263,7 +263,9 @@ def step_table(size: Size) -> Table:
 
 
 @click.command(cls=Command, help=__doc__)
-@click.option("--size", type=SizeType(), default=SIZE, show_default=True)
+@click.option(
+    "--size", type=SizeType(), default=SIZE, show_default=True, help="Of the layer that is counted."
+)
 @markdown_option
 def main(size: Size, markdown: bool) -> None:
     for table in (step_table(size), code_table(size)):

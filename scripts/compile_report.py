@@ -65,7 +65,14 @@ def report(
     default=LAYER_SIZES,
     help="Like 4x4,M=100,B=15,T=42; repeatable.",
 )
-@click.option("--dtype", "dtypes", multiple=True, default=DTYPES, type=click.Choice(DTYPES))
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    default=DTYPES,
+    type=click.Choice(DTYPES),
+    help="Compile for these only; repeatable.",
+)
 @click.option("--arch", default="sm_90", show_default=True, help="The GPU to compile for.")
 @click.option("--by-size", is_flag=True, help="A row for each size.")
 @markdown_option

@@ -17,12 +17,18 @@ import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 # isort: split
 import mlx.core as mx
 from benchmarking.streams import latency_table
-from benchmarking.tables import markdown_option, measured_by, say_facts, say_tables, write_timings
+from benchmarking.tables import (
+    json_option,
+    markdown_option,
+    measured_by,
+    say_facts,
+    say_tables,
+    write_timings,
+)
 
 from mlx_tlstm import VARIANTS
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
-from mlx_tlstm.commands.paths import OutputFile
 
 
 @click.command(cls=Command, help=__doc__)
@@ -31,9 +37,12 @@ from mlx_tlstm.commands.paths import OutputFile
     type=click.Choice([name for name, variant in VARIANTS.items() if variant.kernels]),
     default="2d-tlstm+cn",
     show_default=True,
+    help="The network.",
 )
-@click.option("--hidden-size", default=100, show_default=True, type=click.IntRange(1))
-@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--hidden-size", type=click.IntRange(1), default=100, show_default=True, help="M.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Streams at once."
+)
 @click.option(
     "--depth",
     "depths",
@@ -46,7 +55,7 @@ from mlx_tlstm.commands.paths import OutputFile
 @measured_by(warmup=2, rounds=10, inputs=100)
 @device_option
 @markdown_option
-@click.option("--json", "json_path", type=OutputFile())
+@json_option
 def main(markdown: bool, json_path: Path | None, **sizes: Any) -> None:
     mx.random.seed(0)
     facts = say_facts("latency", markdown)

@@ -72,7 +72,13 @@ def _peak_bytes() -> int:
     default=WAYS,
     help="Measure these only; repeatable.",
 )
-@click.option("--variant", type=click.Choice(list(VARIANTS)), default="2d-tlstm+cn")
+@click.option(
+    "--variant",
+    type=click.Choice(list(VARIANTS)),
+    default="2d-tlstm+cn",
+    show_default=True,
+    help="The network.",
+)
 @click.option("--depth", type=click.IntRange(1), default=3, show_default=True, help="L.")
 @click.option("--hidden-size", type=click.IntRange(1), default=16, show_default=True, help="M.")
 @markdown_option

@@ -81,6 +81,7 @@ def render(found: list[dict[str, Any]], style: str) -> str:
     type=click.Choice(["text", "markdown", "csv", "json"]),
     default="text",
     show_default=True,
+    help="How to print the table.",
 )
 @click.option("--task", type=click.Choice(PAPER_TASKS), help="Only this task's configurations.")
 def main(style: str, task: str | None) -> None:

@@ -16,12 +16,12 @@ import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 
 # isort: split
 from benchmarking.sizes import DTYPES, LAYER_SIZES, Size, SizeType, tf32_text
-from benchmarking.tables import Table, markdown_option, measured_by, say_tables
+from benchmarking.tables import Table, json_option, markdown_option, measured_by, say_tables
 from benchmarking.tile_search import tune
 
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.numbers import Seconds
-from mlx_tlstm.commands.paths import OutputFile, UserPath
+from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.kernels import dispatch, tuning
 
 
@@ -36,7 +36,13 @@ from mlx_tlstm.kernels import dispatch, tuning
     help="Like 4x4,M=100,B=15,T=42; repeatable. T does not matter.",
 )
 @click.option(
-    "--dtype", "dtypes", type=click.Choice(list(DTYPES)), multiple=True, default=("float32",)
+    "--dtype",
+    "dtypes",
+    type=click.Choice(list(DTYPES)),
+    multiple=True,
+    default=("float32",),
+    show_default=True,
+    help="Tune for it; repeatable.",
 )
 @click.option("--no-memory-convolution", is_flag=True, help="Tune for layers without it.")
 @measured_by(launches=10, rounds=10)
@@ -50,7 +56,7 @@ from mlx_tlstm.kernels import dispatch, tuning
     help="The file to store tiles in, in place of the user's.",
 )
 @markdown_option
-@click.option("--json", "json_path", type=OutputFile())
+@json_option
 def main(
     sizes: tuple[Size, ...],
     dtypes: tuple[str, ...],

@@ -17,6 +17,7 @@ import click
 
 from mlx_tlstm import blas
 from mlx_tlstm.checking.timing import Timing, machine
+from mlx_tlstm.commands.paths import OutputFile
 
 NOT_RUN = "not run"
 #: Mean number of running processes over the last minute above which a machine is not quiet.
@@ -24,6 +25,10 @@ BUSY_LOAD = 0.5
 
 #: What every command that prints a table takes.
 markdown_option = click.option("--markdown", is_flag=True, help="Print Markdown.")
+#: Of what :func:`write_timings` writes, and the like.
+json_option = click.option(
+    "--json", "json_path", type=OutputFile(), help="A file to write each measurement to, as JSON."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +124,22 @@ def write_timings(path: Path | None, facts: Mapping[str, Any], tables: Sequence[
     path.write_text(json.dumps({"facts": facts, "timings": timings}, indent=2))
 
 
+_MEASURED_BY = {
+    "rounds": "How often each of them is timed, in turn.",
+    "warmup": "How often each of them runs before that, untimed.",
+    "launches": "Launches of a kernel that are timed together.",
+    "inputs": "Inputs of a stream that are timed together.",
+}
+
+
 def measured_by(**defaults: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add numbers of rounds and the like, with these defaults, to a click command."""
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
         for name, default in defaults.items():
+            settings = {"default": default, "show_default": True, "help": _MEASURED_BY[name]}
             least = click.IntRange(0 if name == "warmup" else 1)
-            option = click.option(f"--{name}", default=default, show_default=True, type=least)
-            command = option(command)
+            command = click.option(f"--{name}", type=least, **settings)(command)
         return command
 
     return add

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
+import click
 import mlx.core as mx
 import pytest
 from processes import ROOT, environment
@@ -23,6 +25,17 @@ def test_help(script):
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )
     assert result.stdout.startswith(f"Usage: {script.name}")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=[script.stem for script in SCRIPTS])
+def test_every_option_is_explained(script):
+    options = [
+        parameter
+        for parameter in importlib.import_module(script.stem).main.params
+        if isinstance(parameter, click.Option)
+    ]
+    assert options
+    assert [option.name for option in options if not option.help] == []
 
 
 @pytest.mark.skipif(mx.is_available(mx.gpu), reason="there is a GPU here")
