@@ -13,7 +13,7 @@ from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.kernels import proof
-from mlx_tlstm.kernels import dispatch
+from mlx_tlstm.kernels import dispatch, tuning
 
 # Tolerances are those of float32 sums on a CPU; a GPU's matrix products may round to less.
 mx.set_default_device(mx.cpu)
@@ -47,6 +47,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(here)
     return home
+
+
+@pytest.fixture
+def stored_tiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the winners among tiles are stored and looked up; nothing is there."""
+    path = tmp_path / "winners" / "tuning.json"
+    monkeypatch.setenv(tuning.ENVIRONMENT_VARIABLE, str(path))
+    return path
 
 
 @pytest.fixture(

@@ -1,8 +1,10 @@
-"""Where the checkout is, and the environment of processes as a user starts them."""
+"""Where the checkout is; processes as a user starts them."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,3 +18,14 @@ def environment(**changes: str) -> dict[str, str]:
         if not name.startswith("HF_") and not name.lower().endswith("_proxy")
     }
     return inherited | {"PYTHONPATH": str(ROOT)} | changes
+
+
+def wait_for_records(process: subprocess.Popen, run: Path, count: int) -> int:
+    """Until a training, which goes on, has written so many records; how many there are."""
+    metrics = run / "metrics.jsonl"
+    while True:
+        found = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+        if found >= count:
+            return found
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)

@@ -97,9 +97,9 @@ def predict(sizes: StepSizes) -> int:
     """Bytes at the peak of a training step, as ``mx.get_peak_memory()`` counts them.
 
     On a CPU no step that was measured needed more, and the prediction is at most 1.6 times the most
-    that a few steps needed; about thrice, for a cell in a :class:`mlx_tlstm.Recurrent`, and five
-    times for one whose weights are larger than what its steps keep. With kernels it was never
-    compared with a measurement on a GPU; there MLX may hold some hundred MB for what it has
+    that a few steps needed; three times for a cell in a :class:`mlx_tlstm.Recurrent`, and five
+    times for the sLSTM or where weights are larger than what the steps keep. With kernels it was
+    never compared with a measurement on a GPU; there MLX may hold some hundred MB for what it has
     scheduled, which is little where memory is scarce.
     """
     layer = sizes.layer

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from experiments.pictures import target_picture
 from experiments.plans import Request, departures, planned_runs
-from experiments.report import target_tables
+from experiments.report import target_tables, tasks_shown
 from experiments.results import RunResult, read_result
 from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.checks import require
@@ -85,7 +85,8 @@ def write_target(
         tables = target_tables(target, request, results)
         figure = target_picture(target, request, results, folder)
         stem = folder / target
-        notes = [*departures(target, request), *footnotes(results.values(), command)]
+        shown = tasks_shown(target, request, results)
+        notes = [*departures(target, request, shown), *footnotes(results.values(), command)]
         text = write_report(stem, tables, figure, results.values(), notes)
         if block is not None:
             block.replace(text, stem.with_suffix(".png"))

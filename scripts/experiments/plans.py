@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -185,8 +185,8 @@ class Request:
         return equal_width(variant, symbols, config.depth, ours)
 
 
-def departures(target: str, request: Request) -> list[str]:
-    """How each task's runs differ from the paper's, in words; nothing where they do not."""
+def departures(target: str, request: Request, shown: Collection[str] = tuple(TASKS)) -> list[str]:
+    """How the runs of each task that is ``shown`` differ from the paper's; nothing if not."""
     if target == EACH_TASK:
         return []  # the table has each network
     if target in STUDIES:
@@ -194,7 +194,7 @@ def departures(target: str, request: Request) -> list[str]:
         return list(filter(None, [_departure(study.task, study.sizes[request.scale])]))
     panels = FIGURES.get(target) or Panels("", tuple(TABLES[target].rows[0].cells))
     lines = []
-    for task in panels.tasks:
+    for task in filter(shown.__contains__, panels.tasks):
         size = SIZES[request.scale][task]
         width = {} if size.hidden_size is None else {"hidden_size": size.hidden_size}
         line = _departure(task, {**width, **size.settings, **panels.changes})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarking.tables import Table
@@ -198,6 +198,11 @@ def depth_tables(target: str, request: Request, results: Results) -> list[Table]
             title = f"{task}, {request.scale} scale ({size}): {quantity}"
             tables.append(Table(title, list(rows.values())))
     return tables
+
+
+def tasks_shown(target: str, request: Request, results: Results) -> Collection[str]:
+    """Tasks of which a target's tables have rows."""
+    return _by_task(target, request, results) if target in FIGURES else TASKS
 
 
 def _by_task(target: str, request: Request, results: Results) -> dict[str, list[PlannedRun]]:

@@ -11,13 +11,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
-from processes import environment
+from processes import environment, wait_for_records
 
 from mlx_tlstm import training
 from mlx_tlstm.commands.main import main
@@ -247,7 +246,6 @@ def test_train_and_evaluate(invoke, tmp_path):
         (["copy"], r"'copy' is not one of 'memorization', 'addition'"),
         (["--variant", "4d"], r"'--variant': '4d' is not one of 'slstm'"),
         (["--dtype", "int8"], r"'--dtype': 'int8' is not one of 'float32'"),
-        (["--on-divergence", "x"], r"'--on-divergence': 'x' is not one of 'stop'"),
         (["--depth", "deep"], r"'--depth': 'deep' is not a valid integer"),
         (["--depth", "0"], r"'depth' must be an integer of 1 or more but got 0"),
         (["--hidden-size", "-1"], r"'hidden_size' must be an integer of 1 or more but got -1"),
@@ -397,12 +395,6 @@ def test_as_modules(tmp_path):
     assert "Usage: python -m mlx_tlstm.train [OPTIONS] [TASK]" in process.communicate(timeout=60)[0]
 
 
-def wait_for_evaluation(process):
-    """Not before: where MLX first asks the system for a compiler, Ctrl-C is lost for 5 ms."""
-    while " samples  loss " not in (line := process.stdout.readline()):
-        assert line, process.communicate()[1]
-
-
 @pytest.mark.parametrize(
     ("signal_number", "code", "word"),
     [
@@ -471,17 +463,6 @@ def test_closed_terminal(nohup, tmp_path):
     newest = max((run / "checkpoints").iterdir())
     step = json.loads((newest / "state.json").read_text())["step"]
     assert step >= json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] > 0
-
-
-def wait_for_records(process, run, count):
-    """Until a run has so many records; how many it has."""
-    metrics = run / "metrics.jsonl"
-    while True:
-        assert process.poll() is None
-        found = metrics.read_text().count("\n") if metrics.exists() else 0
-        if found >= count:
-            return found
-        time.sleep(0.01)
 
 
 def test_resume_with_moved_data(invoke, tmp_path):

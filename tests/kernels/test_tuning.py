@@ -17,14 +17,6 @@ PRODUCTS = [
 ]
 
 
-@pytest.fixture
-def stored(monkeypatch, tmp_path):
-    """Where winners are stored and looked up."""
-    path = tmp_path / "winners" / "tuning.json"
-    monkeypatch.setenv(tuning.ENVIRONMENT_VARIABLE, str(path))
-    return path
-
-
 @pytest.mark.parametrize(
     ("architecture", "cuda", "macos", "product"),
     [
@@ -43,7 +35,7 @@ def stored(monkeypatch, tmp_path):
     ],
 )
 def test_what_runs_before_anything_is_tuned(
-    stored, monkeypatch, architecture, cuda, macos, product
+    stored_tiles, monkeypatch, architecture, cuda, macos, product
 ):
     claims_gpu(monkeypatch, architecture, cuda, macos)
     for one in PRODUCTS:
@@ -53,20 +45,20 @@ def test_what_runs_before_anything_is_tuned(
     tuning._choice.cache_clear()
 
 
-def test_a_choice_is_looked_up_once(stored, monkeypatch):
+def test_a_choice_is_looked_up_once(stored_tiles, monkeypatch):
     one = PRODUCTS[0]
     tuning.store({one: None})
     assert tuning.select(one) is None
-    stored.unlink()
+    stored_tiles.unlink()
     assert tuning.select(one) is None
-    monkeypatch.setenv(tuning.ENVIRONMENT_VARIABLE, str(stored.with_name("other.json")))
+    monkeypatch.setenv(tuning.ENVIRONMENT_VARIABLE, str(stored_tiles.with_name("other.json")))
     assert tuning.select(one) is not None
 
 
 @pytest.mark.parametrize("content", [b"[]", b'{"a": []}', b"{", b"\xff", b"[" * 200_000])
-def test_damaged_tuning(stored, content):
-    stored.parent.mkdir()
-    stored.write_bytes(content)
+def test_damaged_tuning(stored_tiles, content):
+    stored_tiles.parent.mkdir()
+    stored_tiles.write_bytes(content)
     for read in (lambda: tuning.store({}), lambda: tuning.select(PRODUCTS[0])):
         with pytest.raises(ValueError, match=r"tuning\.json' must be what scripts/tune\.py wrote"):
             read()

@@ -70,7 +70,7 @@ class _Recorded:
 
 
 def run(
-    function: Callable[..., list[mx.array]], *arrays: mx.array, mode: str = "fast"
+    function: Callable[..., list[mx.array]], *arrays: mx.array
 ) -> tuple[list[np.ndarray], list[str]]:
     """The function's results, in float32, and the kernels in the graph in their order.
 
@@ -78,7 +78,6 @@ def run(
         function: From arrays to arrays. It may go through ``mx.compile`` and gradients of custom
             functions, whose own outputs no result may be made of: MLX exports no such node.
         arrays: Its arguments, in float32.
-        mode: As of :class:`Kernel`'s call.
 
     Raises:
         KeyError: An operation is none of the few that time loops are made of.
@@ -114,7 +113,7 @@ def run(
                     output_shapes=shapes,
                     output_dtypes=[dtype_name(dtype) for *_, dtype in node["outputs"]],
                     template=template,
-                    mode=mode,
+                    mode="fast",
                 )
             else:
                 found = _OPERATIONS[node["name"]](node["arguments"], inputs, shapes[0])

@@ -161,8 +161,8 @@ class Kernel:
         Args:
             mode: ``"fast"``, or ``"san"`` for the sanitizer: bounds, data races within and between
                 threadgroups, reads of what was never written, outputs never written, overflow.
-            order: in which order threads and threadgroups run: 0 forward, 1 backward, 2 random
-                within each threadgroup.
+            order: in which order threads and threadgroups run: 0 forward, 1 backward, 2 random,
+                both.
             seed: of order 2.
             stats: is filled with counts: threads, threadgroup_barriers, simdgroup_ops, mma,
                 switches, threadgroup_bytes; in the sanitizing mode loads and stores by buffer.

@@ -36,9 +36,8 @@ def run(kernel: Kernel, case: Case, mode: str, order: int = 0) -> str:
     return found(wrong)
 
 
-def check(kernel: Kernel) -> str:
+def check(kernel: Kernel, case: Case) -> str:
     """What the type check finds wrong."""
-    case = next(case for sample, case in CASES.values() if sample.name == kernel.name)
 
     def compiles() -> None:
         kernel.check(**case.check_arguments, small_inputs=False)
@@ -223,22 +222,3 @@ BUGS = [
         san="data race on device 'out'.*read, and an earlier write by threadgroup #|uninitialised",
     ),
 ]
-
-
-def _first_line(found: str) -> str:
-    lines = [line for line in found.splitlines() if line.strip()]
-    return lines[0].split("error: ")[-1][:100] if lines else "-"
-
-
-def main() -> None:
-    """Prints what the type check, the plain run and the sanitizer say of every bug."""
-    for bug in BUGS:
-        plain = [_first_line(run(bug.kernel, bug.case, "fast", order)) for order in (0, 1, 2)]
-        print(bug.name)
-        print(f"    check  {_first_line(check(bug.kernel))}")
-        print(f"    fast   {' / '.join(sorted(set(plain)))}")
-        print(f"    san    {_first_line(run(bug.kernel, bug.case, 'san'))}")
-
-
-if __name__ == "__main__":
-    main()

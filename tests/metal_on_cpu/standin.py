@@ -40,20 +40,18 @@ class Call:
 
 
 @contextlib.contextmanager
-def installed(
-    mode: str = "san", check: bool = True, order: int = 0, seed: int = 1
-) -> Iterator[list[Call]]:
+def installed(mode: str = "san", check: bool = True, order: int = 0) -> Iterator[list[Call]]:
     """A context with the stand-in installed; gives the list that records every call. They nest.
 
     Args:
-        mode, order, seed: as of ``Kernel.__call__``.
+        mode, order: as of ``Kernel.__call__``.
         check: type-check every variant of a kernel before its first run.
     """
     before = mx.fast.metal_kernel
     calls: list[Call] = []
 
     def metal_kernel(*args: Any, **kwargs: Any) -> StandinKernel:
-        return StandinKernel(Kernel(*args, **kwargs), calls, mode, check, order, seed)
+        return StandinKernel(Kernel(*args, **kwargs), calls, mode, check, order)
 
     mx.fast.metal_kernel = metal_kernel
     try:
@@ -66,11 +64,11 @@ class StandinKernel:
     """What the stand-in for ``mx.fast.metal_kernel`` returns; called as MLX's own."""
 
     def __init__(
-        self, kernel: Kernel, calls: list[Call], mode: str, check: bool, order: int, seed: int
+        self, kernel: Kernel, calls: list[Call], mode: str, check: bool, order: int
     ) -> None:
         self._kernel = kernel
         self._calls = calls
-        self._options = {"mode": mode, "order": order, "seed": seed}
+        self._options = {"mode": mode, "order": order}
         self._check = check
         self._checked: set[tuple] = set()
 

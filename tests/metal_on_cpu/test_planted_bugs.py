@@ -1,8 +1,6 @@
 """Bugs planted in the sample kernels: the type check or the sanitizer names every one.
 
 Without a bug neither finds anything at the same sizes: ``test_check.py`` and ``test_kernels.py``.
-
-``python -m metal_on_cpu.planted_bugs``, in this folder's parent, prints what each mode says.
 """
 
 import re
@@ -16,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("compiler")
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_bug(bug: Bug):
-    found = check(bug.kernel)
+    found = check(bug.kernel, bug.case)
     if bug.check_says is None:
         assert found == ""
     else:

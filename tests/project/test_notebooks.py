@@ -11,6 +11,7 @@ from pathlib import Path
 import build_notebooks
 import nbformat
 import pytest
+from experiments.paper import PAPER_TASKS
 from processes import ROOT
 
 import mlx_tlstm
@@ -108,7 +109,7 @@ def model_rows():
 
 def test_the_table_has_the_models_that_are_there():
     assert list(model_rows()) == names(MODELS)
-    assert {mlx_tlstm.load(path).metadata.task for path in MODELS} == set(mlx_tlstm.tasks.TASKS)
+    assert {mlx_tlstm.load(path).metadata.task for path in MODELS} >= set(PAPER_TASKS)
 
 
 @pytest.mark.parametrize("path", MODELS, ids=names(MODELS))

@@ -186,9 +186,11 @@ def test_file_tree():
         for name in names:
             path = ROOT / folder / name
             assert path.is_dir() if name.endswith("/") else path.is_file(), path
-        if folder.split("/")[0] in ("mlx_tlstm", "scripts"):
+        if folder.split("/")[0] in ("mlx_tlstm", "scripts") or folder == "tests":
             there = {path.name for path in (ROOT / folder).glob("*.py")}
-            assert there - set(names) <= ({"__init__.py"} if folder != "mlx_tlstm" else set())
+            unnamed = {"conftest.py" if folder == "tests" else "__init__.py"} - set(names)
+            unlisted = there - set(names) - unnamed
+            assert [name for name in unlisted if not name.startswith("test_")] == []
 
 
 def test_test_command():

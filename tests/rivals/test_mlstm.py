@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from comparison import assert_close
-from mlstm_reference import sigmoid
 from mlx.utils import tree_flatten
+from reference import sigmoid
 
 from mlx_tlstm.rivals import MultiplicativeLSTMCell
 

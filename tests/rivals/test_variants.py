@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 from cases import CASES
 from click.testing import CliRunner
+from tiny_tasks import Stop, StopAt
 
 import mlx_tlstm
 from mlx_tlstm import SequenceModel, StreamingSession, make_layer, training
@@ -62,14 +63,8 @@ def test_streamed(name):
 def test_goes_on_bit_for_bit(name, task, settings, tmp_path):
     config = settings(task, checkpoint_every=1, checkpoint_seconds=0).for_variant(name)
     whole = training.fit(config, tmp_path / "whole")
-
-    class Leave(training.Callback):
-        def on_step(self, trainer, report):
-            if trainer.step == 3:
-                raise StopIteration
-
-    with pytest.raises(StopIteration):
-        training.fit(config, tmp_path / "run", [Leave()])
+    with pytest.raises(Stop):
+        training.fit(config, tmp_path / "run", [StopAt(steps=3)])
     assert training.resume(tmp_path / "run").test == whole.test
 
 

@@ -61,6 +61,6 @@ def test_without_nvrtc(monkeypatch):
 
 
 def test_bad_size():
-    result = CliRunner().invoke(compile_report.main, ["--size", "3"])
+    result = CliRunner().invoke(compile_report.main, ["--size", "4x4,M=100"])
     assert result.exit_code == 2
-    assert "a size reads like" in result.output
+    assert "a size reads like 4x4,M=100,B=15,T=42" in result.output

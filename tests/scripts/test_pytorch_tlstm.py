@@ -133,9 +133,3 @@ def test_benchmark_reports_no_speed_on_wrong_numbers(tmp_path):
     assert done.returncode == 1
     assert "no speed on wrong numbers" in done.stderr
     assert "products" not in done.stdout
-
-
-def test_benchmark_refuses_a_malformed_size():
-    done = run_benchmark("--size", "4x4,M=100")
-    assert done.returncode == 2
-    assert "a size reads like 4x4,M=100,B=15,T=42" in done.stderr

@@ -17,6 +17,7 @@ import time_tasks
 from benchmarking import products, task_passes, task_times
 from click.testing import CliRunner
 from experiments import pictures
+from experiments.paper import PAPER_TASKS
 from experiments.widths import parameter_count
 from mlx import nn
 from mlx.utils import tree_flatten
@@ -24,7 +25,6 @@ from mlx.utils import tree_flatten
 from mlx_tlstm import VARIANTS, Recurrent, make_layer
 from mlx_tlstm.checking.timing import Timing, machine, measure
 from mlx_tlstm.ops import PlainBackend
-from mlx_tlstm.tasks import TASKS
 
 B, T, R, M, S = 2, 5, 3, 4, 7
 
@@ -204,7 +204,7 @@ def test_points_are_the_papers():
             for points in task_passes.points_of(task, quick=False)
             for p in points
         }
-        for task in TASKS
+        for task in PAPER_TASKS
     }
     assert {task: len(found) for task, found in sizes.items()} == {
         "memorization": 28,
@@ -221,7 +221,7 @@ def test_points_are_the_papers():
     assert sizes["mnist"] == sizes["pmnist"]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", PAPER_TASKS)
 def test_quick_points_are_smaller(task):
     paper, quick = (task_passes.points_of(task, quick) for quick in (False, True))
     for theirs, ours in zip(paper, quick, strict=True):

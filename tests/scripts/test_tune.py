@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -33,14 +32,6 @@ PRODUCTS = {
 }
 
 
-@pytest.fixture
-def stored(monkeypatch, tmp_path) -> Path:
-    """Where winners are stored and looked up."""
-    path = tmp_path / "winners" / "tuning.json"
-    monkeypatch.setenv(tuning.ENVIRONMENT_VARIABLE, str(path))
-    return path
-
-
 def run(*arguments: str):
     quick = ("--rounds", "1", "--launches", "2")
     return CliRunner().invoke(tune.main, ["--size", SIZE, *quick, *arguments])
@@ -66,16 +57,16 @@ def winners(monkeypatch) -> dict[str, Tile | None]:
 
 
 @QUICK
-def test_measures_stores_and_reports(kernel_calls, stored, tmp_path):
+def test_measures_stores_and_reports(kernel_calls, stored_tiles, tmp_path):
     result = run("--json", str(tmp_path / "record.json"))
     assert result.exit_code == 0, result.output
-    assert f"stored in {stored}" in result.output
+    assert f"stored in {stored_tiles}" in result.output
     assert f"{PRODUCTS[FORWARD]}: 64x64x16 left out" in result.output
     # 16x16x64 and MLX's own product at least were timed.
     [row] = [line for line in result.output.splitlines() if "12x41x72  " in line]
     assert row.split()[2:8] == ["–"] * 6
     assert all(float(cell) > 0 for cell in row.split()[8:11])
-    of_device = json.loads(stored.read_text())[tuning.device()]
+    of_device = json.loads(stored_tiles.read_text())[tuning.device()]
     assert of_device.keys() == {str(product) for product in PRODUCTS.values()}
     record = json.loads((tmp_path / "record.json").read_text())
     assert [p["product"] for p in record["products"]] == [str(p) for p in PRODUCTS.values()]
@@ -83,7 +74,7 @@ def test_measures_stores_and_reports(kernel_calls, stored, tmp_path):
 
 
 @QUICK
-def test_a_layer_launches_the_stored_winners(kernel_calls, stored, winners):
+def test_a_layer_launches_the_stored_winners(kernel_calls, stored_tiles, winners):
     if mx.default_device() == mx.gpu:
         pytest.skip("launches are recorded by the stand-in")
     small = CANDIDATES[-2]
@@ -107,11 +98,11 @@ def test_a_layer_launches_the_stored_winners(kernel_calls, stored, winners):
 
 @QUICK
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_types_have_winners_of_their_own(kernel_calls, stored, winners, dtype):
+def test_types_have_winners_of_their_own(kernel_calls, stored_tiles, winners, dtype):
     winners |= dict.fromkeys(PRODUCTS, CANDIDATES[-1])
     result = run("--dtype", dtype, "--no-memory-convolution")
     assert result.exit_code == 0, result.output
-    names = json.loads(stored.read_text())[tuning.device()].keys()
+    names = json.loads(stored_tiles.read_text())[tuning.device()].keys()
     assert f"{FORWARD} {dtype} 12x32x72" in names
 
 
@@ -120,7 +111,7 @@ def test_types_have_winners_of_their_own(kernel_calls, stored, winners, dtype):
     ("wrong_kernel", "name"), [(INPUT_GRADIENT, "16x16x64"), ("convolution_fold", "MLX")]
 )
 def test_wrong_numbers_are_neither_timed_nor_stored(
-    kernel_calls, stored, monkeypatch, wrong_kernel, name
+    kernel_calls, stored_tiles, monkeypatch, wrong_kernel, name
 ):
     def of_one_tile(inputs, template, **_):
         return template.get("BM") in (16, None)
@@ -131,38 +122,38 @@ def test_wrong_numbers_are_neither_timed_nor_stored(
     assert result.exit_code == 1
     message = f"{PRODUCTS[INPUT_GRADIENT]} as {name} differs from plain operations"
     assert message in result.output
-    assert not stored.exists()
+    assert not stored_tiles.exists()
 
 
 @QUICK
-def test_an_interrupted_run_keeps_what_it_stored(kernel_calls, stored, winners):
+def test_an_interrupted_run_keeps_what_it_stored(kernel_calls, stored_tiles, winners):
     winners |= dict.fromkeys(PRODUCTS, None)  # the second size interrupts
     result = run("--size", "3,M=8,B=2,T=3")
     assert result.exit_code == 130
     assert "Interrupted" in result.output
-    products = json.loads(stored.read_text())[tuning.device()]
+    products = json.loads(stored_tiles.read_text())[tuning.device()]
     assert products[str(PRODUCTS[FORWARD])] is None
     assert len(products) == len(PRODUCTS)
 
 
 @QUICK
-def test_a_dry_run_stores_nothing(kernel_calls, stored, winners):
+def test_a_dry_run_stores_nothing(kernel_calls, stored_tiles, winners):
     winners |= dict.fromkeys(PRODUCTS, None)
     assert run("--dry-run").exit_code == 0
-    assert not stored.exists()
+    assert not stored_tiles.exists()
 
 
 @QUICK
-def test_output_names_another_file(kernel_calls, stored, winners, tmp_path):
+def test_output_names_another_file(kernel_calls, stored_tiles, winners, tmp_path):
     winners |= dict.fromkeys(PRODUCTS, None)
     other = tmp_path / "other.json"
     assert run("--output", str(other)).exit_code == 0
-    assert not stored.exists()
+    assert not stored_tiles.exists()
     assert str(PRODUCTS[FORWARD]) in json.loads(other.read_text())[tuning.device()]
 
 
-def test_without_kernels_there_is_nothing_to_tune(stored):
+def test_without_kernels_there_is_nothing_to_tune(stored_tiles):
     result = run()
     assert result.exit_code == 1
     assert "nothing to tune: the default device is" in result.output
-    assert not stored.exists()
+    assert not stored_tiles.exists()

@@ -12,7 +12,7 @@ from mlx_tlstm.tasks.seeding import Stream, random_generator
 
 
 def test_registry_order():
-    assert list(TASKS) == ["memorization", "addition", "wikipedia", "mnist", "pmnist"]
+    assert list(TASKS)[:5] == ["memorization", "addition", "wikipedia", "mnist", "pmnist"]
     assert all(issubclass(task, Task) and task.name == name for name, task in TASKS.items())
 
 
@@ -41,13 +41,14 @@ def test_paper_sizes():
         name: (c.length, c.depth, c.hidden_size, c.batch_size, c.samples, c.epochs)
         for name, c in ((name, task.paper()) for name, task in TASKS.items())
     }
-    assert sizes == {
+    printed = {
         "memorization": (20, 10, 100, 15, 5_000_000, None),
         "addition": (15, 7, 400, 15, 5_000_000, None),
         "wikipedia": (50, 6, 1200, 100, None, 50),
         "mnist": (784, 3, 100, 50, None, 100),
         "pmnist": (784, 5, 100, 50, None, 100),
     }
+    assert {name: sizes[name] for name in printed} == printed
 
 
 def _row(task, text):

@@ -12,13 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from click.testing import CliRunner
-from processes import ROOT, environment
+from processes import ROOT, environment, wait_for_records
 
 from mlx_tlstm import launch, training
 from mlx_tlstm.commands.training import train as train_command
@@ -78,14 +77,6 @@ def train(arguments: str, workers: int, folder: Path) -> str:
 
 def records(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def wait_for_records(process: subprocess.Popen, run: Path, count: int) -> None:
-    """Until a training, which goes on, has written so many."""
-    metrics = run / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < count:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
 
 
 def assert_alike(one: Path, other: Path) -> None:

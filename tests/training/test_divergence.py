@@ -235,15 +235,3 @@ def test_an_edited_learning_rate(unstable, settings, tmp_path):
         trainer, folder = training.reopen(run)
         training.disk.RunOnDisk(trainer, folder, print)
         assert trainer.learning_rate == np.float32(lasting)
-
-
-def test_an_edited_type_is_refused(settings, tmp_path):
-    """The folder's models would have weights of another type than they say."""
-    config, run = settings("addition", **OFTEN), tmp_path / "run"
-    with pytest.raises(Stop):
-        training.fit(config, run, [Spy(stop_at=6)])
-    RunFolder(run, config.replace(dtype="float16")).save_config()
-    with pytest.raises(ValueError, match=r"'dtype' must be float32, as .* but got 'float16'"):
-        training.resume(run)
-    RunFolder(run, config).save_config()
-    assert training.resume(run).last["step"] == 12

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from kill_and_resume import check_models, outcome, start
 from mixed_cell import MIXED, NAME
-from processes import ROOT
+from processes import ROOT, wait_for_records
 from tiny_tasks import Stop, StopAt, write_images, write_text
 
 from mlx_tlstm import VARIANTS, load, training
@@ -333,9 +333,7 @@ def test_a_run_in_use_is_refused(settings, tmp_path):
     config.save(tmp_path / "config")
     process = start(tmp_path / "config", run)
     try:
-        while not (run / "metrics.jsonl").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_for_records(process, run, 1)
         with pytest.raises(
             RunInUseError, match=rf"but process {process.pid} trains in .*run'; wait"
         ):
@@ -504,6 +502,8 @@ def test_another_network_is_refused(name, settings, tmp_path):
     with pytest.raises(training.CheckpointError, match=re.escape(message)):
         training.resume(run)
     assert _files(run) == files
+    config.save(run / "config.json")
+    training.resume(run)
 
 
 def test_edited_settings_leave_no_command(settings, tmp_path):

@@ -73,7 +73,7 @@ class Moments:
         return [self.copies / str(number) for number in range(len(self.names))]
 
 
-def versions_of(config, run):
+def versions_of(config):
     """Three models with other weights, and figures that tell which they are."""
     model = build_model(config, make_task(config))
     versions = []
@@ -99,7 +99,7 @@ def version(folder):
 def test_a_model_is_the_old_or_the_new_at_any_moment(name, dtype, settings, tmp_path, monkeypatch):
     config = settings("wikipedia", dtype=dtype)
     run = RunFolder.create(tmp_path / "run", config)
-    model, versions = versions_of(config, run)
+    model, versions = versions_of(config)
     described, found = set(), []
 
     def save():

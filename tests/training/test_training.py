@@ -592,11 +592,6 @@ def test_samples_and_epochs(settings):
         assert training.Trainer(settings("wikipedia", **changes)).total_steps == steps
 
 
-def _damage(tmp_path, name, content):
-    path = tmp_path / "run" / name
-    path.unlink() if content is None else path.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -609,7 +604,8 @@ def _damage(tmp_path, name, content):
 )
 def test_damaged_runs(name, content, message, settings, tmp_path):
     training.fit(settings("memorization", samples=4), tmp_path / "run")
-    _damage(tmp_path, name, content)
+    path = tmp_path / "run" / name
+    path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         training.load_run(tmp_path / "run")
 
