@@ -72,6 +72,7 @@ _SMALLEST, _LARGEST = 2.0**-126, 2.0**128 - 2.0**104
 _POSITIVE = _number(
     "a positive number that float32 holds", lambda value: _SMALLEST <= value <= _LARGEST
 )
+_BIAS = _number("a number that float32 holds", lambda value: abs(value) <= _LARGEST, BY_LAG)
 #: The largest float32 below 1.
 _BELOW_ONE = 1 - 2.0**-24
 _SHARE = _number("from 0 to below 1 as float32,", lambda value: 0 <= value <= _BELOW_ONE)
@@ -137,7 +138,7 @@ class TrainingConfig:
     samples: int | None = field(default=None, metadata=_integer(63))
     epochs: int | None = field(default=None, metadata=_integer(63))
     kernel_size: int | None = field(default=None, metadata=_integer(31, minimum=2))
-    forget_bias: float | str = field(default=1.0, metadata=_number("any", lambda _: True, BY_LAG))
+    forget_bias: float | str = field(default=1.0, metadata=_BIAS)
     learning_rate: float = field(default=1e-3, metadata=_POSITIVE)
     beta2: float = field(default=0.999, metadata=_SHARE)
     clip_norm: float = field(default=1.0, metadata=_SWITCHED)

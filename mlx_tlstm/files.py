@@ -55,9 +55,13 @@ def without_home(text: str) -> str:
 
 
 def cache_folder() -> Path:
-    """The folder for facts about this machine that are slow to find out, and may be deleted."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "mlx_tlstm"
+    """The folder for facts about this machine that are slow to find out, and may be deleted.
+
+    Where no home is known nothing can be kept, and the path leads through what is no folder.
+    """
+    cache, home = os.environ.get("XDG_CACHE_HOME"), os.path.expanduser("~")
+    home = os.devnull if home == "~" else home
+    return (Path(cache) if cache else Path(home, ".cache")) / "mlx_tlstm"
 
 
 def absence(path: Path) -> str:
@@ -86,8 +90,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = error.filename is not None
-        if named and not Path(os.fsdecode(error.filename)).name.startswith(TEMPORARY):
+        parts = () if error.filename is None else Path(os.fsdecode(error.filename)).parts
+        if parts and not any(part.startswith(TEMPORARY) for part in parts):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -135,7 +139,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             sync(temporary)
             os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # which would hide the error above
+            temporary.unlink()
     sync(target.parent)
 
 

@@ -54,7 +54,9 @@ class SafeStream:
         self._attempt(lambda: self._stream.flush())
 
     def isatty(self) -> bool:
-        return self._stream is not None and self._stream.isatty()
+        with contextlib.suppress(ValueError):  # closed from Python
+            return self._stream is not None and self._stream.isatty()
+        return False
 
     def release(self) -> None:
         """Prepare for the end: Python must not fail when it flushes output that nobody can read."""

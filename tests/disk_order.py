@@ -41,11 +41,11 @@ class DiskOrder:
     def of(self, folder: Path) -> list[str]:
         """The events in order, as ``sync a/b``, by the names that paths in ``folder`` have now.
 
-        A sync of less than what a file holds now counts for nothing.
+        Paths elsewhere are left out; a sync of less than what a file holds counts for nothing.
         """
         paths = {path.stat().st_ino: path for path in (folder, *folder.rglob("*"))}
         return [
             f"{event} {path.relative_to(folder)}"
             for event, number, size in self._found
-            if (path := paths[number]).is_dir() or size == path.stat().st_size
+            if (path := paths.get(number)) and (path.is_dir() or size == path.stat().st_size)
         ]

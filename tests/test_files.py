@@ -11,6 +11,7 @@ from disk_order import DiskOrder
 
 from mlx_tlstm.files import (
     absence,
+    cache_folder,
     read_json,
     read_json_lines,
     replace_file,
@@ -105,7 +106,13 @@ class TestToPath:
         monkeypatch.setenv("HOME", str(tmp_path / "link"))
         assert without_home(f"{home}/a {tmp_path}/link/b") == "~/a ~/b"
 
-    def test_unknown_home(self):
+    def test_unknown_home(self, monkeypatch):
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        with pytest.raises(OSError, match="Not a directory"):
+            (cache_folder() / "file").read_text()
+        with pytest.raises(OSError, match="Not a directory"):
+            cache_folder().mkdir(parents=True)
         with pytest.raises(ValueError, match="from a home folder that is known, or one that"):
             to_path("x", "y", "~nobody-of-this-name/x")
 

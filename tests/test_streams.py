@@ -37,6 +37,13 @@ def open_full():
     return FULL.open("w")
 
 
+def open_closed():
+    """A text stream that was closed from Python."""
+    stream = open(os.devnull, "w")  # noqa: SIM115
+    stream.close()
+    return stream
+
+
 def test_what_an_encoding_lacks_is_escaped():
     for encoding, expected in (
         ("ascii", b"\\xb7 \\u20ac \\udcff"),
@@ -81,15 +88,13 @@ def test_a_full_disk():
 
 
 def test_no_stream_at_all(monkeypatch):
-    closed = open(os.devnull, "w")  # noqa: SIM115
-    closed.close()
-    for stream in (None, closed):
+    for stream in (None, open_closed()):
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setattr(sys, "stderr", stream)
         say("text")
         say("text", error=True)
         forgiving(stream).write_bytes(b"text")
-    assert not forgiving(None).isatty()
+        assert not forgiving(stream).isatty()
 
 
 def test_streams_are_put_back(capsys):
@@ -104,7 +109,7 @@ def test_streams_are_put_back(capsys):
 
 @pytest.mark.parametrize("bar", [False, True])
 @pytest.mark.parametrize(
-    "stream", [open_pipe, pytest.param(open_full, marks=with_full), lambda: None]
+    "stream", [open_pipe, pytest.param(open_full, marks=with_full), open_closed, lambda: None]
 )
 def test_progress_of_a_run_in_python(tmp_path, monkeypatch, stream, bar):
     config = TASKS["addition"].quick().replace(**TINY, length=2, variant="2d-tlstm")

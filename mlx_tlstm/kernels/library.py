@@ -124,6 +124,12 @@ class Kernel:
         )
 
 
+#: What launches kernels besides the modules beside this one.
+_BESIDE = (
+    "geometry.py",
+    "ops/convolution.py",
+    *("recurrence/contract.py", "recurrence/loop.py", "recurrence/transition.py"),
+)
 #: Every kernel by name.
 KERNELS: dict[str, Kernel] = {}
 
@@ -139,11 +145,12 @@ def _built(kernel: Kernel) -> Any:
 
 def texts() -> dict[str, str]:
     """Every text that decides what the kernels compute, by file: sources, headers, launching."""
-    launching = sorted(Path(__file__).parent.glob("*.py"))
-    launching.append(_PACKAGE / "recurrence" / "transition.py")
+    launching = [*sorted(Path(__file__).parent.glob("*.py")), *map(_PACKAGE.joinpath, _BESIDE)]
     texts = {name: "".join(text(name)) for name in sorted(KERNELS)}
     texts |= {name: source(name) for name in cuda.PRELUDES.values()}
-    return texts | {path.name: path.read_text(encoding="utf-8") for path in launching}
+    return texts | {
+        str(path.relative_to(_PACKAGE)): path.read_text(encoding="utf-8") for path in launching
+    }
 
 
 def forget_built_kernels() -> None:

@@ -43,7 +43,7 @@ def gate_bias(channels: int, hidden_size: int, fan_in: int, forget_bias: float) 
 def require_forget_bias(owner: str, forget_bias: object) -> float:
     """``forget_bias`` as a float; ``ValueError`` unless it is a number that float32 holds."""
     valid = is_number(forget_bias) and abs(plain(forget_bias)) <= mx.finfo(mx.float32).max
-    require(valid, owner, "forget_bias", "a finite number", forget_bias)
+    require(valid, owner, "forget_bias", "a number that float32 holds", forget_bias)
     return float(plain(forget_bias))
 
 

@@ -67,8 +67,8 @@ class StreamingSession:
             knows all inputs up to that one. ``None`` in the first ``delay`` pushes.
 
         Raises:
-            ValueError: The shape or dtype is wrong or not that of the inputs before, or the
-                sequence has ended.
+            ValueError: The shape is wrong or not that of the inputs before, the dtype is none of
+                floating-point numbers, or the sequence has ended.
         """
         owner = type(self).__name__
         self._require_running()

@@ -65,8 +65,8 @@ class MemoryUpdate:
     def is_causal(self, depth: int) -> bool:
         """Whether no output depends on a later input.
 
-        Where a step is not local, later inputs are on their way already, unless there is one
-        location.
+        Where a step is not local, later inputs are on their way already, but with a depth of 1,
+        where an output leaves before the next input comes.
         """
         return depth == 1 or self.is_local
 

@@ -53,8 +53,16 @@ class Wikipedia(Task):
 
     def __init__(self, config: TrainingConfig) -> None:
         super().__init__(config)
-        raw = fetch_enwik8() if config.data is None else _read(config)
+        raw = fetch_enwik8() if config.data is None else _read(config.data)
         size = len(raw)
+        # 90 % of the text must hold the bytes that the streams predict and the one before them.
+        needed = max(SMALLEST_FILE, -(-10 * (config.batch_size * config.length + 1) // 9))
+        if size < needed:
+            raise ValueError(
+                f"[Wikipedia] 'data' must hold at least {needed:,} bytes for batch_size "
+                f"{config.batch_size} × length {config.length} but {config.data or 'enwik8'!r} "
+                f"holds {size:,}; use a smaller batch_size or length"
+            )
         self.symbols = bytes(value for value in range(256) if value in raw)
         numbers = np.zeros(256, dtype=np.uint8)
         numbers[np.frombuffer(self.symbols, dtype=np.uint8)] = np.arange(len(self.symbols))
@@ -128,13 +136,6 @@ class Wikipedia(Task):
         parts = {"input ": batch.inputs, "target": batch.targets}
         return [f"{name} {self.decode(part[row])!r}" for name, part in parts.items()]
 
-    def encode(self, text: str | bytes) -> np.ndarray:
-        """Symbols ``[bytes]`` int32 of a text (UTF-8); a byte the file lacks is a ValueError."""
-        raw = text.encode() if isinstance(text, str) else text
-        unknown = bytes(sorted(set(raw) - set(self.symbols)))
-        require(not unknown, "Wikipedia", "text", "made of bytes that the file holds", unknown)
-        return np.array([self.symbols.index(value) for value in raw], dtype=np.int32)
-
     def decode(self, symbols: np.ndarray) -> str:
         """The text that symbols ``[T]`` stand for; bytes that are no UTF-8 are replaced."""
         raw = bytes(self.symbols[symbol] for symbol in np.asarray(symbols).tolist())
@@ -152,19 +153,10 @@ class Wikipedia(Task):
         return Batch(window[:, :-1], window[:, 1:], fresh)
 
 
-def _read(config: TrainingConfig) -> bytes:
-    """The text in the user's file, its kind and size checked."""
-    path = to_path("Wikipedia", "data", config.data)
+def _read(data: str) -> bytes:
+    """The text in the user's file."""
+    path = to_path("Wikipedia", "data", data)
     if not path.exists():
         raise FileNotFoundError(f"[Wikipedia] 'data' must be a file but {str(path)!r} is missing")
     require(path.is_file(), "Wikipedia", "data", "a file", str(path))
-    # 90 % of the file must hold the bytes that the streams predict and the one before them.
-    needed = max(SMALLEST_FILE, -(-10 * (config.batch_size * config.length + 1) // 9))
-    text = read_text(path, "Wikipedia")
-    if len(text) < needed:
-        raise ValueError(
-            f"[Wikipedia] 'data' must hold at least {needed:,} bytes for batch_size "
-            f"{config.batch_size} × length {config.length} but {str(path)!r} holds {len(text):,}; "
-            "use a smaller batch_size or length"
-        )
-    return text
+    return read_text(path, "Wikipedia")

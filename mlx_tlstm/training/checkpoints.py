@@ -26,6 +26,10 @@ class CheckpointError(ValueError):
     """A checkpoint or a saved model of the run is damaged, or none can be used."""
 
 
+class NewerFormatError(CheckpointError):
+    """A checkpoint was written by a later version."""
+
+
 @contextlib.contextmanager
 def damage_refused() -> Iterator[None]:
     """What is wrong with a file of the run, as a :class:`CheckpointError`."""
@@ -74,6 +78,11 @@ class Checkpoint:
     def _manifest(self) -> dict[str, tuple[int, str]]:
         try:
             manifest = json.loads((self.path / MANIFEST_FILE).read_bytes())
+            if manifest["format"] > FORMAT:
+                raise NewerFormatError(
+                    f"[RunOnDisk] {str(self.path)!r} must be of format {FORMAT} but is of "
+                    f"{manifest['format']!r}: go on with the version of mlx_tlstm that wrote it"
+                )
             if manifest["format"] != FORMAT:
                 raise CheckpointError(f"its format is {manifest['format']!r}, not {FORMAT}")
             files = {name: (f["bytes"], f["sha256"]) for name, f in manifest["files"].items()}
@@ -142,7 +151,9 @@ class CheckpointStore:
         number = present[0].number + 1 if present else 0
         name = f"{number:06d}-step-{step:09d}"
         checkpoint = Checkpoint(number, step, self.path / name)
-        self.path.mkdir(exist_ok=True)
+        if not self.path.is_dir():
+            self.path.mkdir()
+            sync(self.path.parent)
         temporary = self.path / f"{TEMPORARY}{name}"
         try:
             with naming(checkpoint.path):
@@ -165,13 +176,19 @@ class CheckpointStore:
         shutil.rmtree(going)
 
     def newest(self, before: float = math.inf) -> tuple[Checkpoint | None, list[Damage]]:
-        """The newest whole checkpoint of fewer than ``before`` steps; the damaged newer ones."""
+        """The newest whole checkpoint of fewer than ``before`` steps; the damaged newer ones.
+
+        Raises:
+            NewerFormatError: A later version wrote it, so that nobody can say if it is whole.
+        """
         damaged: list[Damage] = []
         for checkpoint in self.all():
             if checkpoint.step >= before:
                 continue
             try:
                 checkpoint.verify()
+            except NewerFormatError:
+                raise
             except CheckpointError as error:
                 damaged.append(Damage(checkpoint, str(error)))
             else:

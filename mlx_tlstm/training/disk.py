@@ -20,6 +20,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_tlstm.checks import require
+from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import json_text, replace_file, replace_text
 from mlx_tlstm.models.arrays import load_arrays, save_arrays
 from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, read_config
@@ -43,6 +44,8 @@ STATE_FILE = "state.json"
 RUN_FILES = {f"{name}.safetensors": f"{name}/{WEIGHTS_FILE}" for name in WEIGHTS} | {
     name: name for name in (METRICS_FILE, EVENTS_FILE)
 }
+#: Settings that a run keeps once it has begun: they made its data or its starting weights.
+_UNCHANGED = ("task", "length", "batch_size", "seed", "forget_bias")
 #: A rollback multiplies the learning rate by this.
 ROLLBACK_FACTOR = 0.5
 #: After so many rollbacks in one run, the next divergence stops it.
@@ -97,6 +100,7 @@ class RunOnDisk:
             return
         with damage_refused():
             stored = read_config(known)
+            self._compare_settings(stored.metadata.training, known)
         if stored.metadata.symbols != self.trainer.task.symbols:
             raise self._other_data(f"its symbols are not those of {known}")
         # The shapes of weights do not say it all: those of two depths may be equal.
@@ -113,6 +117,12 @@ class RunOnDisk:
         # No command trains with other settings half-way.
         command = None if self._edited else origin.command
         model.metadata = dataclasses.replace(model.metadata, command=command)
+
+    def _compare_settings(self, before: TrainingConfig | None, known: Path) -> None:
+        """Refuse settings whose change either counts no more or makes other data."""
+        for name in _UNCHANGED if before is not None else ():
+            was, now = getattr(before, name), getattr(self.trainer.config, name)
+            require(was == now, type(self).__name__, name, f"{was}, as {known} says,", now)
 
     def _go_on(self, checkpoint: Checkpoint, damaged: Sequence[Damage]) -> None:
         state = self._restore(checkpoint)

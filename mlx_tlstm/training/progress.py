@@ -13,9 +13,7 @@ from tqdm import tqdm
 from mlx_tlstm import blas
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.layers.base import RecurrentLayer
-from mlx_tlstm.layers.variants import VARIANTS
 from mlx_tlstm.streams import forgiving, say
-from mlx_tlstm.tasks import Task
 from mlx_tlstm.training.loop import Callback
 from mlx_tlstm.training.memory_prediction import StepSizes, describe, device_name, limit, predict
 from mlx_tlstm.training.reports import EvaluationReport, StepReport
@@ -45,9 +43,15 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def causality_note(config: TrainingConfig, task: Task) -> str | None:
-    """A warning that belongs beside a language model's figure where later text leaks into it."""
-    if task.metric != "bpc" or VARIANTS[config.variant].is_causal(config.depth):
+def causality_note(config: TrainingConfig, metric: str, causal: bool) -> str | None:
+    """A warning that belongs beside a language model's figure where later text leaks into it.
+
+    Args:
+        config: How the model was trained.
+        metric: The task's.
+        causal: Whether no output of the model depends on a later input.
+    """
+    if metric != "bpc" or causal:
         return None
     return (
         f"Note: {config.variant} is not causal at depth {config.depth}: its layer normalisation "
@@ -83,7 +87,8 @@ class Progress(Callback):
         )
         say(_memory_line(StepSizes.of(config, task, trainer.model, trainer.workers.size)))
         slow = device.type == mx.DeviceType.cpu and not blas.is_fast()
-        for note in (causality_note(config, task), f"Warning: {blas.hint()}" if slow else None):
+        leak = causality_note(config, task.metric, trainer.model.causal)
+        for note in (leak, f"Warning: {blas.hint()}" if slow else None):
             if note:
                 say(note, error=True)
         self._metric = task.metric

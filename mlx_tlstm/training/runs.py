@@ -152,6 +152,7 @@ class RunFolder:
         path = _claim_default(config) if out is None else to_path("RunFolder", "out", out)
         run = cls(path, config)
         path.mkdir(parents=True, exist_ok=True)
+        sync(path.parent)
         with run.lock():
             check_unused(path)  # another process may have been quicker
             run.save_config()

@@ -19,8 +19,6 @@ from experiments.studies import STUDIES
 from mlx_tlstm import VARIANTS
 from mlx_tlstm.checking.timing import Timing
 from mlx_tlstm.checks import require
-from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.training.progress import causality_note
 from mlx_tlstm.training.runs import CONFIG_FILE, RunFolder
 from mlx_tlstm.visualize import draw_by_depth, draw_learning_curves, draw_runtime
 from mlx_tlstm.visualize.curves import METRICS
@@ -109,7 +107,7 @@ def draw_performance_panel(results: Sequence[RunResult], axes: Axes) -> None:
     label, scale = METRICS[first.metric]
     for result in results:
         require(result.best is not None, "figures", "runs", "evaluated", result.name)
-    leaky = {r.config.variant for r in results if causality_note(r.config, TASKS[task])}
+    leaky = {result.config.variant for result in results if report.leaks(result.config)}
     labels = {variant: f"{variant} (not causal)" for variant in leaky}
     points = _points(results, lambda result: scale * result.best)
     draw_by_depth(points, f"best {first.split} {label}", axes, labels)

@@ -12,13 +12,28 @@ from click.testing import CliRunner
 from mlx.utils import tree_flatten
 
 import mlx_tlstm
-from mlx_tlstm import training
+from mlx_tlstm import TLSTM, VARIANTS, training
 from mlx_tlstm.commands.main import main
+from mlx_tlstm.layers.variants import TensorVariant
 from mlx_tlstm.models.metadata import ModelMetadata
 from mlx_tlstm.tasks import TASKS
 from mlx_tlstm.training.objective import encode
 
 TINY = {"length": 4, "depth": 2, "hidden_size": 8, "batch_size": 6, "eval_every": 24, "samples": 24}
+
+
+def test_a_variant_that_is_not_here(settings, tmp_path, monkeypatch):
+    """The layer is rebuilt from its own arguments; whether it is causal is its own, too."""
+    norms = {"sound": "channel", "leaky": "layer"}
+    for name, norm in norms.items():
+        monkeypatch.setitem(VARIANTS, name, TensorVariant(TLSTM, 1, 3, True, norm))
+        training.fit(settings("wikipedia", variant=name), tmp_path / name)
+    monkeypatch.undo()
+    for name in norms:
+        result = invoke(tmp_path / name)
+        assert result.exit_code == 0, result.output
+        assert f"(wikipedia, {name}, " in result.stdout
+        assert (f"{name} is not causal" in result.stderr) == (name == "leaky")
 
 
 def invoke(*arguments):

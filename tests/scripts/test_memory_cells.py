@@ -81,7 +81,8 @@ def test_the_picture_is_the_models(make_run):
 
 def test_white_space_and_other_bytes_are_visible(make_run):
     _, task, _ = load_run(make_run("wikipedia"))
-    assert examples.characters(task, task.encode("e \n\t$é")) == [*"e␣↵→$··"]
+    symbols = [task.symbols.index(byte) for byte in "e \n\t$é".encode()]
+    assert examples.characters(task, symbols) == [*"e␣↵→$··"]
 
 
 def test_examples_are_fresh_sequences(make_run):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlx_tlstm.tasks import Wikipedia, make_task
+from mlx_tlstm.tasks import Wikipedia, make_task, wikipedia
 
 
 def _write(path, size, values=97):
@@ -89,10 +89,8 @@ def test_symbols_are_the_bytes_of_the_whole_file(tmp_path):
     task = _task(tmp_path / "text")
     assert task.symbols == b"\x01 abn\xff"
     assert task.input_size == task.output_size == 6
-    assert task.decode(task.encode("nab a")) == "nab a"
-    assert task.decode(task.encode(b"a\xff")) == "a\ufffd"
-    with pytest.raises(ValueError, match=r"'text' must be made of bytes .* got b'xz'"):
-        task.encode("zax")
+    assert task.decode([4, 2, 3, 1, 2]) == "nab a"
+    assert task.decode([2, 5]) == "a\ufffd"
 
 
 @pytest.mark.parametrize(
@@ -108,6 +106,13 @@ def test_smallest_file(tmp_path, batch_size, length, needed):
     message = rf"at least {needed:,} bytes for batch_size {batch_size} × length {length} but"
     with pytest.raises(ValueError, match=message):
         _task(path, batch_size=batch_size, length=length)
+
+
+def test_more_than_enwik8_holds(monkeypatch):
+    monkeypatch.setattr(wikipedia, "fetch_enwik8", lambda: b"x" * 10_000)
+    config = Wikipedia.quick().replace(batch_size=1000, length=100)
+    with pytest.raises(ValueError, match=r"at least 111,113 bytes .* 'enwik8' holds 10,000; use"):
+        make_task(config)
 
 
 def test_wrong_paths(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from mlx.utils import tree_flatten
 from tiny_tasks import Stop, StopAt
 
 from mlx_tlstm import training
+from mlx_tlstm.tasks import make_task
 from mlx_tlstm.training.checkpoints import CheckpointStore
 from mlx_tlstm.training.runs import RunFolder
 
@@ -97,6 +99,28 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
     written = [path.name, *(f"{path.name}/{name}" for name in (*files, "manifest.json"))]
     assert sorted(before) == sorted(f"sync {name}" for name in written)
     assert (rename, after) == (f"rename {path.name}", "sync .")
+
+
+def test_all_names_of_a_run_are_on_the_disk(settings, tmp_path, monkeypatch):
+    """Those of the run's folder and of that of its checkpoints too."""
+    order = DiskOrder(monkeypatch)
+    training.fit(settings("addition", samples=4), tmp_path / "runs" / "run")
+    found = order.of(tmp_path)
+    of_run = [n for n, event in enumerate(found) if event == "sync runs/run"]
+    assert "sync runs" in found
+    assert of_run[-1] > found.index("sync runs/run/checkpoints") - 1 > of_run[0]
+
+
+def test_a_checkpoint_of_a_later_version_stays(stopped):
+    """It is no damage, which would be removed."""
+    run, _ = stopped
+    newest = checkpoints(run)[0]
+    (newest / "manifest.json").write_text('{"format": 2, "entries": []}')
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(training.CheckpointError, match=rf"'{newest}' must be of format 1 but is"):
+        training.resume(run)
+    before.pop(run / ".lock")
+    assert before == {path: path.read_bytes() for path in before}
 
 
 def test_a_removal_that_is_cut_short_leaves_no_half(tmp_path, monkeypatch):
@@ -183,7 +207,7 @@ def test_every_file_is_checked(name, stopped):
         b"[]",
         b"null",
         b"{}",
-        b'{"format": 2, "files": {}}',
+        b'{"format": 0, "files": {}}',
         b'{"format": 1, "files": []}',
         b'{"format": 1, "files": {"state.json": 3}}',
         b'{"format": 1, "files": {"../../config.json": {"bytes": 1, "sha256": ""}}}',
@@ -274,7 +298,8 @@ def test_full_disk(room, template, settings, tmp_path, monkeypatch):
     """At any file: an error that names it, nothing half written, and the run can go on."""
     config, run = settings("wikipedia", **OFTEN), tmp_path / "run"
     monkeypatch.setattr(mx, "save_safetensors", FullDisk(room))
-    with pytest.raises(OSError, match=r"No space left on device: '.*run.*/.*safetensors'"):
+    files = r"checkpoints/\d{6}-step-\d{9}|(best|last)/model\.safetensors"
+    with pytest.raises(OSError, match=rf"No space left on device: '.*/run/({files})'"):
         training.fit(config, run)
     monkeypatch.undo()
     assert not list(run.rglob(".writing-*"))
@@ -282,6 +307,26 @@ def test_full_disk(room, template, settings, tmp_path, monkeypatch):
         checkpoint.verify()
     training.resume(run)
     assert outcome(run) == outcome(template / "whole")
+
+
+@pytest.fixture
+def small_files():
+    """No file may have more than 4,000 bytes: the system's own error, as of a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_errors_name_no_temporary_file(settings, tmp_path, small_files):
+    config = settings("addition", **OFTEN)
+    with pytest.raises(OSError, match="File too large") as of_run:
+        training.fit(config, tmp_path / "run")
+    model = training.build_model(config, make_task(config))
+    with pytest.raises(OSError, match="File too large") as of_model:
+        model.save(tmp_path / "model")
+    assert of_model.value.filename == str(tmp_path / "model")
+    assert of_run.value.filename.startswith(str(tmp_path / "run" / "checkpoints" / "000000-step"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")

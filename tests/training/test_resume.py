@@ -490,6 +490,24 @@ ANOTHER = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "edited"),
+    [*(("seed", 7), ("forget_bias", 5.0), ("length", 11)), ("batch_size", 2), ("task", "addition")],
+)
+def test_settings_that_no_longer_count_are_refused(name, edited, settings, tmp_path):
+    """Not taken and written down as what the model was trained with, nor called other data."""
+    config, run = settings("wikipedia", **OFTEN), tmp_path / "run"
+    with pytest.raises(Stop):
+        training.fit(config, run, [StopAt(steps=4)])
+    changes = {"data": None, "epochs": None} if name == "task" else {}
+    config.replace(**{name: edited}, **changes).save(run / "config.json")
+    files, before = _files(run), getattr(config, name)
+    message = f"[RunOnDisk] '{name}' must be {before}, as "
+    with pytest.raises(training.CheckpointError, match=re.escape(message)):
+        training.resume(run)
+    assert _files(run) == files
+
+
 @pytest.mark.parametrize("name", ANOTHER)
 def test_another_network_is_refused(name, settings, tmp_path):
     """Also where the weights of both have the same shapes."""
