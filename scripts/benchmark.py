@@ -24,7 +24,7 @@ from benchmarking.kernel_times import kernels_table
 from benchmarking.layers import layer_tables
 from benchmarking.loops import loops_table
 from benchmarking.piece_times import pieces_table
-from benchmarking.sizes import DEPTH_SIZES, DTYPES, LAYER_SIZES, Size, SizeType, tf32_text
+from benchmarking.sizes import DEPTH_SIZES, LAYER_SIZES, Size, SizeType, tf32_text
 from benchmarking.tables import (
     json_option,
     markdown_option,
@@ -37,6 +37,7 @@ from benchmarking.tables import (
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.devices import device_option
 from mlx_tlstm.commands.numbers import Seconds
+from mlx_tlstm.config import DTYPES
 from mlx_tlstm.training.loop import larger_cpu_cache
 
 DEFAULT_SIZES = (
@@ -71,7 +72,7 @@ def _compile_text(no_compile: bool) -> str:
 @click.option("--pieces", is_flag=True, help="Time each piece of a step as plain operations.")
 @click.option(
     "--dtype",
-    type=click.Choice(list(DTYPES)),
+    type=click.Choice(DTYPES),
     default="float32",
     show_default=True,
     help="Type for --layers and --kernels.",
@@ -103,7 +104,7 @@ def main(
         raise click.UsageError("--dtype goes with --layers and --kernels")
     tables_of_their_own = layers or kernels or pieces
     plain = not tables_of_their_own and bool(sizes or not (scan or depth))
-    large_sizes, type_ = sizes or LAYER_SIZES, DTYPES[dtype]
+    large_sizes, type_ = sizes or LAYER_SIZES, getattr(mx, dtype)
     mx.random.seed(0)
     compared = plain or layers or depth
     torch, torch_text = pytorch_process.started(compared and not skip_torch)

@@ -34,7 +34,7 @@ from mlx_tlstm.commands.devices import device_option
 @click.command(cls=Command, help=__doc__)
 @click.option(
     "--variant",
-    type=click.Choice([name for name, variant in VARIANTS.items() if variant.kernels]),
+    type=click.Choice([name for name, variant in VARIANTS.items() if variant.axes]),
     default="2d-tlstm+cn",
     show_default=True,
     help="The network.",

@@ -15,13 +15,15 @@ import click
 import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 
 # isort: split
-from benchmarking.sizes import DTYPES, LAYER_SIZES, Size, SizeType, tf32_text
+import mlx.core as mx
+from benchmarking.sizes import LAYER_SIZES, Size, SizeType, tf32_text
 from benchmarking.tables import Table, json_option, markdown_option, measured_by, say_tables
 from benchmarking.tile_search import tune
 
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.numbers import Seconds
 from mlx_tlstm.commands.paths import UserPath
+from mlx_tlstm.config import DTYPES
 from mlx_tlstm.kernels import dispatch, tuning
 
 
@@ -38,7 +40,7 @@ from mlx_tlstm.kernels import dispatch, tuning
 @click.option(
     "--dtype",
     "dtypes",
-    type=click.Choice(list(DTYPES)),
+    type=click.Choice(DTYPES),
     multiple=True,
     default=("float32",),
     show_default=True,
@@ -79,7 +81,7 @@ def main(
     for dtype in dtypes:
         for size in sizes:
             variant = {"memory_convolution": not no_memory_convolution}
-            measurements = tune(size.problem(DTYPES[dtype], **variant), launches, options)
+            measurements = tune(size.problem(getattr(mx, dtype), **variant), launches, options)
             title = f"{size}, {dtype}: milliseconds of a launch"
             say_tables([Table(title, [one.row() for one in measurements])], markdown)
             # Size by size, so that an interrupted run keeps what it measured.

@@ -41,7 +41,7 @@ _ENDS = {
 }
 
 #: The variants that kernels run; the stacked LSTM has plain operations only.
-VARIANTS_WITH_KERNELS = [name for name, one in VARIANTS.items() if one.kernels]
+VARIANTS_WITH_KERNELS = [name for name, one in VARIANTS.items() if one.axes]
 #: Plain operations and equations differ by rounding in float32, which the steps multiply.
 EQUATIONS_TOLERANCE = 1e-4
 #: What single kernels are given: the paper's 3D tLSTM of memorization, L = 10.

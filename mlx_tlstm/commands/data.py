@@ -9,7 +9,8 @@ import click
 
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
-from mlx_tlstm.commands.paths import OutputFile, UserPath
+from mlx_tlstm.commands.paths import OutputFile
+from mlx_tlstm.commands.settings import setting_options
 from mlx_tlstm.files import replace_file
 from mlx_tlstm.tasks import TASKS, Batch, Mnist, Task, make_task
 from mlx_tlstm.tasks.pictures import draw_images, require_picture_format
@@ -53,14 +54,7 @@ def _shape(array: Any) -> str:
 
 @click.command(cls=Command)
 @click.argument("task", type=click.Choice(list(TASKS)))
-@click.option(
-    "--data",
-    type=UserPath(),
-    help="Your own data: for wikipedia a text file, which may be packed as zip, tar, gz, bz2 or "
-    "xz; for mnist and pmnist a folder of IDX or parquet files. By default the data is downloaded.",
-)
-@click.option("--length", type=int, help="Size of the task, as in mlx-tlstm train.")
-@click.option("--batch-size", type=int, help="Sequences in a training step.")
+@setting_options("data", "length", "batch_size")
 @click.option(
     "--picture",
     type=OutputFile(),

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -44,14 +44,27 @@ _OWN = {
 }
 
 
-def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a click command; one that is not given is ``None``."""
+def setting_options(*chosen: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the options of these fields, or of all, to a click command; what is left out is ``None``.
+
+    A whole set of options tells the defaults that tasks have in common.
+    """
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(_options(chosen)):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _options(chosen: Sequence[str]) -> list[Callable[..., Any]]:
+    found: list[Callable[..., Any]] = []
     fields = {field.name: field for field in dataclasses.fields(TrainingConfig)}
     del fields["task"]
     # In the order of the documentation, which `python -OO` leaves out.
-    texts, everywhere = _descriptions(), _everywhere()
-    names = [name for name in dict.fromkeys([*texts, *fields]) if name in fields]
-    for name in reversed(names):
+    texts, everywhere = _descriptions(), {} if chosen else _everywhere()
+    for name in chosen or [name for name in dict.fromkeys([*texts, *fields]) if name in fields]:
         kind = fields[name].metadata["kind"]
         settings = {
             "type": click.Choice(kind) if isinstance(kind, tuple) else kind,
@@ -62,8 +75,8 @@ def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
         settings |= _OWN.get(name, {})
         if kind is not bool and everywhere.get(name) is not None:
             settings["help"] = f"{settings['help'] or ''}  [default: {everywhere[name]}]"
-        command = click.option(_option(name), name, **settings)(command)
-    return command
+        found.append(click.option(_option(name), name, **settings))
+    return found
 
 
 def laptop_settings() -> str:

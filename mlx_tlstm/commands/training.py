@@ -28,7 +28,7 @@ from mlx_tlstm.tasks import TASKS
     f"for the paper's size. For a laptop they are:\n\n{laptop_settings()}",
 )
 @click.argument("task", type=click.Choice(list(TASKS)), default=next(iter(TASKS)), metavar="[TASK]")
-@setting_options
+@setting_options()
 @click.option(
     "--out",
     type=UserPath(),

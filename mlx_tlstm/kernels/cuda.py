@@ -14,16 +14,11 @@ from collections.abc import Callable
 #: The attributes for which ``metal/cuda.h`` has a function ``msl_<attribute>()``.
 ATTRIBUTES = {
     "simdgroup_index_in_threadgroup": "uint",
-    "simdgroups_per_threadgroup": "uint",
     "thread_index_in_simdgroup": "uint",
     "thread_index_in_threadgroup": "uint",
     "thread_position_in_grid": "uint3",
-    "thread_position_in_threadgroup": "uint3",
     "threadgroup_position_in_grid": "uint3",
     "threadgroups_per_grid": "uint3",
-    "threads_per_grid": "uint3",
-    "threads_per_simdgroup": "uint",
-    "threads_per_threadgroup": "uint3",
 }
 #: By a word in a kernel's text: the file that defines what it is part of; the first is for all.
 PRELUDES = {"": "cuda.h", "simdgroup_matrix": "cuda_matrices.h"}

@@ -94,8 +94,7 @@ class Memory(Backend):
     ) -> tuple[mx.array, mx.array, mx.array, Residuals]:
         B, M, norm = A.shape[0], C_before.shape[-1], self.update.norm
         shape = {None: (2,), "channel": (*A.shape[:-1], 2), "layer": (B, 2)}[norm]
-        # What a variant does not read is an array at hand: a fresh one would cost a launch.
-        gain, bias = _or(prepared.norm_gain, C_before), _or(prepared.norm_bias, C_before)
+        gain, bias = given(prepared.norm_gain), given(prepared.norm_bias)
         H, C, output, statistics = _FORWARD(
             [A, C_before, gain, bias],
             **self._launch(B, {"T": A.dtype, **self._template(M)}),
@@ -126,7 +125,7 @@ class Memory(Backend):
         template = {"T": A.dtype, **self._template(state[-1])}
         handed = later if later is not None else (None,) * 4
         optional = [given(one) for one in (d_output, d_C, *handed)]
-        norm = [_or(one, C) for one in (statistics, prepared.norm_gain, prepared.norm_bias)]
+        norm = [given(one) for one in (statistics, prepared.norm_gain, prepared.norm_bias)]
         kernels = (*state[:-1], self.geometry.taps) if update.convolve else (1,)
         sums = (1,) if update.norm is None else state
         d_A, carried, Q, gain_sum, bias_sum = _BACKWARD(
@@ -179,7 +178,3 @@ class Memory(Backend):
         layer = template.get("NORM") == _NORMS["layer"]
         groups = B if layer else -(-B * self.geometry.locations // simdgroups)
         return {"template": template, "groups": (groups, 1, 1), "threads": SIMDGROUP * simdgroups}
-
-
-def _or(array: mx.array | None, substitute: mx.array) -> mx.array:
-    return substitute if array is None else array

@@ -76,6 +76,10 @@ class Tile:
         row_groups, column_groups, depth_groups = self.simdgroups
         return SIMDGROUP * row_groups * column_groups * depth_groups
 
+    def fits(self, rows: int, columns: int) -> bool:
+        """Whether a product of so many rows and columns covers more than half of it on both."""
+        return self.rows < 2 * rows and self.columns < 2 * columns
+
     @property
     def threadgroup_bytes(self) -> int:
         """Bytes of threadgroup memory in float32, in the layout that takes the most."""
@@ -132,8 +136,7 @@ def choose(rows: int, columns: int) -> Tile:
 
     def suits(tile: Tile) -> bool:
         down, across, _ = tile.groups(rows, columns)
-        fits = tile.rows < 2 * rows and tile.columns < 2 * columns
-        return fits and down * across * tile.threads // SIMDGROUP >= BUSY
+        return tile.fits(rows, columns) and down * across * tile.threads // SIMDGROUP >= BUSY
 
     suiting = [tile for tile in CANDIDATES if suits(tile)]
     even = (tile for tile in suiting if tile.columns in _EVEN_COLUMNS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -15,7 +14,7 @@ LAYERS = "a TLSTM, TRNN, StackedLSTM or Recurrent"
 class Trace(NamedTuple):
     """What each step of a sequence computed. Time is the second axis.
 
-    There are T' = T + delay steps where the last outputs are flushed out, and T' = T otherwise.
+    There are T' = T + delay steps, of which the last ``delay`` flush the last outputs out.
 
     Attributes:
         outputs: ``[B, T, M]``, as the layer returns them.
@@ -50,21 +49,17 @@ class Layer(nn.Module):
         return True
 
     @property
-    @abc.abstractmethod
     def input_size(self) -> int | None:
         """R, width of an input; ``None`` if the cell does not say it."""
 
     @property
-    @abc.abstractmethod
     def hidden_size(self) -> int:
         """M, width of an output."""
 
     @property
-    @abc.abstractmethod
     def dtype(self) -> mx.Dtype:
         """Type of the weights."""
 
-    @abc.abstractmethod
     def arguments(self) -> dict[str, Any]:
         """The arguments that rebuild it around its weights, fit for JSON.
 
@@ -72,15 +67,12 @@ class Layer(nn.Module):
         gives those of :func:`mlx_tlstm.make_layer`, if that made it.
         """
 
-    @abc.abstractmethod
     def initial_state(self, batch_size: int) -> Any:
         """The state before the first input of ``batch_size`` sequences."""
 
-    @abc.abstractmethod
     def check_input(self, owner: str, x: Any, ndims: tuple[int, ...], shape: str) -> None:
         """Raise ``ValueError`` unless ``x`` has one of these ranks, and the layer's width."""
 
-    @abc.abstractmethod
     def __call__(self, x: mx.array, state: Any = None) -> tuple[mx.array, Any]:
         """Outputs ``[B, T, M]``, where ``y[:, t]`` answers ``x[:, :t+1]``, and the state."""
 
@@ -88,6 +80,5 @@ class Layer(nn.Module):
         """As a call, but with exactly one step for each input; the same where the delay is 0."""
         return self(x, state)
 
-    @abc.abstractmethod
     def trace(self, x: mx.array, state: Any = None) -> Trace:
         """Every step's state, for inspection; see :class:`Trace`."""

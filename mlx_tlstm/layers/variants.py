@@ -43,14 +43,12 @@ class Variant(abc.ABC):
 
     Attributes:
         axes: Number of tensor axes; 0 where there is no tensor.
-        kernels: Whether a layer can compute by this package's kernels.
         has_forget_gate: Whether there are forget gates, which a bias may hold open at the start.
         settings: Settings of a :class:`mlx_tlstm.config.TrainingConfig` in place of a task's, as
             far as the network's own paper names them.
     """
 
     axes: int
-    kernels: bool
     has_forget_gate: bool
     settings: Mapping[str, Any] = MappingProxyType({})
 
@@ -89,8 +87,6 @@ class TensorVariant(Variant):
     memory_convolution: bool = False
     norm: str | None = None
 
-    kernels = True
-
     @property
     def has_forget_gate(self) -> bool:
         return self.kind is TLSTM
@@ -121,7 +117,7 @@ class TensorVariant(Variant):
 class StackVariant(Variant):
     """The paper's stacked LSTM, of one set of weights."""
 
-    axes, kernels, has_forget_gate = 0, False, True
+    axes, has_forget_gate = 0, True
 
     def build(self, request: LayerRequest) -> StackedLSTM:
         _refuse_tensor_arguments(request)
@@ -160,7 +156,7 @@ class CellVariant(Variant):
     cell: Callable[..., nn.Module]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    axes, kernels = 0, False
+    axes = 0
 
     def __post_init__(self) -> None:
         owner = type(self).__name__

@@ -8,7 +8,6 @@ written once for all of them. The stacked LSTM has a transition of its own.
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -99,7 +98,7 @@ class Transition(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorTransition(abc.ABC):
+class TensorTransition:
     """What the tLSTM and the tRNN share; parameters: weight, bias, …
 
     Args:

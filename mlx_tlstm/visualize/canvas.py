@@ -22,9 +22,7 @@ FORMATS = ("png", "svg")
 _LONGEST_BESIDE = 24
 #: From dark to light throughout, so that it reads in grey.
 COLOUR_MAP = matplotlib.colormaps["viridis"].with_extremes(bad="0.85")
-#: Up to as many locations each has its label.
-_LABELLED = 16
-#: Likewise the steps; where there are more, round numbers are.
+#: Up to as many steps each has its label; where there are more, round numbers are.
 _STEPS_LABELLED = 12
 
 
@@ -145,16 +143,3 @@ def step_ticks(steps: int) -> list[int]:
 def location_names(indices: Sequence[np.ndarray]) -> list[str]:
     """Names of locations given by indices from 0, an array an axis; they count from 1."""
     return [",".join(str(index + 1) for index in place) for place in zip(*indices, strict=True)]
-
-
-def label_locations(axes: Axes, names: Sequence[str], place: str) -> None:
-    """Names of the rows, from the input's end at the top to the output's at the bottom."""
-    count = len(names)
-    rows = np.arange(1, count + 1)
-    if count > _LABELLED:
-        rows = np.unique(np.linspace(1, count, _LABELLED // 2).round().astype(int))
-    labels = [names[row - 1] for row in rows]
-    if count > 1:
-        labels[0], labels[-1] = f"input  {labels[0]}", f"output  {labels[-1]}"
-    axes.set_yticks(rows, labels)
-    axes.set_ylabel(place)

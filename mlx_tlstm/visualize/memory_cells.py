@@ -11,13 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mlx_tlstm.checks import is_integer, plain, require
-from mlx_tlstm.visualize.canvas import (
-    canvas,
-    label_locations,
-    location_names,
-    over_steps,
-    scaled,
-)
+from mlx_tlstm.visualize.canvas import canvas, location_names, over_steps, scaled
 from mlx_tlstm.visualize.measures import diagonal_means, memory_offsets
 from mlx_tlstm.visualize.recording import (
     Recording,
@@ -38,6 +32,8 @@ from mlx_tlstm.visualize.symbols import (
 #: Inches of a step, of a location, and of the picture's width at least and at most.
 _COLUMN, _ROW = 0.17, 0.28
 _NARROWEST, _WIDEST = 5.0, 12.0
+#: Up to as many locations each has its label.
+_LABELLED = 16
 
 
 def draw_diagonal(
@@ -91,7 +87,7 @@ def draw_diagonal(
     strip = 0.0 if values is None else STRIP * max(3, len(means))
     figure, axes = canvas(owner, axes, (width, height + _ROW * strip))
     image = over_steps(axes, means, 0, 1)
-    label_locations(axes, location_names(diagonal(recording.tensor_size)), recording.place)
+    _label_diagonal(axes, recording)
     axes.set_title("memory cell, mean over channels, along the diagonal", fontsize="medium")
     figure.colorbar(image, ax=axes, label="scaled to [0, 1]", pad=0.01, aspect=12)
     if values is not None:
@@ -145,7 +141,7 @@ def draw_memory_offsets(
     image = over_steps(
         axes, picture, -max(K // 2 for K in sizes), max(0, *(K - 1 - K // 2 for K in sizes))
     )
-    label_locations(axes, location_names(diagonal(recording.tensor_size)), recording.place)
+    _label_diagonal(axes, recording)
     title = "where memory comes from: mean offset under Q"
     if count > 1:
         which = "mean over axes" if tensor_axis is None else f"axis {tensor_axis + 1} of {count}"
@@ -173,3 +169,17 @@ def _wrong(targets: Sequence[str] | None, predictions: Sequence[str] | None) -> 
         return set()
     pairs = enumerate(zip(targets, predictions, strict=True))
     return {index for index, (target, prediction) in pairs if target and prediction != target}
+
+
+def _label_diagonal(axes: Axes, recording: Recording) -> None:
+    """Names of the rows, from the input's end at the top to the output's at the bottom."""
+    names = location_names(diagonal(recording.tensor_size))
+    count = len(names)
+    rows = np.arange(1, count + 1)
+    if count > _LABELLED:
+        rows = np.unique(np.linspace(1, count, _LABELLED // 2).round().astype(int))
+    labels = [names[row - 1] for row in rows]
+    if count > 1:
+        labels[0], labels[-1] = f"input  {labels[0]}", f"output  {labels[-1]}"
+    axes.set_yticks(rows, labels)
+    axes.set_ylabel(recording.place)

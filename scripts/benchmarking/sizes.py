@@ -17,7 +17,6 @@ from mlx_tlstm.kernels.tuning import products_have_units
 
 KERNEL_SIZE = 3
 INPUT_SIZE = 65  # symbols of the memorization task
-DTYPES = {name: getattr(mx, name) for name in ("float32", "float16", "bfloat16")}
 
 
 @dataclasses.dataclass(frozen=True)

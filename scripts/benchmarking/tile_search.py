@@ -25,11 +25,7 @@ _ROUNDINGS = 4
 
 def sensible(product: Product) -> list[Tile]:
     """The candidates of which half would not cover the product, and the smallest in any case."""
-    fitting = [
-        tile
-        for tile in CANDIDATES
-        if tile.rows < 2 * product.rows and tile.columns < 2 * product.columns
-    ]
+    fitting = [tile for tile in CANDIDATES if tile.fits(product.rows, product.columns)]
     return fitting or [CANDIDATES[-1]]
 
 

@@ -98,7 +98,7 @@ def selected(runs: Sequence[PlannedRun], patterns: Sequence[str]) -> list[Planne
 
 def backend_of(config: TrainingConfig, backend: str | None) -> str | None:
     """The backend of a run where ``backend`` is asked for: without a tensor it is MLX's own."""
-    return backend if VARIANTS[config.variant].kernels else None
+    return backend if VARIANTS[config.variant].axes else None
 
 
 def check_trainable(runs: Sequence[PlannedRun], backend: str | None = None) -> None:

@@ -74,8 +74,8 @@ def test_pointers_and_references_lose_the_word_alone(body):
 
 
 def test_attributes_are_whole_words():
-    body = cuda_body("y[0] = my_thread_position_in_grid + threads_per_threadgroup.x;")
-    assert re.findall(r"msl_\w+", body) == ["msl_threads_per_threadgroup"]
+    body = cuda_body("y[0] = my_thread_position_in_grid + threadgroups_per_grid.x;")
+    assert re.findall(r"msl_\w+", body) == ["msl_threadgroups_per_grid"]
 
 
 def test_every_attribute_has_a_function():
