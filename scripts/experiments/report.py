@@ -254,7 +254,8 @@ def size_text(*configs: TrainingConfig) -> str:
     """Length and M of a task's runs, as in ``3 symbols, M=50``; the length is the same in all."""
     sizes = dict.fromkeys(str(config.hidden_size) for config in configs)
     length = _LENGTHS.get(configs[0].task, "length {}").format(configs[0].length)
-    return f"{length}, M={', '.join(sizes)}"
+    one = configs[0].length == 1
+    return f"{length.removesuffix('s') if one else length}, M={', '.join(sizes)}"
 
 
 def _network(config: TrainingConfig, depth_last: bool = False) -> str:

@@ -342,6 +342,17 @@ def test_departures_are_named(tmp_path):
     assert [note for note in notes if "is trained with" in note] == ["- " + mnist]
 
 
+def test_addition_over_the_number_of_digits():
+    runs = planned_runs("addition-digits", Request("laptop", 1))
+    found = [(run.config.length, run.config.forget_bias) for run in runs]
+    assert found == [
+        *itertools.product((1, 2, 3, 4), (1.0,)),
+        *itertools.product((1, 2, 3, 4), ("lag",)),
+    ]
+    texts = ["1 digit, M=200", *(f"{number} digits, M=200" for number in (2, 3, 4))]
+    assert [report.size_text(run.config) for run in runs] == 2 * texts
+
+
 def test_anothers_network_in_its_row():
     """Trained with its own paper's clipping and, below the paper's scale, as large as ours."""
     request = Request("laptop")
