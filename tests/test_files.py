@@ -175,6 +175,12 @@ class TestReplace:
         assert target.read_text() == "newer"
         assert len(list(tmp_path.rglob("*"))) == 3
 
+    def test_below_a_file(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(OSError, match="Not a directory") as error:
+            replace_text(tmp_path / "file" / "x.json", "")
+        assert error.value.filename == str(tmp_path / "file" / "x.json")
+
     def test_a_link_to_itself(self, tmp_path):
         link = tmp_path / "link"
         link.symlink_to("link")

@@ -350,6 +350,12 @@ class TestCache:
         assert len(device) > PROOF_LAUNCHES
         assert len(stored(tmp_path)) == 2
 
+    def test_what_it_is_of(self):
+        """The kernels' sources, and the modules between a layer and a launch."""
+        names = {"memory_forward", "kernels/convolution.py", "ops/convolution.py", "geometry.py"}
+        names |= {f"recurrence/{name}.py" for name in ("contract", "loop", "transition")}
+        assert names <= library.texts().keys()
+
     def test_no_record_can_be_written(self, device, tmp_path):
         (tmp_path / "mlx_tlstm").write_text("a file where the folder would be")
         assert runs(tlstm())

@@ -95,6 +95,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
     order, files = DiskOrder(monkeypatch), ("weights.safetensors", "state.json")
     store = CheckpointStore(tmp_path / "checkpoints", 3)
     path = store.write(7, {name: lambda path: path.write_text("content") for name in files}).path
+    assert order.of(tmp_path)[0] == "sync ."  # the name of their folder
     *before, rename, after = order.of(store.path)
     written = [path.name, *(f"{path.name}/{name}" for name in (*files, "manifest.json"))]
     assert sorted(before) == sorted(f"sync {name}" for name in written)
@@ -106,9 +107,8 @@ def test_all_names_of_a_run_are_on_the_disk(settings, tmp_path, monkeypatch):
     order = DiskOrder(monkeypatch)
     training.fit(settings("addition", samples=4), tmp_path / "runs" / "run")
     found = order.of(tmp_path)
-    of_run = [n for n, event in enumerate(found) if event == "sync runs/run"]
     assert "sync runs" in found
-    assert of_run[-1] > found.index("sync runs/run/checkpoints") - 1 > of_run[0]
+    assert found.index("sync runs/run") < found.index("sync runs/run/checkpoints")
 
 
 def test_a_checkpoint_of_a_later_version_stays(stopped):
