@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mlx_tlstm import training
+from mlx_tlstm import SequenceModel, load, training
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.tasks import TASKS, Task
 from mlx_tlstm.training.reports import StepReport
 from mlx_tlstm.training.runs import RunFolder
 
@@ -45,6 +45,14 @@ def tiny_settings(text: Path, images: Path) -> Callable[..., TrainingConfig]:
         "pmnist": {"length": 14, "data": str(images)},
     }
     return lambda task, **changes: TASKS[task].quick().replace(**{**TINY, **own[task], **changes})
+
+
+def load_run(
+    run: Path, weights: str = "best", data: Path | None = None
+) -> tuple[RunFolder, Task, SequenceModel]:
+    """The folder, the task with its data, and the model, in training mode."""
+    folder, model = RunFolder.open(run), load(run, weights)
+    return folder, training.task_of(model, data), model.train()
 
 
 def write_run(

@@ -2,7 +2,7 @@
 
 from mlx_tlstm.training.checkpoints import CheckpointError
 from mlx_tlstm.training.divergence import NonFiniteError
-from mlx_tlstm.training.evaluation import evaluate, load_run
+from mlx_tlstm.training.evaluation import evaluate
 from mlx_tlstm.training.loop import (
     Callback,
     Result,
@@ -16,6 +16,7 @@ from mlx_tlstm.training.loop import (
     train,
 )
 from mlx_tlstm.training.objective import build_model, encode
+from mlx_tlstm.training.origin import task_of
 from mlx_tlstm.training.progress import Progress, format_metrics
 from mlx_tlstm.training.trackers import (
     TRACKERS,
@@ -47,11 +48,11 @@ __all__ = [
     "follow",
     "format_metrics",
     "join",
-    "load_run",
     "make_tracker",
     "prepare",
     "reopen",
     "require_tracker",
     "resume",
+    "task_of",
     "train",
 ]

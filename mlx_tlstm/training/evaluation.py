@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -18,9 +17,7 @@ from mlx_tlstm.recurrence.random_state import current_key, random_key
 from mlx_tlstm.recurrence.snapshot import require_evaluated, snapshot
 from mlx_tlstm.tasks import Batch, Task
 from mlx_tlstm.training.objective import cross_entropy, encode, logits_at
-from mlx_tlstm.training.origin import task_of
 from mlx_tlstm.training.rebatching import rebatched
-from mlx_tlstm.training.runs import RunFolder
 
 
 def evaluate(
@@ -166,24 +163,3 @@ class _Run:
             sums["right_answers"] = right.sum()
             sums["right_sequences"] = right.all(axis=1).sum()
         return sums
-
-
-def load_run(
-    path: str | Path, weights: str = "best", data: str | Path | None = None
-) -> tuple[RunFolder, Task, SequenceModel]:
-    """A saved run with its task and its model, in training mode, holding the saved weights.
-
-    Args:
-        path: The run's folder.
-        weights: ``"best"`` or ``"last"``.
-        data: Where the task's data is now, if it has moved since training.
-
-    Raises:
-        ValueError: The folder holds no run, or one of its files is missing, damaged, or does not
-            fit the others.
-        FileNotFoundError: The data that the run was trained on is gone.
-        DataUnavailableError: The data cannot be downloaded.
-    """
-    run = RunFolder.open(path)
-    model = run.load_model(weights)
-    return run, task_of(model, data), model.train()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from mlx.utils import tree_flatten
+from tiny_tasks import load_run
 
 import mlx_tlstm
 from mlx_tlstm import TLSTM, VARIANTS, training
@@ -59,7 +60,7 @@ def runs(tmp_path_factory):
 
 
 def test_metrics_of_a_task_with_whole_sequences(runs):
-    _, task, model = training.load_run(runs / "addition")
+    _, task, model = load_run(runs / "addition")
     record = found(runs / "addition")
     metrics = record.pop("metrics")
     assert record == {
@@ -83,7 +84,7 @@ def test_metrics_of_text(runs):
     result = invoke(runs / "wikipedia", "--json")
     assert "not causal" in result.stderr
     record = json.loads(result.stdout)
-    _, task, model = training.load_run(runs / "wikipedia")
+    _, task, model = load_run(runs / "wikipedia")
     model.eval()
     right = total = 0
     state = None
@@ -158,7 +159,7 @@ def test_refusals(runs):
         result = invoke(runs / "addition", *arguments)
         assert result.exit_code == 2
         assert message in result.stderr
-    _, task, model = training.load_run(runs / "addition")
+    _, task, model = load_run(runs / "addition")
     with pytest.raises(ValueError, match="'batch_size' must be an integer of 1 or more"):
         training.evaluate(model, task, "test", batch_size=0)
 

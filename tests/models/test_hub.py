@@ -13,12 +13,12 @@ from comparison import assert_close
 from hub_standin import TOKEN, Hub, Repository
 from mlx import nn
 from processes import environment
+from tiny_tasks import load_run
 
 import mlx_tlstm
 from mlx_tlstm import VARIANTS, CellVariant, ModelMetadata, SequenceModel, make_layer, training
 from mlx_tlstm.models.card import model_card
 from mlx_tlstm.tasks import TASKS
-from mlx_tlstm.training import load_run
 
 TINY = {"length": 5, "depth": 2, "hidden_size": 8, "batch_size": 4, "eval_every": 40, "samples": 40}
 COMMAND = "from mlx_tlstm.commands.main import main; main()"

@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_tlstm import SequenceModel, StreamingSession, make_layer, training
 from mlx_tlstm.models.generation import generate
 from mlx_tlstm.recurrence.compilation import CompiledFunction
+from mlx_tlstm.training.runs import RunFolder
 
 SYMBOLS = 5
 
@@ -181,7 +182,7 @@ def _sums(model):
 
 
 def read(path):
-    return training.load_run(path)[0].read_metrics()
+    return RunFolder.open(path).read_metrics()
 
 
 def drop_times(record):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from experiments import examples
-from tiny_tasks import write_images
+from tiny_tasks import load_run, write_images
 
 from mlx_tlstm import training
 from mlx_tlstm.tasks import TASKS, make_task
-from mlx_tlstm.training import build_model, encode, load_run
+from mlx_tlstm.training import build_model, encode
 from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.visualize import diagonal_means, record
 

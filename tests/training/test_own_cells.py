@@ -14,7 +14,7 @@ import pytest
 from comparison import assert_close
 from mlx import nn
 from test_memory_prediction import check_prediction
-from tiny_tasks import Stop, StopAt
+from tiny_tasks import Stop, StopAt, load_run
 
 import mlx_tlstm
 from mlx_tlstm import (
@@ -529,7 +529,7 @@ def test_a_cell_without_a_state(settings, tmp_path, monkeypatch):
     monkeypatch.setitem(VARIANTS, "memoryless", CellVariant(Memoryless))
     config = settings("memorization").for_variant("memoryless")
     result = training.fit(config, tmp_path / "run")
-    _, task, model = training.load_run(tmp_path / "run")  # whose sizes are those of the data
+    _, task, model = load_run(tmp_path / "run")  # whose sizes are those of the data
     assert model.layer.input_size == task.input_size == 65
     assert training.evaluate(model, task, "test")["loss"] == pytest.approx(result.test["loss"])
 

@@ -183,8 +183,7 @@ def test_a_run_of_version_0_1(settings, tmp_path):
     training.fit(settings("addition"), tmp_path / "run")
     for name in WEIGHTS:
         (tmp_path / "run" / name / FILE).rename(tmp_path / "run" / f"{name}.safetensors")
-    for load in (mlx_tlstm.load, training.load_run):
-        for weights in WEIGHTS:
-            with pytest.raises(ValueError, match=r"' is a run of version 0\.1, whose models this"):
-                load(tmp_path / "run", weights)
+    for weights in WEIGHTS:
+        with pytest.raises(ValueError, match=r"' is a run of version 0\.1, whose models this"):
+            mlx_tlstm.load(tmp_path / "run", weights)
     assert RunFolder.open(tmp_path / "run").read_metrics()

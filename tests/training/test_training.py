@@ -15,6 +15,7 @@ import pytest
 from comparison import relative_error
 from mlx import nn
 from mlx.utils import tree_flatten
+from tiny_tasks import load_run
 
 from mlx_tlstm import SequenceModel, make_layer, training
 from mlx_tlstm.config import TrainingConfig
@@ -125,7 +126,7 @@ def test_run_folder(task, settings, tmp_path):
     assert result.best[metric] == pick(record[metric] for record in records)
     assert result.last == records[-1]
 
-    run, loaded_task, model = training.load_run(folder)
+    run, loaded_task, model = load_run(folder)
     assert run.config == config
     metrics = training.evaluate(model, loaded_task, "test")
     assert metrics == training.evaluate(result.model, loaded_task, "test")
@@ -216,7 +217,7 @@ def test_best_weights_are_kept(settings, tmp_path):
     assert min(bpc) == bpc[1]
     assert result.best["samples"] == 80
     for weights, expected in (("best", bpc[1]), ("last", bpc[-1])):
-        _, task, model = training.load_run(tmp_path / "run", weights)
+        _, task, model = load_run(tmp_path / "run", weights)
         assert training.evaluate(model, task, "validation")["bpc"] == expected
 
 
@@ -425,7 +426,7 @@ def test_half_precision(dtype, variant, settings, tmp_path):
     np.testing.assert_allclose(half, full, rtol=0.02)
     saved = mx.load(str(tmp_path / dtype / "last" / FILE))
     assert {a.dtype for a in saved.values()} == {getattr(mx, dtype)}
-    _, task, model = training.load_run(tmp_path / dtype)
+    _, task, model = load_run(tmp_path / dtype)
     assert (
         training.evaluate(model, task, "test")["loss"] == spies[dtype].records[0]["evaluation_loss"]
     )
@@ -450,7 +451,7 @@ def test_diverging_step(settings, tmp_path):
     with pytest.raises(training.NonFiniteError, match=r"is (nan|inf) at step [56] .* try a lower"):
         training.fit(config, tmp_path / "run", [spy])
     assert spy.ended == 1
-    _, task, model = training.load_run(tmp_path / "run", "last")
+    _, task, model = load_run(tmp_path / "run", "last")
     metrics = training.evaluate(model, task, "test")
     assert metrics["loss"] == spy.records[-1]["evaluation_loss"]
     assert len(RunFolder.open(tmp_path / "run").read_metrics()) == 2
@@ -463,7 +464,7 @@ def test_diverging_evaluation(settings, tmp_path):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"config.json", "events.jsonl", "checkpoints", ".lock", "best", "last"}
     with pytest.raises(ValueError, match="'weights' must be saved in the run but"):
-        training.load_run(tmp_path / "run")
+        load_run(tmp_path / "run")
 
 
 def test_interrupt_between_steps(settings, tmp_path):
@@ -607,7 +608,7 @@ def test_damaged_runs(name, content, message, settings, tmp_path):
     path = tmp_path / "run" / name
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        training.load_run(tmp_path / "run")
+        load_run(tmp_path / "run")
 
 
 def test_a_run_with_settings_that_are_gone(settings, tmp_path):
@@ -618,16 +619,16 @@ def test_a_run_with_settings_that_are_gone(settings, tmp_path):
     gone = {"memory_init": "shift", "weight_scale": 0.5}
     path.write_text(json.dumps(json.loads(path.read_text()) | gone))
     assert RunFolder.open(run).config == config
-    assert training.load_run(run)[0].config == config
+    assert load_run(run)[0].config == config
 
 
 def test_unknown_split_and_weights(settings, tmp_path):
     result = training.fit(settings("memorization", samples=4), tmp_path / "run")
-    _, task, model = training.load_run(tmp_path / "run", "last")
+    _, task, model = load_run(tmp_path / "run", "last")
     with pytest.raises(ValueError, match=r"'split' must be one of 'validation', 'test'"):
         training.evaluate(model, task, "train")
     with pytest.raises(ValueError, match=r"'weights' must be one of 'best', 'last'"):
-        training.load_run(result.folder, "first")
+        load_run(result.folder, "first")
 
 
 def test_progress_lines(settings, tmp_path, capsys):
