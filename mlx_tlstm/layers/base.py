@@ -285,7 +285,9 @@ class RecurrentLayer(Layer):
         """L, the layers or steps that an input passes on its way to the output."""
         return self.cell.depth
 
-    def __call__(self, x: mx.array, state: Any = None) -> tuple[mx.array, Any]:
+    def __call__(
+        self, x: mx.array, state: Any = None, *, flush: bool = True
+    ) -> tuple[mx.array, Any]:
         """Run whole sequences, and return an output for every input.
 
         An output comes ``delay`` steps after its input, so that ``delay`` more steps follow the
@@ -295,6 +297,7 @@ class RecurrentLayer(Layer):
         Args:
             x: Inputs ``[B, T, R]``, or ``[T, R]`` for one sequence.
             state: State before the first input; ``None`` is the zero state.
+            flush: Whether to run those additional steps; without them this is :meth:`stream`.
 
         Returns:
             Outputs ``[B, T, M]`` (``[T, M]`` for one sequence), where ``y[:, t]`` answers
@@ -303,11 +306,7 @@ class RecurrentLayer(Layer):
         Raises:
             ValueError: A shape or dtype is wrong.
         """
-        return self._run(x, state, self.delay)
-
-    def _run(self, x: mx.array, state: Any, skip: int) -> tuple[mx.array, Any]:
-        """A call with ``skip`` steps after the last input, whose first outputs are left out."""
-        cell = self.cell
+        cell, skip = self.cell, self.delay if flush else 0
         projected, state, batched = self._prepare(x, state, skip)
         outputs, after = run(
             cell.active_transition(projected.shape[1]),
@@ -327,7 +326,7 @@ class RecurrentLayer(Layer):
         Arguments and results are those of a call, except that ``y[:, t]`` is the output for the
         input ``delay`` steps before. The first ``delay`` outputs of a stream belong to no input.
         """
-        return self._run(x, state, 0)
+        return self(x, state, flush=False)
 
     def trace(self, x: mx.array, state: Any = None) -> Trace:
         """Every step's state and gates, for inspection; see :class:`Trace`.

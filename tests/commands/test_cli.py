@@ -104,7 +104,7 @@ def test_a_bad_value_of_each_setting(name, invoke):
 def test_options_without_documentation(monkeypatch):
     """Of ``python -OO``."""
     monkeypatch.setattr(TrainingConfig, "__doc__", None)
-    options = setting_options(lambda: None).__click_params__
+    options = setting_options()(lambda: None).__click_params__
     assert sorted(option.name for option in options) == sorted(SETTINGS)
 
 
