@@ -80,6 +80,18 @@ def random_arrays(rng: np.random.Generator, **shapes: tuple[int, ...]) -> dict[s
     return {name: single(rng.normal(size=shape)) for name, shape in shapes.items()}
 
 
+def random_state(cell: Any, batch_size: int) -> Any:
+    """A state of a cell in which nothing is zero."""
+    state = cell.initial_state(batch_size)
+    return type(state)(*(mx.random.normal(a.shape).astype(a.dtype) for a in state))
+
+
+def moved(module: nn.Module) -> nn.Module:
+    """The module with no parameter at the zeros and ones of new ones, which hide mistakes."""
+    module.apply(lambda array: array + (0.1 * mx.random.normal(array.shape)).astype(array.dtype))
+    return module
+
+
 def plain_loop(step: Callable, state: Any, xs: Any) -> tuple[Any, Any]:
     """What ``scan(step, state, xs)`` gives, by a loop in Python."""
     ys = []

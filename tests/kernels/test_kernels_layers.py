@@ -13,9 +13,9 @@ import pytest
 from benchmarking import launches
 from comparison import ROUNDING, assert_close, relative_error, values_and_gradients
 from kernel_devices import counted, on_gpu
-from layer_helpers import OUR_VARIANTS
+from layer_helpers import OUR_VARIANTS, moved, random_state
 from mlx import nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 
 from mlx_tlstm import TLSTM, TRNN, SequenceModel, make_layer
 from mlx_tlstm.kernels import tiles, tuning
@@ -27,12 +27,6 @@ VALUES, GRADIENTS = 1e-5, 4e-5
 TENSOR_VARIANTS = [name for name in OUR_VARIANTS if name != "slstm"]
 
 
-def randomized(layer):
-    """Every parameter off the zeros and ones that hide mistakes."""
-    layer.update(tree_map(lambda p: p + 0.1 * mx.random.normal(p.shape), layer.parameters()))
-    return layer
-
-
 def results(layer, backend, x, state):
     """Outputs and final state, and all gradients, of a pass on ``backend``."""
     layer.cell.backend = backend
@@ -42,12 +36,8 @@ def results(layer, backend, x, state):
 
 
 def inputs(layer, batch_size, steps):
-    cell = layer.cell
-    x = mx.random.normal((batch_size, steps, cell.input_size))
-    state = cell.state_type(
-        *(mx.random.normal(a.shape).astype(a.dtype) for a in cell.initial_state(batch_size))
-    )
-    return x, state
+    x = mx.random.normal((batch_size, steps, layer.input_size))
+    return x, random_state(layer.cell, batch_size)
 
 
 def assert_agree(found, expected):
@@ -75,7 +65,7 @@ LAYERS = {
 @pytest.mark.standin(check=False)
 def test_layers_agree_with_plain_operations(kernel_calls, name):
     mx.random.seed(1)
-    compare(randomized(LAYERS[name]()))
+    compare(moved(LAYERS[name]()))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -83,7 +73,7 @@ def test_layers_agree_with_plain_operations(kernel_calls, name):
 def test_layers_agree_with_products_between_kernels(kernel_calls, name):
     mx.random.seed(1)
     with tuning.forced(None):
-        compare(randomized(LAYERS[name]()))
+        compare(moved(LAYERS[name]()))
     launched = {call.kernel for call in counted(kernel_calls)}
     assert {"convolution_unfold", "convolution_fold"} < launched
     assert "convolution_forward" not in launched
@@ -126,7 +116,7 @@ def test_strided_arrays_are_seen():
 @pytest.mark.standin(mode="fast", check=False)
 def test_layers_agree_with_the_equations(kernel_calls, name):
     mx.random.seed(1)
-    compare(randomized(LAYERS[name]()), other="reference")
+    compare(moved(LAYERS[name]()), other="reference")
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
@@ -138,7 +128,7 @@ def test_half_precision(kernel_calls, dtype):
     errors = []  # [seeds, arrays, 2]
     for seed in range(4):
         mx.random.seed(seed)
-        layer = randomized(TLSTM(4, 7, (3, 2), norm="channel"))
+        layer = moved(TLSTM(4, 7, (3, 2), norm="channel"))
         layer.set_dtype(dtype)
         x, state = inputs(layer, 2, 5)
         passes = [results(layer, backend, x, state) for backend in (None, "ops")]
@@ -158,7 +148,7 @@ def test_half_precision(kernel_calls, dtype):
 @pytest.mark.standin(mode="fast", check=False)
 def test_recomputed_gradients_are_the_same_to_the_bit(kernel_calls, name):
     mx.random.seed(1)
-    layer = randomized(LAYERS[name]())
+    layer = moved(LAYERS[name]())
     arguments = inputs(layer, 2, 5)
     kept = results(layer, None, *arguments)
     layer.cell.recompute = True
@@ -169,7 +159,7 @@ def test_recomputed_gradients_are_the_same_to_the_bit(kernel_calls, name):
 def test_one_step_at_the_papers_size(kernel_calls):
     """3D, L = 10, M = 100, batch 15, forward and backward, in the quick mode."""
     mx.random.seed(1)
-    layer = randomized(TLSTM(65, 100, (10, 10), norm="channel"))
+    layer = moved(TLSTM(65, 100, (10, 10), norm="channel"))
     cell, (x, state) = layer.cell, inputs(layer, 15, 1)
 
     def step(backend):
@@ -237,7 +227,7 @@ def test_a_layers_call_is_near_its_launches(monkeypatch, name):
 @pytest.mark.parametrize("name", ["two unequal axes", "tRNN"])
 def test_gradient_in_evaluation_mode_runs_forward_again(kernel_calls, name):
     mx.random.seed(1)
-    layer = randomized(LAYERS[name]())
+    layer = moved(LAYERS[name]())
     arguments = inputs(layer, 2, 5)
     expected = results(layer, None, *arguments)
     layer.eval()

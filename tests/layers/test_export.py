@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 from comparison import assert_close, values_and_gradients
-from layer_helpers import OUR_VARIANTS
+from layer_helpers import OUR_VARIANTS, random_state
 from mlx import nn
 from mlx.utils import tree_flatten
 
@@ -94,9 +94,7 @@ def test_training_mode_is_refused(x, tmp_path):
 def test_gradients_in_evaluation_mode(variant, x):
     """MLX's own gradient of the plain steps is the one that training forms."""
     model = build(variant)
-    state = model.layer.cell.state_type(
-        *(mx.random.normal(a.shape) for a in model.layer.cell.initial_state(BATCH))
-    )
+    state = random_state(model.layer.cell, BATCH)
     expected = values_and_gradients(model, model, x, state)
     model.eval()
     assert_close(values_and_gradients(model, model, x, state), expected, 1e-5)

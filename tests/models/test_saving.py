@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from comparison import assert_close
-from layer_helpers import OUR_VARIANTS
+from layer_helpers import OUR_VARIANTS, moved
 from mlx import nn, optimizers
 from mlx.utils import tree_map
 from tiny_tasks import load_run
@@ -41,17 +41,6 @@ from mlx_tlstm.training.runs import RunFolder
 
 INPUT, HIDDEN, CLASSES = 5, 7, 4
 TINY = {"length": 2, "depth": 2, "hidden_size": 6, "batch_size": 4, "eval_every": 8}
-
-
-def moved(model):
-    """The model with no parameter at the value that a new one starts from."""
-    model.update(
-        tree_map(
-            lambda array: array + (0.1 * mx.random.normal(array.shape)).astype(array.dtype),
-            model.parameters(),
-        )
-    )
-    return model
 
 
 def build(layer, dtype="float32"):

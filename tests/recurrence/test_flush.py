@@ -6,7 +6,7 @@ Values and gradients of such layers beside the float64 reference are in ``test_a
 import mlx.core as mx
 import pytest
 from comparison import ROUNDING, assert_close, values_and_gradients
-from layer_helpers import HIDDEN, INPUT
+from layer_helpers import HIDDEN, INPUT, moved, random_state
 
 from mlx_tlstm import TLSTM, TRNN
 from mlx_tlstm.geometry import Geometry
@@ -18,15 +18,13 @@ SIZES = [((6,), 3), ((2, 5), (4, 2)), ((3, 2, 1), (2, 5, 3))]
 def make(kind, tensor_size, kernel_size, **options):
     """A layer with nothing at zero or one, where mistakes would hide."""
     mx.random.seed(2)
-    layer = (TRNN if kind == "trnn" else TLSTM)(INPUT, HIDDEN, tensor_size, kernel_size, **options)
-    layer.apply(lambda array: array + 0.1 * mx.random.normal(array.shape))
-    return layer
+    kind = TRNN if kind == "trnn" else TLSTM
+    return moved(kind(INPUT, HIDDEN, tensor_size, kernel_size, **options))
 
 
 def inputs(layer, length, batch_size=3):
     x = mx.random.normal((batch_size, length, INPUT))
-    state = layer.cell.initial_state(batch_size)
-    return x, type(state)(*(mx.random.normal(a.shape).astype(a.dtype) for a in state))
+    return x, random_state(layer.cell, batch_size)
 
 
 def sizes_of_steps(monkeypatch, layer, run):

@@ -4,7 +4,7 @@ import mlx.core as mx
 import pytest
 from comparison import assert_close, values_and_gradients
 from kernel_devices import needs_compiler
-from layer_helpers import OUR_VARIANTS, peak_bytes
+from layer_helpers import OUR_VARIANTS, peak_bytes, random_state
 from mlx import nn
 from mlx.utils import tree_flatten
 
@@ -18,9 +18,7 @@ def test_recomputed_gradients_are_the_same_to_the_bit(variant):
     mx.random.seed(3)
     layer = make_layer(variant, 4, 7, 3)
     x = mx.random.normal((2, 5, 4))
-    state = layer.cell.state_type(
-        *(mx.random.normal(array.shape) for array in layer.cell.initial_state(2))
-    )
+    state = random_state(layer.cell, 2)
     expected = values_and_gradients(layer, layer, x, state)
     layer.cell.recompute = True
     assert_close(values_and_gradients(layer, layer, x, state), expected)

@@ -4,17 +4,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from comparison import assert_close
+from layer_helpers import random_state
 from mlx.utils import tree_flatten
 from reference import sigmoid
 
 from mlx_tlstm.rivals import MultiplicativeLSTMCell
 
 R, M = 4, 6
-
-
-def random_state(cell):
-    state = cell.initial_state(1)
-    return type(state)(*(mx.random.normal(array.shape) for array in state))
 
 
 def test_starting_values():
@@ -39,7 +35,7 @@ def test_each_symbol_has_a_transition_matrix_of_its_own(symbol):
     mx.random.seed(0)
     cell = MultiplicativeLSTMCell(R, M)
     cell.bias = mx.random.normal(cell.bias.shape)
-    state = random_state(cell)
+    state = random_state(cell, 1)
     arrays = {name: np.array(array, np.float64) for name, array in tree_flatten(cell.parameters())}
     scale, from_input = np.split(arrays["input_weight"][:, symbol], [M])
     transition = arrays["weight"] @ np.diag(scale) @ arrays["hidden_weight"]
@@ -56,7 +52,7 @@ def test_a_symbol_can_cut_the_recurrence_off():
     mx.random.seed(0)
     cell = MultiplicativeLSTMCell(R, M)
     cell.input_weight[:M, 2] = 0
-    state = random_state(cell)
+    state = random_state(cell, 1)
     other = state._replace(hidden=mx.random.normal((1, M)))
     same, different = mx.eye(R)[2:3], mx.eye(R)[1:2]
     assert mx.array_equal(cell(same, state)[0], cell(same, other)[0])
@@ -67,6 +63,6 @@ def test_without_biases_it_is_as_the_paper_writes_it():
     """h = tanh(c ⊙ o): with the output gate half open it is tanh(c / 2), not tanh(c) / 2."""
     cell = MultiplicativeLSTMCell(R, M, forget_bias=0)
     cell.update({"input_weight": mx.zeros_like(cell.input_weight)})
-    state = random_state(cell)
+    state = random_state(cell, 1)
     output, after = cell(mx.ones((1, R)), state)
     assert_close((output, after.cell), (mx.tanh(state.cell / 4), state.cell / 2), 1e-6)
