@@ -72,7 +72,9 @@ _SMALLEST, _LARGEST = 2.0**-126, 2.0**128 - 2.0**104
 _POSITIVE = _number(
     "a positive number that float32 holds", lambda value: _SMALLEST <= value <= _LARGEST
 )
-_BIAS = _number("a number that float32 holds", lambda value: abs(value) <= _LARGEST, BY_LAG)
+_BIAS = _number(
+    "a number that float32 holds or 'lag'", lambda value: abs(value) <= _LARGEST, BY_LAG
+)
 #: The largest float32 below 1.
 _BELOW_ONE = 1 - 2.0**-24
 _SHARE = _number("from 0 to below 1 as float32,", lambda value: 0 <= value <= _BELOW_ONE)

@@ -109,6 +109,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing; their names are then on the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
 def remove_leftovers(folder: Path, start: str = TEMPORARY) -> None:
     """Remove what killed processes left in ``folder``: files and folders whose names begin so."""
     for leftover in folder.glob(f"{start}*"):

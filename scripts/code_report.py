@@ -264,7 +264,7 @@ def step_table(size: Size) -> Table:
 
 @click.command(cls=Command, help=__doc__)
 @click.option(
-    "--size", type=SizeType(), default=SIZE, show_default=True, help="Of the layer that is counted."
+    "--size", type=SizeType(), default=SIZE, show_default=True, help="The layer to count."
 )
 @markdown_option
 def main(size: Size, markdown: bool) -> None:

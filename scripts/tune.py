@@ -76,6 +76,8 @@ def main(
         raise click.ClickException(f"no kernels run here, so there is nothing to tune: {reason}")
     facts = {"device": tuning.device(), "backend": backend, "TF32": tf32_text()}
     click.echo(f"device: {tuning.device()}, {backend}\nTF32: {tf32_text()}")
+    if not dry_run:  # an error comes before the work
+        (output or tuning.path()).parent.mkdir(parents=True, exist_ok=True)
     options = {"rounds": rounds, "warmup": 1, "seconds": seconds}
     record = []
     for dtype in dtypes:

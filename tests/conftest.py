@@ -12,8 +12,7 @@ from metal_on_cpu import standin
 from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm.config import TrainingConfig
-from mlx_tlstm.kernels import proof
-from mlx_tlstm.kernels import dispatch, tuning
+from mlx_tlstm.kernels import dispatch, proof, tuning
 
 # Tolerances are those of float32 sums on a CPU; a GPU's matrix products may round to less.
 mx.set_default_device(mx.cpu)

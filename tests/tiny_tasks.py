@@ -47,12 +47,10 @@ def tiny_settings(text: Path, images: Path) -> Callable[..., TrainingConfig]:
     return lambda task, **changes: TASKS[task].quick().replace(**{**TINY, **own[task], **changes})
 
 
-def load_run(
-    run: Path, weights: str = "best", data: Path | None = None
-) -> tuple[RunFolder, Task, SequenceModel]:
+def load_run(run: Path, weights: str = "best") -> tuple[RunFolder, Task, SequenceModel]:
     """The folder, the task with its data, and the model, in training mode."""
-    folder, model = RunFolder.open(run), load(run, weights)
-    return folder, training.task_of(model, data), model.train()
+    model = load(run, weights)
+    return RunFolder.open(run), training.task_of(model), model.train()
 
 
 def write_run(

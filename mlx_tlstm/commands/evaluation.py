@@ -58,7 +58,7 @@ def evaluate(
     kept = weights if is_run(model) else None
     metrics = training.evaluate(network, task, split, all_metrics=True, batch_size=batch_size)
     config = task.config
-    note = causality_note(config, task.metric, network.causal)
+    note = causality_note(task, network)
     if note:
         click.echo(note, err=True)
     if not as_json:

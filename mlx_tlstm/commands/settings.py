@@ -1,4 +1,4 @@
-"""The options of ``mlx-tlstm train``: one for each field of TrainingConfig."""
+"""Options that are fields of TrainingConfig: of ``mlx-tlstm train``, and some of ``data``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import click
 from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.config import BY_LAG, TrainingConfig
 from mlx_tlstm.layers.variants import VARIANTS
+from mlx_tlstm.rivals import RIVALS
 from mlx_tlstm.tasks import TASKS
 
 
@@ -37,7 +38,9 @@ _OWN = {
         "type": click.Choice(list(VARIANTS)),
         "metavar": "NAME",
         "help": f"Network: {', '.join(VARIANTS)}. 2d has one tensor axis, 3d two; +cn and +ln are "
-        "channel and layer normalisation, -m is without memory convolution, -f without feedback.",
+        "channel and layer normalisation, -m is without memory convolution, -f without feedback. "
+        f"From {next(iter(RIVALS))} on they are others', with the clipping, forget bias and depth "
+        "that their own papers name, in place of the defaults here.",
     },
     "forget_bias": {"type": NumberOrLag(), "metavar": f"FLOAT|{BY_LAG}"},
     "data": {"type": UserPath()},
@@ -45,9 +48,9 @@ _OWN = {
 
 
 def setting_options(*chosen: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the options of these fields, or of all, to a click command; what is left out is ``None``.
+    """Add the options of these fields, or of all, to a click command.
 
-    A whole set of options tells the defaults that tasks have in common.
+    What a command line leaves out is ``None``; the help tells the defaults that tasks share.
     """
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,7 +66,7 @@ def _options(chosen: Sequence[str]) -> list[Callable[..., Any]]:
     fields = {field.name: field for field in dataclasses.fields(TrainingConfig)}
     del fields["task"]
     # In the order of the documentation, which `python -OO` leaves out.
-    texts, everywhere = _descriptions(), {} if chosen else _everywhere()
+    texts, everywhere = _descriptions(), _everywhere()
     for name in chosen or [name for name in dict.fromkeys([*texts, *fields]) if name in fields]:
         kind = fields[name].metadata["kind"]
         settings = {

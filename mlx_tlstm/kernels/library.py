@@ -124,12 +124,6 @@ class Kernel:
         )
 
 
-#: What launches kernels besides the modules beside this one.
-_BESIDE = (
-    "geometry.py",
-    "ops/convolution.py",
-    *("recurrence/contract.py", "recurrence/loop.py", "recurrence/transition.py"),
-)
 #: Every kernel by name.
 KERNELS: dict[str, Kernel] = {}
 
@@ -145,7 +139,9 @@ def _built(kernel: Kernel) -> Any:
 
 def texts() -> dict[str, str]:
     """Every text that decides what the kernels compute, by file: sources, headers, launching."""
-    launching = [*sorted(Path(__file__).parent.glob("*.py")), *map(_PACKAGE.joinpath, _BESIDE)]
+    folders = (Path(__file__).parent, _PACKAGE / "recurrence")
+    launching = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    launching += [_PACKAGE / "geometry.py", _PACKAGE / "ops" / "convolution.py"]
     texts = {name: "".join(text(name)) for name in sorted(KERNELS)}
     texts |= {name: source(name) for name in cuda.PRELUDES.values()}
     return texts | {

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_tlstm.checks import require
-from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import json_text, replace_file, replace_text
 from mlx_tlstm.models.arrays import load_arrays, save_arrays
 from mlx_tlstm.models.folder import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, read_config
@@ -44,7 +43,7 @@ STATE_FILE = "state.json"
 RUN_FILES = {f"{name}.safetensors": f"{name}/{WEIGHTS_FILE}" for name in WEIGHTS} | {
     name: name for name in (METRICS_FILE, EVENTS_FILE)
 }
-#: Settings that a run keeps once it has begun: they made its data or its starting weights.
+#: Settings that made a run's data or its starting weights: they stay.
 _UNCHANGED = ("task", "length", "batch_size", "seed", "forget_bias")
 #: A rollback multiplies the learning rate by this.
 ROLLBACK_FACTOR = 0.5
@@ -96,33 +95,34 @@ class RunOnDisk:
     def _compare_model(self) -> None:
         """Refuse to train another network than before, and find edited settings."""
         known, model = self.run.path / WEIGHTS[0] / CONFIG_FILE, self.trainer.model
+        config = self.trainer.config
         if not known.exists():
             return
         with damage_refused():
             stored = read_config(known)
-            self._compare_settings(stored.metadata.training, known)
+            if (began := stored.metadata.training) is not None:
+                was, now = ({n: getattr(one, n) for n in _UNCHANGED} for one in (began, config))
+                self._require_same(was, now, known)
         if stored.metadata.symbols != self.trainer.task.symbols:
             raise self._other_data(f"its symbols are not those of {known}")
         # The shapes of weights do not say it all: those of two depths may be equal.
         built = ModelConfig.of(model, model.metadata)
-        now = {"layer": built.layer, **built.arguments, "dtype": self.trainer.config.dtype}
+        now = {"layer": built.layer, **built.arguments, "dtype": config.dtype}
         before = {"layer": stored.layer, **stored.arguments, "dtype": stored.dtype}
         with damage_refused():
-            for name in now:
-                same, words = now[name] == before[name], f"{before[name]}, as {known} says,"
-                require(same or name == "recompute", type(self).__name__, name, words, now[name])
-        config, origin = self.trainer.config, stored.metadata
+            self._require_same(before | {"recompute": now.get("recompute")}, now, known)
+        origin = stored.metadata
         if origin.training is not None:
             self._edited = origin.training.replace(data=config.data) != config
         # No command trains with other settings half-way.
         command = None if self._edited else origin.command
         model.metadata = dataclasses.replace(model.metadata, command=command)
 
-    def _compare_settings(self, before: TrainingConfig | None, known: Path) -> None:
-        """Refuse settings whose change either counts no more or makes other data."""
-        for name in _UNCHANGED if before is not None else ():
-            was, now = getattr(before, name), getattr(self.trainer.config, name)
-            require(was == now, type(self).__name__, name, f"{was}, as {known} says,", now)
+    def _require_same(self, before: Mapping[str, Any], now: Mapping[str, Any], known: Path) -> None:
+        """Refuse what differs from what the run began with, which the file ``known`` says."""
+        for name, value in now.items():
+            expected = f"{before[name]}, as {known} says,"
+            require(value == before[name], type(self).__name__, name, expected, value)
 
     def _go_on(self, checkpoint: Checkpoint, damaged: Sequence[Damage]) -> None:
         state = self._restore(checkpoint)

@@ -98,9 +98,9 @@ def predict(sizes: StepSizes) -> int:
 
     On a CPU no step that was measured needed more, and the prediction is at most 1.6 times the most
     that a few steps needed; three times for a cell in a :class:`mlx_tlstm.Recurrent`, and five
-    times for the sLSTM or where weights are larger than what the steps keep. With kernels it was
-    never compared with a measurement on a GPU; there MLX may hold some hundred MB for what it has
-    scheduled, which is little where memory is scarce.
+    times for these and the sLSTM where weights are larger than what the steps keep. With kernels it
+    was never compared with a measurement on a GPU; there MLX may hold some hundred MB for what it
+    has scheduled, which is little where memory is scarce.
     """
     layer = sizes.layer
     itemsize, copy = layer.dtype.size, _FLOAT32 * sizes.parameters

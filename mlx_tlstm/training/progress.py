@@ -11,9 +11,10 @@ import mlx.core as mx
 from tqdm import tqdm
 
 from mlx_tlstm import blas
-from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.layers.base import RecurrentLayer
+from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.streams import forgiving, say
+from mlx_tlstm.tasks import Task
 from mlx_tlstm.training.loop import Callback
 from mlx_tlstm.training.memory_prediction import StepSizes, describe, device_name, limit, predict
 from mlx_tlstm.training.reports import EvaluationReport, StepReport
@@ -43,15 +44,10 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def causality_note(config: TrainingConfig, metric: str, causal: bool) -> str | None:
-    """A warning that belongs beside a language model's figure where later text leaks into it.
-
-    Args:
-        config: How the model was trained.
-        metric: The task's.
-        causal: Whether no output of the model depends on a later input.
-    """
-    if metric != "bpc" or causal:
+def causality_note(task: Task, model: SequenceModel) -> str | None:
+    """A warning that belongs beside a language model's figure where later text leaks into it."""
+    config = task.config
+    if task.metric != "bpc" or model.causal:
         return None
     return (
         f"Note: {config.variant} is not causal at depth {config.depth}: its layer normalisation "
@@ -87,7 +83,7 @@ class Progress(Callback):
         )
         say(_memory_line(StepSizes.of(config, task, trainer.model, trainer.workers.size)))
         slow = device.type == mx.DeviceType.cpu and not blas.is_fast()
-        leak = causality_note(config, task.metric, trainer.model.causal)
+        leak = causality_note(task, trainer.model)
         for note in (leak, f"Warning: {blas.hint()}" if slow else None):
             if note:
                 say(note, error=True)

@@ -26,6 +26,7 @@ from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import (
     absence,
     json_text,
+    make_folder,
     naming,
     read_json_lines,
     remove_leftovers,
@@ -90,7 +91,7 @@ def _require_writable(path: Path) -> None:
 
 def _claim_default(config: TrainingConfig) -> Path:
     """Make a new folder; runs that start within the same second get different ones."""
-    DEFAULT_PARENT.mkdir(exist_ok=True)
+    make_folder(DEFAULT_PARENT)
     # Their names are any text; a folder's has no separators, and 255 bytes at most.
     names = (re.sub(r"[^\w.+-]", "_", name)[:40] for name in (config.task, config.variant))
     name = "-".join((*names, time.strftime("%Y%m%d-%H%M%S")))
@@ -98,6 +99,7 @@ def _claim_default(config: TrainingConfig) -> Path:
     for number in itertools.count(2):
         try:
             path.mkdir()
+            sync(DEFAULT_PARENT)
             break
         except FileExistsError:
             path = DEFAULT_PARENT / f"{name}-{number}"
@@ -151,8 +153,7 @@ class RunFolder:
         check_unused(out)
         path = _claim_default(config) if out is None else to_path("RunFolder", "out", out)
         run = cls(path, config)
-        path.mkdir(parents=True, exist_ok=True)
-        sync(path.parent)
+        make_folder(path)
         with run.lock():
             check_unused(path)  # another process may have been quicker
             run.save_config()

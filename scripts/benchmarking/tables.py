@@ -25,7 +25,7 @@ BUSY_LOAD = 0.5
 
 #: What every command that prints a table takes.
 markdown_option = click.option("--markdown", is_flag=True, help="Print Markdown.")
-#: Of what :func:`write_timings` writes, and the like.
+#: What every command takes that writes its measurements.
 json_option = click.option(
     "--json", "json_path", type=OutputFile(), help="A file to write each measurement to, as JSON."
 )
@@ -125,8 +125,8 @@ def write_timings(path: Path | None, facts: Mapping[str, Any], tables: Sequence[
 
 
 _MEASURED_BY = {
-    "rounds": "How often each of them is timed, in turn.",
-    "warmup": "How often each of them runs before that, untimed.",
+    "rounds": "Timings of each thing that is compared; they take turns.",
+    "warmup": "Runs of each thing before its first timing.",
     "launches": "Launches of a kernel that are timed together.",
     "inputs": "Inputs of a stream that are timed together.",
 }

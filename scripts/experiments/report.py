@@ -201,8 +201,10 @@ def depth_tables(target: str, request: Request, results: Results) -> list[Table]
 
 
 def tasks_shown(target: str, request: Request, results: Results) -> Collection[str]:
-    """Tasks of which a target's tables have rows."""
-    return _by_task(target, request, results) if target in FIGURES else TASKS
+    """Tasks of which a target's tables have rows; of a figure those that have begun."""
+    if target in FIGURES:
+        return _by_task(target, request, results)
+    return TABLES[target].rows[0].cells if target in TABLES else TASKS
 
 
 def _by_task(target: str, request: Request, results: Results) -> dict[str, list[PlannedRun]]:
@@ -275,7 +277,7 @@ def _leak(config: TrainingConfig) -> str:
 
 
 def leaks(config: TrainingConfig) -> bool:
-    """Whether its figure is none of a language model, since later text reaches predictions."""
+    """Whether later text reaches a language model's predictions: its figure measures nothing."""
     causal = VARIANTS[config.variant].is_causal(config.depth)
     return TASKS[config.task].metric == "bpc" and not causal
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from functools import partial
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -21,6 +22,7 @@ from mlx import nn, optimizers
 from mlx.utils import tree_flatten
 from test_kernels_layers import LAYERS
 
+import mlx_tlstm
 from mlx_tlstm import TLSTM, TRNN, SequenceModel
 from mlx_tlstm.kernels import dispatch, library, proof, trial, tuning
 from mlx_tlstm.kernels.library import KERNELS, Kernel
@@ -351,10 +353,14 @@ class TestCache:
         assert len(stored(tmp_path)) == 2
 
     def test_what_it_is_of(self):
-        """The kernels' sources, and the modules between a layer and a launch."""
-        names = {"memory_forward", "kernels/convolution.py", "ops/convolution.py", "geometry.py"}
-        names |= {f"recurrence/{name}.py" for name in ("contract", "loop", "transition")}
-        assert names <= library.texts().keys()
+        """The kernels' sources, and what the modules that launch them compute by."""
+        names = {"memory_forward", "kernels/convolution.py", "recurrence/ordering.py"}
+        package, launching = Path(mlx_tlstm.__file__).parent, library.texts()
+        for name in ("convolution", "memory_update", "activation", "stacking", "windows"):
+            text = (package / "kernels" / f"{name}.py").read_text()
+            found = re.findall(r"^from mlx_tlstm\.((?:ops|recurrence)\.\w+|geometry) ", text, re.M)
+            names |= {f"{module.replace('.', '/')}.py" for module in found}
+        assert names <= launching.keys()
 
     def test_no_record_can_be_written(self, device, tmp_path):
         (tmp_path / "mlx_tlstm").write_text("a file where the folder would be")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
@@ -102,13 +104,29 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
     assert (rename, after) == (f"rename {path.name}", "sync .")
 
 
-def test_all_names_of_a_run_are_on_the_disk(settings, tmp_path, monkeypatch):
-    """Those of the run's folder and of that of its checkpoints too."""
+@pytest.mark.parametrize("out", [None, "a/b/run"])
+def test_all_names_of_a_run_are_on_the_disk(out, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     order = DiskOrder(monkeypatch)
-    training.fit(settings("addition", samples=4), tmp_path / "runs" / "run")
-    found = order.of(tmp_path)
-    assert "sync runs" in found
-    assert found.index("sync runs/run") < found.index("sync runs/run/checkpoints")
+    RunFolder.create(out, settings("addition"))
+    folders = [".", "runs"] if out is None else [".", "a", "a/b"]
+    assert [event for event in order.of(tmp_path) if "run/" not in event][: len(folders)] == [
+        f"sync {folder}" for folder in folders
+    ]
+
+
+def test_a_folder_above_that_may_not_be_read(settings, tmp_path, monkeypatch):
+    """What is there already needs no sync; root may read anything, so the refusal is acted."""
+    (tmp_path / "run").mkdir()
+    real = os.open
+
+    def refusing(path, *arguments, **options):
+        if str(path) == str(tmp_path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refusing)
+    RunFolder.create(tmp_path / "run", settings("addition"))
 
 
 def test_a_checkpoint_of_a_later_version_stays(stopped):
@@ -117,7 +135,9 @@ def test_a_checkpoint_of_a_later_version_stays(stopped):
     newest = checkpoints(run)[0]
     (newest / "manifest.json").write_text('{"format": 2, "entries": []}')
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(training.CheckpointError, match=rf"'{newest}' must be of format 1 but is"):
+    with pytest.raises(
+        training.CheckpointError, match=re.escape(f"'{newest}' must be of format 1")
+    ):
         training.resume(run)
     before.pop(run / ".lock")
     assert before == {path: path.read_bytes() for path in before}
@@ -309,21 +329,23 @@ def test_full_disk(room, template, settings, tmp_path, monkeypatch):
     assert outcome(run) == outcome(template / "whole")
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
     """No file may have more than 4,000 bytes: the system's own error, as of a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_errors_name_no_temporary_file(settings, tmp_path, small_files):
+def test_errors_name_no_temporary_file(settings, tmp_path):
     config = settings("addition", **OFTEN)
-    with pytest.raises(OSError, match="File too large") as of_run:
+    with pytest.raises(OSError, match="File too large") as of_run, small_files():
         training.fit(config, tmp_path / "run")
     model = training.build_model(config, make_task(config))
-    with pytest.raises(OSError, match="File too large") as of_model:
+    with pytest.raises(OSError, match="File too large") as of_model, small_files():
         model.save(tmp_path / "model")
     assert of_model.value.filename == str(tmp_path / "model")
     assert of_run.value.filename.startswith(str(tmp_path / "run" / "checkpoints" / "000000-step"))

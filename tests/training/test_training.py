@@ -17,7 +17,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from tiny_tasks import load_run
 
-from mlx_tlstm import SequenceModel, make_layer, training
+from mlx_tlstm import SequenceModel, load, make_layer, training
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.tasks import TASKS, Memorization, make_task
@@ -464,7 +464,7 @@ def test_diverging_evaluation(settings, tmp_path):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"config.json", "events.jsonl", "checkpoints", ".lock", "best", "last"}
     with pytest.raises(ValueError, match="'weights' must be saved in the run but"):
-        load_run(tmp_path / "run")
+        load(tmp_path / "run")
 
 
 def test_interrupt_between_steps(settings, tmp_path):
@@ -608,7 +608,7 @@ def test_damaged_runs(name, content, message, settings, tmp_path):
     path = tmp_path / "run" / name
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        load_run(tmp_path / "run")
+        RunFolder.open(tmp_path / "run")
 
 
 def test_a_run_with_settings_that_are_gone(settings, tmp_path):
@@ -619,7 +619,7 @@ def test_a_run_with_settings_that_are_gone(settings, tmp_path):
     gone = {"memory_init": "shift", "weight_scale": 0.5}
     path.write_text(json.dumps(json.loads(path.read_text()) | gone))
     assert RunFolder.open(run).config == config
-    assert load_run(run)[0].config == config
+    assert load(run).metadata.training == config
 
 
 def test_unknown_split_and_weights(settings, tmp_path):
@@ -628,7 +628,7 @@ def test_unknown_split_and_weights(settings, tmp_path):
     with pytest.raises(ValueError, match=r"'split' must be one of 'validation', 'test'"):
         training.evaluate(model, task, "train")
     with pytest.raises(ValueError, match=r"'weights' must be one of 'best', 'last'"):
-        load_run(result.folder, "first")
+        load(result.folder, "first")
 
 
 def test_progress_lines(settings, tmp_path, capsys):
