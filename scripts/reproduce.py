@@ -5,6 +5,7 @@ figure-4, figure-5; figure-4-lag starts from another forget bias), the tasks one
 with its own settings for a laptop or for the paper's size), a comparison that is ours (starts: ways
 to start training, on 10 symbols to memorize; symbols-20: 20 symbols, as many as in the paper, from
 its start and from ours; addition-digits: numbers of 1 to 4 digits, from both starts;
+axes-wikipedia: a text, with two tensor axes and with one at equal parameters;
 rivals-memorization, rivals-addition, rivals-mnist: others' networks and ours at equal parameters),
 or all.
 

@@ -58,8 +58,15 @@ _DIGITS = tuple({"length": number} for number in (1, 2, 3, 4))
 _ALIKE = (BEST_VARIANT, "2d-tlstm+cn", "slstm", *RIVALS)
 
 
-def _alike(task: str, length: int, depth: int, hidden_size: int, lag: bool) -> tuple[Way, ...]:
-    """Networks of no more parameters than the paper's best variant at this size.
+def _alike(
+    task: str,
+    length: int,
+    depth: int,
+    hidden_size: int,
+    lag: bool,
+    networks: tuple[str, ...] = _ALIKE,
+) -> tuple[Way, ...]:
+    """``networks`` of no more parameters than the paper's best variant at this size.
 
     Those with layers have ``depth`` of them. With ``lag`` all forget gates start by the lag, which
     is the same knowledge of the task for all; else as the task or the network's own paper says.
@@ -67,7 +74,7 @@ def _alike(task: str, length: int, depth: int, hidden_size: int, lag: bool) -> t
     symbols = symbols_of(task, length)
     parameters = parameter_count(BEST_VARIANT, symbols, hidden_size, depth)
     ways = []
-    for name in _ALIKE:
+    for name in networks:
         variant = VARIANTS[name]
         way = {"variant": name, "depth": depth, **variant.settings}
         if variant.has_forget_gate:
@@ -124,6 +131,16 @@ STUDIES = {
             "paper": {},
         },
         {"the paper's forget bias": _DIGITS, "by the lag": tuple(w | _LAG for w in _DIGITS)},
+    ),
+    "axes-wikipedia": Study(
+        "Two tensor axes and one at equal parameters, Wikipedia",
+        "wikipedia",
+        {
+            "smoke": {**_TINY, "length": 10, "samples": 400, "epochs": None, "eval_every": 400},
+            "laptop": {"batch_size": 32, "learning_rate": 2e-3, "epochs": 4, "eval_every": 54_800},
+            "paper": {},
+        },
+        {"L = 2": _alike("wikipedia", 50, 2, 120, lag=False, networks=_ALIKE[:2])},
     ),
     "rivals-memorization": _rivals_study(
         "memorization",

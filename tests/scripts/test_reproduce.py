@@ -397,6 +397,16 @@ def test_others_networks_beside_ours():
                 assert run.config.forget_bias == "lag"
 
 
+def test_one_axis_beside_two_on_a_text():
+    """As in Fig. 3: depth, data and budget are one, and the parameters alike."""
+    runs = [run.config for run in planned_runs("axes-wikipedia", Request("laptop", 1))]
+    assert [config.variant for config in runs] == ["3d-tlstm+cn", "2d-tlstm+cn"]
+    large, small = map(count_of, runs)
+    assert 0.98 * large < small <= large
+    one = {config.replace(variant=runs[0].variant, hidden_size=1) for config in runs}
+    assert len(one) == 1
+
+
 def test_other_variants_in_a_figure(tmp_path):
     options = ["figure-4", "--scale", "smoke", "--out", tmp_path, "--only", "memorization-*-L1-*"]
     run(reproduce, *options, "--variant", "grid-lstm", "--variant", "2d-tlstm+cn")
