@@ -70,33 +70,6 @@ BUGS = [
         san="data race on threadgroup 'As'",
     ),
     _in_convolution(
-        "missing barrier before the matrix products",
-        *(BARRIER, ""),
-        san="uninitialised threadgroup 'As'",
-    ),
-    _in_convolution(
-        "missing barrier before the epilogue",
-        *(BARRIER, ""),
-        occurrence=3,
-        san="data race on threadgroup 'Cs'",
-    ),
-    _in_convolution(
-        "simdgroup_barrier for threadgroup_barrier",
-        *(BARRIER, "simdgroup_barrier(mem_flags::mem_threadgroup);"),
-        occurrence=2,
-        san="data race on threadgroup 'As'",
-    ),
-    _in_convolution(
-        "barrier with mem_none",
-        *(BARRIER, "threadgroup_barrier(mem_flags::mem_none);"),
-        san="data race on threadgroup",
-    ),
-    _in_convolution(
-        "barrier with mem_device only",
-        *(BARRIER, "threadgroup_barrier(mem_flags::mem_device);"),
-        san="data race on threadgroup",
-    ),
-    _in_convolution(
         "barrier in a divergent branch",
         *(BARRIER, f"if (tid < 64) {BARRIER}"),
         occurrence=2,
@@ -120,25 +93,9 @@ BUGS = [
         san="data race",
     ),
     _in_convolution(
-        "pointer without address space",
-        *("const int tid =", "T* q = As; q[0] = 0;\nconst int tid ="),
-        check="without an address space",
-        san="data race",
-    ),
-    _in_convolution(
         "write to an input",
         *("const int tid =", "x[0] = 0;\nconst int tid ="),
         check="not assignable",
-    ),
-    _in_convolution(
-        "store past the last row",
-        *("if (m < M && n < N) y", "if (n < N) y"),
-        san="out of bounds: write .* 'y'",
-    ),
-    _in_convolution(
-        "load before the start",
-        *("&& w >= 0 && w < W && h >= 0 && h < H", ""),
-        san="out of bounds: read .* 'x'.-",
     ),
     _in_convolution(
         "threadgroup tile too small",
@@ -162,11 +119,6 @@ BUGS = [
         san=WRONG_NUMBERS,
     ),
     _in_convolution(
-        "output column never written",
-        *("n < N) y", "n < N - 1) y"),
-        san="never written",
-    ),
-    _in_convolution(
         "transposed operand",
         "&Bs[k * LDB + sn + 8 * j], LDB)",
         "&Bs[k * LDB + sn + 8 * j], LDB, ulong2(0, 0), true)",
@@ -183,8 +135,6 @@ BUGS = [
         "&As[(sm + 8 * i + (tid & 1)) * LDA + k], LDA)",
         san="different arguments",
     ),
-    _in_convolution("double", *("float(bias[n])", "double(bias[n])"), check="double"),
-    _in_convolution("max(float, int)", *("T(Cs[", "T(max(1.0f, 0) + Cs["), check="ambiguous"),
     _in_gate(
         "shuffle in divergent flow",
         "for (uint d0 = 0; d0 < D; d0 += 32) {",
@@ -195,30 +145,5 @@ BUGS = [
         "shuffle from beyond the simdgroup",
         *("simd_shuffle(p, ushort(k))", "simd_shuffle_down(p, ushort(k))"),
         san=WRONG_NUMBERS,
-    ),
-    # Between threadgroups: no barrier orders them.
-    _in_convolution(
-        "threadgroups overlap by a column of outputs",
-        *("n0 = threadgroup_position_in_grid.x * BN", "n0 = threadgroup_position_in_grid.x * 31"),
-        san="data race on device 'y'.*: write, and an earlier write by threadgroup #",
-    ),
-    _in_convolution(
-        "every threadgroup writes the same value",
-        *("const int sm =", "if (tid == 0) y[0] = T(0);\nconst int sm ="),
-        san="data race on device 'y'.*: write, and an earlier write by threadgroup #",
-    ),
-    _in_convolution(
-        "a tile's neighbour is read back",
-        "if (m < M && n < N) y[m * N + n] = ",
-        "if (n == n0 && n > 0 && m < M) Cs[0][0] = float(y[m * N + n - 1]);\n"
-        "if (m < M && n < N) y[m * N + n] = ",
-        san="data race on device 'y'.*threadgroup #|uninitialised device 'y'",
-    ),
-    _in_gate(
-        "a row is read back from another threadgroup",
-        "const float g = float(gate[row * D + d]);",
-        "const float g = float(gate[row * D + d]);\n"
-        "if (row >= 4) acc += 0.0f * out[(row - 4) * D + d];",
-        san="data race on device 'out'.*read, and an earlier write by threadgroup #|uninitialised",
     ),
 ]

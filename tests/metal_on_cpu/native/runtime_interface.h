@@ -28,22 +28,11 @@ struct MslThread {  // the fields are named as the attributes in MSL
 #define MSL_OPERATIONS(X)                     \
   X(BARRIER, simdgroup_barrier)               \
   X(SUM, simd_sum)                            \
-  X(PRODUCT, simd_product)                    \
-  X(MIN, simd_min)                            \
   X(MAX, simd_max)                            \
-  X(AND, simd_and)                            \
-  X(OR, simd_or)                              \
-  X(XOR, simd_xor)                            \
   X(INCLUSIVE_SUM, simd_prefix_inclusive_sum) \
-  X(EXCLUSIVE_SUM, simd_prefix_exclusive_sum) \
-  X(BROADCAST_FIRST, simd_broadcast_first)    \
-  X(ALL, simd_all)                            \
-  X(ANY, simd_any)                            \
   X(SHUFFLE, simd_shuffle)                    \
-  X(SHUFFLE_XOR, simd_shuffle_xor)            \
   X(SHUFFLE_UP, simd_shuffle_up)              \
   X(SHUFFLE_DOWN, simd_shuffle_down)          \
-  X(ROTATE_UP, simd_shuffle_rotate_up)        \
   X(ROTATE_DOWN, simd_shuffle_rotate_down)    \
   X(MULTIPLY, simdgroup_multiply_accumulate)  \
   X(LOAD, simdgroup_load)                     \

@@ -13,8 +13,6 @@ METAL_FUNC constexpr mem_flags operator|(mem_flags a, mem_flags b) {
 #if MSL_CHECK
 void threadgroup_barrier(mem_flags);
 void simdgroup_barrier(mem_flags);
-bool simd_all(bool);
-bool simd_any(bool);
 #define MSL_REDUCTION(NAME, OPERATION) \
   template <typename T> T NAME(T x) {  \
     MSL_SIMD_OPERAND(T);               \
@@ -26,10 +24,6 @@ bool simd_any(bool);
     return x;                                 \
   }
 template <typename T> T simd_shuffle_and_fill_up(T x, T, ushort) {
-  MSL_SIMD_OPERAND(T);
-  return x;
-}
-template <typename T> T simd_shuffle_and_fill_down(T x, T, ushort) {
   MSL_SIMD_OPERAND(T);
   return x;
 }
@@ -48,27 +42,16 @@ MSL_EMULATION void msl_compute_reduction(MslSimdgroup *group, int parity) {
     if (!(active >> lane & 1)) continue;
     const T value = *(T *)group->slot[parity][lane];
     T *result = (T *)group->result[parity][lane];
-    if constexpr (OP == MSL_OP_EXCLUSIVE_SUM) *result = total;
     if (first)
       total = value;
-    else if constexpr (OP == MSL_OP_SUM || OP == MSL_OP_INCLUSIVE_SUM || OP == MSL_OP_EXCLUSIVE_SUM)
+    else if constexpr (OP == MSL_OP_SUM || OP == MSL_OP_INCLUSIVE_SUM)
       total = total + value;
-    else if constexpr (OP == MSL_OP_PRODUCT)
-      total = total * value;
-    else if constexpr (OP == MSL_OP_MIN)
-      total = min(total, value);
-    else if constexpr (OP == MSL_OP_MAX)
+    else
       total = max(total, value);
-    else if constexpr (OP == MSL_OP_AND || OP == MSL_OP_ALL)
-      total = total & value;
-    else if constexpr (OP == MSL_OP_OR || OP == MSL_OP_ANY)
-      total = total | value;
-    else if constexpr (OP == MSL_OP_XOR)
-      total = total ^ value;
     first = false;
     if constexpr (OP == MSL_OP_INCLUSIVE_SUM) *result = total;
   }
-  if constexpr (OP != MSL_OP_INCLUSIVE_SUM && OP != MSL_OP_EXCLUSIVE_SUM)
+  if constexpr (OP != MSL_OP_INCLUSIVE_SUM)
     for (auto &result : group->result[parity]) *(T *)result = total;
 }
 template <typename T, MslOperation OP> MSL_EMULATION T msl_reduce(T x) {
@@ -81,8 +64,6 @@ template <typename T, MslOperation OP> MSL_EMULATION T msl_reduce(T x) {
 }
 #define MSL_REDUCTION(NAME, OPERATION) \
   template <typename T> METAL_FUNC T NAME(T x) { return msl_reduce<T, OPERATION>(x); }
-METAL_FUNC bool simd_all(bool b) { return msl_reduce<int, MSL_OP_ALL>(b) != 0; }
-METAL_FUNC bool simd_any(bool b) { return msl_reduce<int, MSL_OP_ANY>(b) != 0; }
 
 template <typename T> struct MslShuffled {
   T value;
@@ -96,10 +77,8 @@ MSL_EMULATION void msl_compute_shuffle(MslSimdgroup *group, int parity) {
     if (!(active >> lane & 1)) continue;
     const uint k = ((Slot *)group->slot[parity][lane])->argument;
     const uint source = OP == MSL_OP_SHUFFLE        ? k
-                        : OP == MSL_OP_SHUFFLE_XOR  ? lane ^ k
                         : OP == MSL_OP_SHUFFLE_UP   ? lane - k
                         : OP == MSL_OP_SHUFFLE_DOWN ? lane + k
-                        : OP == MSL_OP_ROTATE_UP    ? (lane - k) & 31
                                                     : (lane + k) & 31;
     T *result = (T *)group->result[parity][lane];
     if (source < 32 && (active >> source & 1))
@@ -121,21 +100,11 @@ template <typename T, MslOperation OP> MSL_EMULATION T msl_shuffle(T x, uint k) 
 #endif
 
 MSL_REDUCTION(simd_sum, MSL_OP_SUM)
-MSL_REDUCTION(simd_product, MSL_OP_PRODUCT)
-MSL_REDUCTION(simd_min, MSL_OP_MIN)
 MSL_REDUCTION(simd_max, MSL_OP_MAX)
-MSL_REDUCTION(simd_and, MSL_OP_AND)
-MSL_REDUCTION(simd_or, MSL_OP_OR)
-MSL_REDUCTION(simd_xor, MSL_OP_XOR)
 MSL_REDUCTION(simd_prefix_inclusive_sum, MSL_OP_INCLUSIVE_SUM)
-MSL_REDUCTION(simd_prefix_exclusive_sum, MSL_OP_EXCLUSIVE_SUM)
-MSL_REDUCTION(simd_broadcast_first, MSL_OP_BROADCAST_FIRST)
-MSL_SHUFFLE(simd_broadcast, MSL_OP_SHUFFLE)
 MSL_SHUFFLE(simd_shuffle, MSL_OP_SHUFFLE)
-MSL_SHUFFLE(simd_shuffle_xor, MSL_OP_SHUFFLE_XOR)
 MSL_SHUFFLE(simd_shuffle_up, MSL_OP_SHUFFLE_UP)
 MSL_SHUFFLE(simd_shuffle_down, MSL_OP_SHUFFLE_DOWN)
-MSL_SHUFFLE(simd_shuffle_rotate_up, MSL_OP_ROTATE_UP)
 MSL_SHUFFLE(simd_shuffle_rotate_down, MSL_OP_ROTATE_DOWN)
 
 #if !MSL_CHECK
@@ -143,11 +112,6 @@ template <typename T> METAL_FUNC T simd_shuffle_and_fill_up(T x, T fill, ushort 
   const T from_below = simd_shuffle_up(x, k);
   const T from_fill = simd_shuffle_rotate_down(fill, (ushort)(32 - k));
   return msl_thread->thread_index_in_simdgroup < k ? from_fill : from_below;
-}
-template <typename T> METAL_FUNC T simd_shuffle_and_fill_down(T x, T fill, ushort k) {
-  const T from_above = simd_shuffle_down(x, k);
-  const T from_fill = simd_shuffle_rotate_down(fill, k);
-  return msl_thread->thread_index_in_simdgroup + k > 31 ? from_fill : from_above;
 }
 #endif
 
