@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import build_notebooks
@@ -70,25 +68,13 @@ class TestBuilt:
         assert found == []
 
 
-def test_every_cell_runs():
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_every_cell_runs(source, monkeypatch):
     """At the small size, in the folder in which a person opens it."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {
-        build_notebooks.SIZE_VARIABLE: "small",
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
-    environment.pop("MPLBACKEND", None)
-    notebooks = [source.with_suffix(".ipynb") for source in SOURCES]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--nbmake", *notebooks],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(SOURCES)} passed" in done.stdout
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    build_notebooks.execute(read(source), "small")
 
 
 def test_private_words_are_found_before_a_notebook_is_written():
