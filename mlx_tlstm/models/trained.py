@@ -45,16 +45,11 @@ def load_trained(path: Path, config: TrainingConfig, name: str) -> SequenceModel
         name: One of :data:`WEIGHTS`.
 
     Raises:
-        ValueError: The model is not there, or damaged, or the run is one of version 0.1.
+        ValueError: The model is not there, or damaged.
     """
     require_choice("RunFolder", "weights", name, WEIGHTS)
     file = path / name / WEIGHTS_FILE
     if not file.is_file():
-        if (path / f"{name}.safetensors").exists():
-            raise ValueError(
-                f"[RunFolder] 'run' must hold {name}/{WEIGHTS_FILE} but {str(path)!r} is a run of "
-                "version 0.1, whose models this version does not read"
-            )
         other = next((n for n in WEIGHTS if (path / n / WEIGHTS_FILE).is_file()), None)
         advice = f"; {other} is there" if other else ""
         raise ValueError(

@@ -129,7 +129,7 @@ class RunOnDisk:
         self._started -= state["seconds"]
         self._rollbacks = state["rollbacks"]
         rate = self.trainer.config.learning_rate
-        if state.get("learning_rate", rate) != rate:  # somebody edited the run's config.json
+        if state["learning_rate"] != rate:  # somebody edited the run's config.json
             self.trainer.optimizer.learning_rate = rate
         for damage in damaged:
             self._note(f"{damage}; going back to {checkpoint.path.name}")
@@ -327,7 +327,7 @@ class RunOnDisk:
             }
             batch = trainer.task.train_batch(state["step"])
             same_data = state["next_batch"] == _fingerprint([batch])
-            evaluation_data = state.get("evaluation_data", self._evaluation_data)
+            evaluation_data = state["evaluation_data"]
             if same_data:  # else other shapes may be in the way
                 trainer.restore(state["step"], arrays)
             self._totals = StepTotals(**state["totals"])

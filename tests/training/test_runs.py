@@ -177,13 +177,3 @@ def test_the_result_knows_where_it_comes_from(settings, tmp_path):
     for name in ("config.json", FILE):
         in_run = (tmp_path / "run" / "best" / name).read_bytes()
         assert (tmp_path / "model" / name).read_bytes() == in_run
-
-
-def test_a_run_of_version_0_1(settings, tmp_path):
-    training.fit(settings("addition"), tmp_path / "run")
-    for name in WEIGHTS:
-        (tmp_path / "run" / name / FILE).rename(tmp_path / "run" / f"{name}.safetensors")
-    for weights in WEIGHTS:
-        with pytest.raises(ValueError, match=r"' is a run of version 0\.1, whose models this"):
-            mlx_tlstm.load(tmp_path / "run", weights)
-    assert RunFolder.open(tmp_path / "run").read_metrics()
