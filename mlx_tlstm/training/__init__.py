@@ -1,10 +1,10 @@
 """Train a configuration, evaluate the result; what the commands call, and notebooks too."""
 
+from mlx_tlstm.training.callbacks import Callback
 from mlx_tlstm.training.checkpoints import CheckpointError
 from mlx_tlstm.training.divergence import NonFiniteError
 from mlx_tlstm.training.evaluation import evaluate
 from mlx_tlstm.training.loop import (
-    Callback,
     Result,
     TrainingInterrupted,
     fit,

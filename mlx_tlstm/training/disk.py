@@ -32,10 +32,11 @@ from mlx_tlstm.training.checkpoints import (
     Damage,
     damage_refused,
 )
+from mlx_tlstm.training.divergence import NonFiniteError
 from mlx_tlstm.training.evaluation import evaluate
 from mlx_tlstm.training.reports import EvaluationReport, StepReport, StepTotals, best_of, better
 from mlx_tlstm.training.runs import CHECKPOINTS, EVENTS_FILE, METRICS_FILE, RunFolder
-from mlx_tlstm.training.trainer import NonFiniteError, Trainer
+from mlx_tlstm.training.trainer import Trainer
 
 STATE_FILE = "state.json"
 #: Files that a checkpoint copies, to put them back: their names in the checkpoint and in the run.

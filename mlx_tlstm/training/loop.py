@@ -17,14 +17,16 @@ from mlx_tlstm.files import to_path
 from mlx_tlstm.models.sequence import SequenceModel, keep_origin
 from mlx_tlstm.recurrence.snapshot import replace_weights
 from mlx_tlstm.tasks import remembered_data
+from mlx_tlstm.training.callbacks import Callback
 from mlx_tlstm.training.checkpoints import damage_refused
 from mlx_tlstm.training.disk import RunOnDisk
+from mlx_tlstm.training.divergence import NonFiniteError
 from mlx_tlstm.training.evaluation import evaluate
 from mlx_tlstm.training.origin import known_to_commands
-from mlx_tlstm.training.reports import EvaluationReport, StepReport
+from mlx_tlstm.training.reports import EvaluationReport
 from mlx_tlstm.training.runs import TEST_FILE, RunFolder, check_unused
 from mlx_tlstm.training.signals import STOP_WORDS, StopRequested, deferred_stop
-from mlx_tlstm.training.trainer import NonFiniteError, Trainer
+from mlx_tlstm.training.trainer import Trainer
 from mlx_tlstm.training.workers import WorkerLostError, Workers
 
 #: Bytes of freed memory that MLX may keep for reuse on a CPU. Its own limit is 32 MB, less than a
@@ -42,28 +44,6 @@ class TrainingInterrupted(KeyboardInterrupt):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
-
-
-class Callback:
-    """Base of callbacks: methods that training calls; override those that you need."""
-
-    def on_start(self, trainer: Trainer) -> None:
-        """Called before the first step, or before the first one after a resumption.
-
-        ``trainer.step`` says how many steps were done before.
-        """
-
-    def on_step(self, trainer: Trainer, report: StepReport) -> None:
-        """Called after each step."""
-
-    def on_note(self, text: str) -> None:
-        """Called with a line of text when something happened that the user should know."""
-
-    def on_evaluation(self, record: EvaluationReport) -> None:
-        """Called after each evaluation, with the record that was added to ``metrics.jsonl``."""
-
-    def on_end(self) -> None:
-        """Called once at the end, also after an error."""
 
 
 @dataclasses.dataclass(frozen=True)

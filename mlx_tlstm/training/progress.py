@@ -15,7 +15,7 @@ from mlx_tlstm.layers.base import RecurrentLayer
 from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.streams import forgiving, say
 from mlx_tlstm.tasks import Task
-from mlx_tlstm.training.loop import Callback
+from mlx_tlstm.training.callbacks import Callback
 from mlx_tlstm.training.memory_prediction import StepSizes, describe, device_name, limit, predict
 from mlx_tlstm.training.reports import EvaluationReport, StepReport
 from mlx_tlstm.training.step_graph import gradient_nodes

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from mlx_tlstm.checks import is_integer, require_choice
 from mlx_tlstm.files import to_path
 from mlx_tlstm.streams import say
-from mlx_tlstm.training.loop import Callback
+from mlx_tlstm.training.callbacks import Callback
 from mlx_tlstm.training.reports import EvaluationReport
 from mlx_tlstm.training.trainer import Trainer
 
