@@ -175,7 +175,6 @@ def test_bytes_read(kernel_calls: list[standin.Call]) -> None:
 
 
 FULL = Case(tensor((2, 3), (3, 2), "layer"), steps=(*BOTH, *BOTH))
-HALF = Case(tensor((2, 3), (3, 2), "channel"), dtype=mx.bfloat16)
 BARE = Case(tensor((2, 3), (3, 2), None, False), steps=((False, False), (False, False)))
 
 

@@ -594,18 +594,18 @@ def test_samples_and_epochs(settings):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("content", "message"),
     [
-        ("config.json", None, r"'run' must be a folder that holds config\.json but got '.*run'"),
-        ("config.json", b'{"task": ', r"config\.json' must hold JSON but"),
-        ("config.json", b"\xff\xfe", r"config\.json' must hold JSON but"),
-        ("config.json", b"[]", r"must be a JSON object but got \[\]"),
-        ("config.json", b'{"task": "addition", "x": 1}', r"unknown keys but got \['x'\]"),
+        (None, r"'run' must be a folder that holds config\.json but got '.*run'"),
+        (b'{"task": ', r"config\.json' must hold JSON but"),
+        (b"\xff\xfe", r"config\.json' must hold JSON but"),
+        (b"[]", r"must be a JSON object but got \[\]"),
+        (b'{"task": "addition", "x": 1}', r"unknown keys but got \['x'\]"),
     ],
 )
-def test_damaged_runs(name, content, message, settings, tmp_path):
+def test_damaged_runs(content, message, settings, tmp_path):
     training.fit(settings("memorization", samples=4), tmp_path / "run")
-    path = tmp_path / "run" / name
+    path = tmp_path / "run" / "config.json"
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         RunFolder.open(tmp_path / "run")
