@@ -15,9 +15,15 @@ class RivalCell(nn.Module):
 
     Args:
         sizes: ``input_size`` and ``hidden_size`` and, where there are layers, ``depth``.
+
+    Attributes:
+        max_depth: The largest depth.
+        has_own_start: Whether its paper, or its authors' code, says how its weights start. Training
+            draws ``input_weight`` of the others as it does that of this package's own layers.
     """
 
     max_depth: ClassVar[int] = MAX_LAYERS
+    has_own_start: ClassVar[bool] = True
 
     def __init__(self, **sizes: int) -> None:
         super().__init__()

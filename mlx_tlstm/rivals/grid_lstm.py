@@ -34,6 +34,7 @@ class GridLSTMCell(RivalCell):
     Starting values: we know of none that the paper names for addition and memorization. They are
     those of this package's other layers: weights normal with deviation 1 / sqrt(fan in), the bias
     of g_c uniform up to as much, that of g_f as given, along time as along depth, the others zero.
+    Training takes a one-hot input's fan in as 1.
 
     Args:
         input_size: R, width of an input.
@@ -48,6 +49,8 @@ class GridLSTMCell(RivalCell):
     Raises:
         ValueError: An argument is out of range; the message names it.
     """
+
+    has_own_start = False
 
     def __init__(
         self, input_size: int, hidden_size: int, depth: int, forget_bias: float = 1.0

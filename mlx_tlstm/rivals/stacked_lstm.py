@@ -29,7 +29,8 @@ class UntiedLSTMCell(RivalCell):
 
     Starting values: we know of none that the paper names for these tasks. They are those of
     :class:`mlx_tlstm.StackedLSTM`: weights normal with deviation 1 / sqrt(fan in), the candidate's
-    bias (g) uniform up to as much, the forget gate's as given, the others zero.
+    bias (g) uniform up to as much, the forget gate's as given, the others zero. Training takes a
+    one-hot input's fan in as 1, as in all this package's own layers.
 
     Args:
         input_size: R, width of an input.
@@ -43,6 +44,8 @@ class UntiedLSTMCell(RivalCell):
     Raises:
         ValueError: An argument is out of range; the message names it.
     """
+
+    has_own_start = False
 
     def __init__(
         self, input_size: int, hidden_size: int, depth: int, forget_bias: float = 1.0

@@ -17,6 +17,7 @@ from mlx_tlstm.models.metadata import ModelMetadata
 from mlx_tlstm.models.sequence import SequenceModel
 from mlx_tlstm.recurrence.compilation import GRAPH_STEPS
 from mlx_tlstm.recurrence.trees import by_name
+from mlx_tlstm.rivals.base import RivalCell
 from mlx_tlstm.tasks import Task, task_type
 from mlx_tlstm.training.origin import training_command
 
@@ -52,10 +53,12 @@ def build_model(config: TrainingConfig, task: Task, backend: str | None = None) 
     """
     mx.random.seed(config.seed)
     layer = _make_layer(config, type(task), task.input_size, backend)
-    if isinstance(layer, RecurrentLayer):  # another cell starts as its own paper says
-        # A one-hot input picks one row: with 1/sqrt(R) it would drown in the hidden state.
+    # A one-hot input picks one row: with 1/sqrt(R) it would drown in the hidden state.
+    if isinstance(layer, RecurrentLayer):
         projection = layer.cell.input_projection
         projection.weight = normal(projection.weight.shape, task.input_fan_in)
+    elif isinstance(layer.cell, RivalCell) and not layer.cell.has_own_start:
+        layer.cell.input_weight = normal(layer.cell.input_weight.shape, task.input_fan_in)
     model = SequenceModel(layer, task.output_size)
     model.set_dtype(getattr(mx, config.dtype))
     command = training_command(config)

@@ -6,12 +6,14 @@ import mlx.core as mx
 import pytest
 from cases import CASES
 from click.testing import CliRunner
+from mlx.utils import tree_flatten
 from tiny_tasks import Stop, StopAt
 
 import mlx_tlstm
 from mlx_tlstm import SequenceModel, StreamingSession, make_layer, training
 from mlx_tlstm.commands.training import train
 from mlx_tlstm.rivals import RIVALS
+from mlx_tlstm.tasks import make_task
 
 every_rival = pytest.mark.parametrize("name", RIVALS)
 
@@ -37,6 +39,25 @@ def test_settings_that_their_papers_name():
         "mlstm": {"depth": 1, "forget_bias": 3.0, "clip_norm": 0.0},
         "rhn": {"clip_norm": 10.0},
     }
+
+
+@every_rival
+def test_inputs_start_as_ours_where_no_paper_says_how(name, settings):
+    """A symbol picks one row, which is as large as those of our layers' inputs: deviation 1."""
+    config = settings("wikipedia", hidden_size=30).for_variant(name)
+    task = make_task(config)
+    model = training.build_model(config, task)
+    mx.random.seed(config.seed)
+    own = make_layer(name, task.input_size, 30, config.depth, config.forget_bias)
+    started = dict(tree_flatten(model.layer.parameters()))
+    as_published = dict(tree_flatten(own.parameters()))
+    drawn = [key for key, array in started.items() if not mx.array_equal(array, as_published[key])]
+    if name in ("stacked-lstm", "grid-lstm", "mlstm"):
+        assert drawn == ["cell.input_weight"]
+        count = started[drawn[0]].size  # the deviation's own is 1 / sqrt(2 count)
+        assert started[drawn[0]].std().item() == pytest.approx(1, abs=4 / (2 * count) ** 0.5)
+    else:
+        assert drawn == []
 
 
 @every_rival
