@@ -29,8 +29,7 @@ class MultiplicativeLSTMCell(RivalCell):
 
     Starting values: we know of none that the paper names. Weights are normal with deviation
     1 / sqrt(fan in), near those of the authors' code at its size (0.02 for 1900 units); biases are
-    zero, but for the forget gate's. Training takes a one-hot input's fan in as 1, as in this
-    package's own layers.
+    zero, but for the forget gate's.
 
     Args:
         input_size: R, width of an input.
@@ -43,8 +42,6 @@ class MultiplicativeLSTMCell(RivalCell):
     Raises:
         ValueError: An argument is out of range; the message names it.
     """
-
-    has_own_start = False
 
     def __init__(self, input_size: int, hidden_size: int, forget_bias: float = 3.0) -> None:
         super().__init__(input_size=input_size, hidden_size=hidden_size)

@@ -52,7 +52,7 @@ def test_inputs_start_as_ours_where_no_paper_says_how(name, settings):
     started = dict(tree_flatten(model.layer.parameters()))
     as_published = dict(tree_flatten(own.parameters()))
     drawn = [key for key, array in started.items() if not mx.array_equal(array, as_published[key])]
-    if name in ("stacked-lstm", "grid-lstm", "mlstm"):
+    if name in ("stacked-lstm", "grid-lstm"):
         assert drawn == ["cell.input_weight"]
         count = started[drawn[0]].size  # the deviation's own is 1 / sqrt(2 count)
         assert started[drawn[0]].std().item() == pytest.approx(1, abs=4 / (2 * count) ** 0.5)
