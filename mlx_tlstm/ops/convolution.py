@@ -154,6 +154,9 @@ class Convolution(Backend):
         d_A: Sequence[mx.array],
         total: Sequence[mx.array] | None = None,
     ) -> tuple[mx.array, mx.array]:
+        if len(hidden) == 1:
+            # mx.compile would take the forward pass's windows for these, and keep every step's.
+            hidden, projected = ([array] for array in after([*hidden, *projected], d_A))
         rows = _windows(hidden, projected, self.geometry)
         d_A = mx.concatenate([d.reshape(-1, d.shape[-1]) for d in d_A])
         d_weight = (d_A.T @ rows).reshape(d_A.shape[-1], *self.geometry.kernel_size, -1)

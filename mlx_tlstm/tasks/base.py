@@ -128,3 +128,34 @@ class Task(ABC):
             require(finite, type(self).__name__, "epochs", expected, config.epochs)
             limits.append(config.epochs * self.samples_per_epoch)
         return max(1, min(limits) // config.batch_size)
+
+    def checked(self, batch: Batch) -> Batch:
+        """A batch of this task, as it is: MLX checks no index, and reads and writes beyond arrays.
+
+        Raises:
+            ValueError: An array is not as :class:`Batch` says.
+        """
+        owner = type(self).__name__
+        for name, array in (("inputs", batch.inputs), ("targets", batch.targets)):
+            require(isinstance(array, np.ndarray), owner, name, "a NumPy array", array)
+        inputs, targets = batch.inputs, batch.targets
+        expected = f"integers [B, T], or values [B, T, {self.input_size}],"
+        symbols = inputs.ndim == 2 and inputs.dtype.kind in "iu"
+        values = inputs.shape[2:] == (self.input_size,) and inputs.dtype.kind == "f"
+        require(inputs.size > 0 and (symbols or values), owner, "inputs", expected, inputs)
+        expected = f"integers of shape {inputs.shape[:2]}, as the inputs,"
+        alike = targets.shape == inputs.shape[:2] and targets.dtype.kind in "iu"
+        require(alike, owner, "targets", expected, targets)
+        if symbols:
+            _require_below(owner, "inputs", inputs, self.input_size)
+        for positions in (self.loss_positions, self.answer_positions):
+            _require_below(owner, "targets", targets[:, positions], self.output_size)
+        return batch
+
+
+def _require_below(owner: str, name: str, array: np.ndarray, limit: int) -> None:
+    """Raise ``ValueError`` unless there are numbers in ``array``, all from 0 to below ``limit``."""
+    require(array.size > 0, owner, name, "at least one in each sequence", array)
+    for extreme in (array.min(), array.max()):
+        inside = 0 <= extreme < limit
+        require(inside, owner, name, f"from 0 to {limit - 1} each", extreme.item())

@@ -99,7 +99,7 @@ def _totals(
         for batch in batches:
             if on_batch is not None:
                 on_batch()
-            sums, state = run(batch, None if batch.fresh else state)
+            sums, state = run(task.checked(batch), None if batch.fresh else state)
             totals.update(
                 predictions=batch.targets[:, task.loss_positions].size,
                 answers=batch.targets[:, task.answer_positions].size,

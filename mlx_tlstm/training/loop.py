@@ -69,6 +69,14 @@ class Result:
     seconds: float
 
 
+def _checked(callbacks: Sequence[Callback]) -> Sequence[Callback]:
+    """The callbacks, which were given to a function that trains, checked before any work."""
+    expected = "a list of callbacks (instances of mlx_tlstm.training.Callback)"
+    fits = isinstance(callbacks, Sequence) and all(isinstance(c, Callback) for c in callbacks)
+    require(fits, "train", "callbacks", expected, callbacks)
+    return callbacks
+
+
 def fit(
     config: TrainingConfig,
     out: str | Path,
@@ -80,6 +88,7 @@ def fit(
     It runs on MLX's default device; ``backend`` is the layer's, as of :class:`mlx_tlstm.TLSTM`. A
     run keeps neither.
     """
+    callbacks = _checked(callbacks)
     return train(*prepare(config, out, backend=backend), callbacks)
 
 
@@ -100,6 +109,7 @@ def resume(
         backend: See :func:`fit`.
         data: Where the data is now, if it has moved; the run's ``config.json`` then says so too.
     """
+    callbacks = _checked(callbacks)
     return train(*reopen(path, backend=backend, data=data), callbacks)
 
 
@@ -123,6 +133,7 @@ def prepare(
         RunInUseError: Another process is at work in the folder.
         OSError: The folder cannot be written.
     """
+    require(isinstance(config, TrainingConfig), "prepare", "config", "a TrainingConfig", config)
     check_unused(out)
     trainer = _leading_trainer(config, workers, backend)
     return trainer, RunFolder.create(out, config)
@@ -232,9 +243,11 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
             going back did not help; no file but ``events.jsonl`` has it.
         CheckpointError: No checkpoint of the run can be used, or the data is not the run's.
         RunInUseError: Another process trains in the folder.
-        ValueError: The run has ended.
+        ValueError: The run has ended, or ``callbacks`` are none.
         OSError: A file cannot be written; the checkpoints are as they were.
     """
+
+    callbacks = _checked(callbacks)
 
     def note(text: str) -> None:
         for callback in callbacks:
@@ -313,7 +326,7 @@ def _run_steps(
             if session.evaluation_due:
                 record = session.evaluate(check_stop)
                 for callback in callbacks:
-                    callback.on_evaluation(record)
+                    callback.on_evaluation(dict(record))  # which it may change
             else:
                 report = session.step()
                 for callback in callbacks:

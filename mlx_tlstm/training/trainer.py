@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_map
 
@@ -20,7 +21,7 @@ from mlx_tlstm.recurrence.random_state import random_key
 from mlx_tlstm.recurrence.snapshot import kept_arrays, replace_weights, snapshot
 from mlx_tlstm.recurrence.trees import arrays_of, by_name, distinct, of_rows, with_arrays
 from mlx_tlstm.rivals import BUILT_IN
-from mlx_tlstm.tasks import Batch, make_task
+from mlx_tlstm.tasks import Batch, Task, make_task
 from mlx_tlstm.tasks.seeding import Stream, random_generator
 from mlx_tlstm.training import memory_prediction
 from mlx_tlstm.training.divergence import NonFiniteError
@@ -95,6 +96,7 @@ class Trainer:
         even = size % config.accumulate == 0
         require(even, type(self).__name__, "accumulate", expected, config.accumulate)
         self.task = make_task(config)
+        _require_batches(self.task)
         self.total_steps = self.task.train_steps
         self.model = build_model(config, self.task, backend)
         if VARIANTS[config.variant] is not BUILT_IN.get(config.variant):
@@ -272,7 +274,7 @@ class Trainer:
 
         Not all of them are evaluated yet.
         """
-        batch = self.task.train_batch(self.step)
+        batch = _train_batch(self.task, self.step)
         for scale in self._loss_scales:
             loss, gradients, state = self._batch_gradients(batch, scale)
             gradients, norm, clipped = _clipped(gradients, self.config)
@@ -338,6 +340,28 @@ class Trainer:
             logits = logits_at(model, y, self.task.loss_positions)
         loss = cross_entropy(logits, targets).mean()
         return loss * scale, loss, state
+
+
+def _train_batch(task: Task, step: int) -> Batch:
+    """The batch of a training step; ``ValueError`` where it is none."""
+    batch = task.checked(task.train_batch(step))
+    shape = (task.config.batch_size, task.steps)
+    expected = f"of shape {shape} (batch_size, steps) in training,"
+    require(batch.targets.shape == shape, type(task).__name__, "targets", expected, batch.targets)
+    return batch
+
+
+def _require_batches(task: Task) -> None:
+    """Check a task's batches as far as their first ones tell."""
+    owner = type(task).__name__
+    pairs = zip(_train_batch(task, 0)[:2], _train_batch(task, 0)[:2], strict=True)
+    same = all(np.array_equal(one, other) for one, other in pairs)
+    expected = "a pure function of the step, so that a run can go on,"
+    require(same, owner, "train_batch", expected, "two different batches of step 0")
+    for split in ("validation", "test"):
+        first = next(iter(task.eval_batches(split)), None)
+        require(first is not None, owner, split, "a split of one batch or more", first)
+        task.checked(first)
 
 
 def _joined(*arrays: mx.array) -> mx.array:

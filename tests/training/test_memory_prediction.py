@@ -35,6 +35,9 @@ CASES = [
     {"variant": "3d-tlstm", "depth": 4, "length": 12, "batch_size": 15, "kernel_size": 2},
     {"variant": "2d-trnn", "depth": 10, "length": 10, "batch_size": 60},
     {"variant": "slstm", "depth": 6, "length": 20, "batch_size": 40},
+    # More than 2,048 locations in a batch: weight gradients are formed step by step.
+    {"variant": "3d-tlstm+cn", "depth": 7, "hidden_size": 40, "length": 20, "batch_size": 42},
+    {"variant": "2d-trnn", "depth": 10, "hidden_size": 40, "length": 10, "batch_size": 300},
 ]
 
 
