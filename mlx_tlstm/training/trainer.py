@@ -96,12 +96,12 @@ class Trainer:
         even = size % config.accumulate == 0
         require(even, type(self).__name__, "accumulate", expected, config.accumulate)
         self.task = make_task(config)
-        _require_batches(self.task)
         self.total_steps = self.task.train_steps
         self.model = build_model(config, self.task, backend)
         if VARIANTS[config.variant] is not BUILT_IN.get(config.variant):
             require_trainable(self.model, size // config.accumulate, self.task.input_size)
         memory_prediction.require_fits(config, self.task, self.model, self.workers.size)
+        _require_batches(self.task)
         self.weights = self.workers.from_first(
             tree_map(lambda weight: weight.astype(mx.float32), self.model.trainable_parameters())
         )
