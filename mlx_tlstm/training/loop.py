@@ -69,12 +69,10 @@ class Result:
     seconds: float
 
 
-def _checked(callbacks: Sequence[Callback]) -> Sequence[Callback]:
-    """The callbacks, which were given to a function that trains, checked before any work."""
+def _require_callbacks(callbacks: object) -> None:
     expected = "a list of callbacks (instances of mlx_tlstm.training.Callback)"
     fits = isinstance(callbacks, Sequence) and all(isinstance(c, Callback) for c in callbacks)
     require(fits, "train", "callbacks", expected, callbacks)
-    return callbacks
 
 
 def fit(
@@ -88,7 +86,7 @@ def fit(
     It runs on MLX's default device; ``backend`` is the layer's, as of :class:`mlx_tlstm.TLSTM`. A
     run keeps neither.
     """
-    callbacks = _checked(callbacks)
+    _require_callbacks(callbacks)  # before there is a folder
     return train(*prepare(config, out, backend=backend), callbacks)
 
 
@@ -109,7 +107,6 @@ def resume(
         backend: See :func:`fit`.
         data: Where the data is now, if it has moved; the run's ``config.json`` then says so too.
     """
-    callbacks = _checked(callbacks)
     return train(*reopen(path, backend=backend, data=data), callbacks)
 
 
@@ -246,8 +243,7 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
         ValueError: The run has ended, or ``callbacks`` are none.
         OSError: A file cannot be written; the checkpoints are as they were.
     """
-
-    callbacks = _checked(callbacks)
+    _require_callbacks(callbacks)
 
     def note(text: str) -> None:
         for callback in callbacks:

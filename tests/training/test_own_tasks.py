@@ -110,7 +110,10 @@ def test_a_later_batch(task_of, tmp_path):
 
 def test_batches_of_an_evaluation(task_of, tmp_path):
     config = task_of(test=lambda batches: [changed(targets=one_too_high)(b) for b in batches])
-    with pytest.raises(ValueError, match=r"'targets' must be from 0 to 64 each but got 65"):
+    task, wrong = tasks.make_task(config), r"'targets' must be from 0 to 64 each but got 65"
+    with pytest.raises(ValueError, match=wrong):
+        training.evaluate(training.build_model(config, task), task, "test")
+    with pytest.raises(ValueError, match=wrong):
         training.fit(config, tmp_path / "run")
     with pytest.raises(ValueError, match=r"'validation' must be a split of one batch or more"):
         training.fit(task_of(test=lambda batches: []), tmp_path / "run")
