@@ -4,10 +4,10 @@ TARGET is a table (table-1, table-2, table-3), the performance panels of a figur
 figure-4, figure-5; figure-4-lag starts from another forget bias), the tasks one by one (tasks: each
 with its own settings for a laptop or for the paper's size), a comparison that is ours (starts: ways
 to start training, on 10 symbols to memorize; symbols-20: 20 symbols, as many as in the paper, from
-its start and from ours; addition-digits: numbers of 1 to 4 digits, from both starts;
-axes-wikipedia: a text, with two tensor axes and with one at equal parameters;
-rivals-memorization, rivals-addition, rivals-mnist: others' networks and ours at equal parameters),
-or all.
+its start and from ours; addition-digits and addition-15: numbers of 1 to 4 digits, and of 15 as in
+the paper, from both starts; axes-wikipedia and axes-mnist: a text, and images pixel by pixel, with
+two tensor axes and with one at equal parameters; rivals-memorization, rivals-addition,
+rivals-mnist: others' networks and ours at equal parameters), or all.
 
 The paper's scale is that of its Section 3 and Appendix D: days to months on a laptop. The laptop's
 is hours on two CPU cores, and a day or two for what memorizes 10 symbols or more. The smoke scale

@@ -132,6 +132,12 @@ STUDIES = {
         },
         {"the paper's forget bias": _DIGITS, "by the lag": tuple(w | _LAG for w in _DIGITS)},
     ),
+    "addition-15": Study(
+        "Addition of 15 digits, the paper's size",
+        "addition",
+        {"smoke": _TINY, "laptop": {"samples": 300_000}, "paper": {}},
+        {"L = 7": ({}, _LAG)},
+    ),
     "axes-wikipedia": Study(
         "Two tensor axes and one at equal parameters, Wikipedia",
         "wikipedia",
@@ -141,6 +147,16 @@ STUDIES = {
             "paper": {},
         },
         {"L = 2": _alike("wikipedia", 50, 2, 120, lag=False, networks=_ALIKE[:2])},
+    ),
+    "axes-mnist": Study(
+        "Two tensor axes and one at equal parameters, MNIST pixel by pixel",
+        "mnist",
+        {
+            "smoke": {**_TINY, "length": 28, "epochs": None},
+            "laptop": {"epochs": 1, "eval_every": 12_500},
+            "paper": {},
+        },
+        {"L = 3": _alike("mnist", 784, 3, 100, lag=False, networks=_ALIKE[:2])},
     ),
     "rivals-memorization": _rivals_study(
         "memorization",

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.smoke
 
 TABLES = ("table-1", "table-2", "table-3")
 RIVALS = ("rivals-memorization", "rivals-addition", "rivals-mnist")
-STUDIES = ("starts", "symbols-20", "addition-digits", "axes-wikipedia", *RIVALS)
+AXES = ("axes-wikipedia", "axes-mnist")
+STUDIES = ("starts", "symbols-20", "addition-digits", "addition-15", *AXES, *RIVALS)
 PICTURES = ("tasks", "figure-3", "figure-4", "figure-4-lag", "figure-5", *STUDIES)
 #: Rows of each target's table.
 ROWS = {"table-1": 8, "table-2": 8, "table-3": 20}
@@ -36,7 +37,8 @@ ROWS |= {
     "starts": 12,  # a row a run, which panels and smoke sizes share
     "symbols-20": 2,
     "addition-digits": 8,
-    "axes-wikipedia": 2,
+    "addition-15": 2,
+    **dict.fromkeys(AXES, 2),
     **dict.fromkeys(RIVALS, 10),
 }
 

@@ -397,9 +397,10 @@ def test_others_networks_beside_ours():
                 assert run.config.forget_bias == "lag"
 
 
-def test_one_axis_beside_two_on_a_text():
-    """As in Fig. 3: depth, data and budget are one, and the parameters alike."""
-    runs = [run.config for run in planned_runs("axes-wikipedia", Request("laptop", 1))]
+@pytest.mark.parametrize("target", ["axes-wikipedia", "axes-mnist"])
+def test_one_axis_beside_two(target):
+    """As in Fig. 3 and 5: depth, data and budget are one, and the parameters alike."""
+    runs = [run.config for run in planned_runs(target, Request("laptop", 1))]
     assert [config.variant for config in runs] == ["3d-tlstm+cn", "2d-tlstm+cn"]
     large, small = map(count_of, runs)
     assert 0.98 * large < small <= large
