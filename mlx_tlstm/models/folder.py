@@ -151,6 +151,33 @@ def require_same_parts(model: nn.Module, built: nn.Module) -> None:
             require(same, "save", name, f"a {type(module).__name__}, as {CONFIG_FILE} says,", found)
         found, expected = (dict(tree_flatten(m.parameters())) for m in (model, built))
         require_like("save", "weights", found, expected, CONFIG_FILE)
+        found, expected = map(_unsaved_arrays, (model, built))
+        for name, array in expected.items():
+            require(
+                name in found and _equal(found[name], array),
+                "save",
+                name,
+                "the same array whenever its module is made, since no file keeps what begins with "
+                "_ (draw from a key of its own, as mx.random.key(0)),",
+                "one that differs",
+            )
+
+
+def _unsaved_arrays(model: nn.Module) -> dict[str, mx.array]:
+    """Arrays that are no parameters of any module, and what is in modules with such names."""
+    return {
+        f"{name}.{path}".lstrip("."): array
+        for name, module in model.named_modules()
+        for key, value in module.items()
+        if key.startswith("_")
+        for path, array in tree_flatten({key: value})
+        if isinstance(array, mx.array)
+    }
+
+
+def _equal(one: mx.array, other: mx.array) -> bool:
+    numbers = mx.issubdtype(one.dtype, mx.inexact)
+    return one.dtype == other.dtype and bool(mx.array_equal(one, other, equal_nan=numbers))
 
 
 @contextlib.contextmanager

@@ -26,6 +26,9 @@ from mlx_tlstm.models.folder import (
 from mlx_tlstm.models.metadata import ModelMetadata
 from mlx_tlstm.recurrence.random_state import current_key, random_key
 
+#: A seed that nobody trains with.
+_OTHER_SEED = 0x10AD_5AFE
+
 
 class SequenceModel(nn.Module):
     """A recurrent layer and the linear read-out h W^y + b^y (Eq. 8, 23), before the softmax.
@@ -98,7 +101,7 @@ class SequenceModel(nn.Module):
         """
         path = to_path("load", "path", path)
         config, arrays = read_folder(path)
-        model = _built(cls, config)
+        model = _built(cls, config, current_key())
         expected = dict(tree_flatten(model.parameters()))
         require_like("load", str(path / WEIGHTS_FILE), arrays, expected, CONFIG_FILE)
         model.update(filled(model.parameters(), arrays))
@@ -116,7 +119,8 @@ def loadable_config(model: SequenceModel, metadata: ModelMetadata | None = None)
     metadata = _true_metadata(model) if metadata is None else metadata
     require(isinstance(metadata, ModelMetadata), "save", "metadata", "a ModelMetadata", metadata)
     config = ModelConfig.of(model, metadata)
-    require_same_parts(model, _built(SequenceModel, config))
+    # From another key than the model's own, as it will be where it is loaded.
+    require_same_parts(model, _built(SequenceModel, config, mx.random.key(_OTHER_SEED)))
     return config
 
 
@@ -174,12 +178,12 @@ def class_count(model: SequenceModel) -> int:
     return model.readout(mx.zeros((1, 1, layer.hidden_size), layer.dtype)).shape[-1]
 
 
-def _built(kind: type[SequenceModel], config: ModelConfig) -> SequenceModel:
+def _built(kind: type[SequenceModel], config: ModelConfig, key: mx.array) -> SequenceModel:
     """The model that a record describes, before its weights are loaded.
 
-    Its starting weights take no numbers from ``mx.random``'s global state.
+    Its starting weights, drawn from ``key``, take no numbers from ``mx.random``'s global state.
     """
-    with random_key(current_key()):
+    with random_key(key):
         model = kind(config.build_layer(), config.output_size)
     model.set_dtype(getattr(mx, config.dtype))
     return model

@@ -230,6 +230,61 @@ def test_integers_that_are_no_parameter(settings, tmp_path, monkeypatch):
     same(result.model, mlx_tlstm.load(tmp_path / "run"))
 
 
+class Shuffled(Plain):
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self._order = mx.random.permutation(hidden_size)
+
+
+class Framed(Plain):
+    """A module with such a name is none that MLX saves."""
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self._parts = [{"mask": nn.Linear(2, 3)}]
+
+
+class DrawnFromNumPy(Plain):
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self._mask = mx.array(np.random.random(hidden_size))
+
+
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [
+        (Shuffled, "layer.cell._order"),
+        (Framed, "layer.cell._parts.0.mask.weight"),
+        (DrawnFromNumPy, "layer.cell._mask"),
+    ],
+)
+def test_no_array_that_loading_would_draw_anew(cell, name, settings, tmp_path, monkeypatch):
+    monkeypatch.setitem(VARIANTS, "drawn", CellVariant(cell))
+    message = f"'{name}' must be the same array whenever its module is made"
+    with pytest.raises(ValueError, match=message):
+        training.fit(settings("memorization").for_variant("drawn"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    mx.random.seed(0)
+    model = SequenceModel(make_layer("drawn", 3, 40, 1), 4)
+    mx.random.seed(0)
+    with pytest.raises(ValueError, match=message):
+        model.save(tmp_path / "model")
+
+
+def test_an_array_drawn_from_a_key_of_its_own(settings, tmp_path, monkeypatch):
+    class Keyed(Plain):
+        def __init__(self, input_size, hidden_size):
+            super().__init__(input_size, hidden_size)
+            self._order = mx.random.permutation(hidden_size, key=mx.random.key(0))
+            self._unused = [None, mx.array([float("nan")]), "text"]
+
+    monkeypatch.setitem(VARIANTS, "keyed", CellVariant(Keyed))
+    result = training.fit(settings("memorization").for_variant("keyed"), tmp_path / "run")
+    loaded = mlx_tlstm.load(tmp_path / "run")
+    same(result.model, loaded)
+    assert mx.array_equal(loaded.layer.cell._order, result.model.layer.cell._order)
+
+
 def test_the_cell_gets_the_forget_bias_if_it_takes_one():
     assert make_layer("plain", 3, 5, 1, forget_bias=2.5).cell.forget_bias == 2.5
     make_layer("gru", 3, 5, 2, forget_bias=2.5)
