@@ -149,13 +149,17 @@ class Recurrent(Layer):
         else:
             require_same_form(owner, "state", state, first, "as the cell's initial_state")
 
+        width = getattr(self.cell, "hidden_size", None)
+
         def step(state: Any, x: mx.array) -> tuple[Any, Any]:
             result = self.cell(x, state)
             pair = isinstance(result, tuple) and len(result) == 2
             require(pair, owner, "cell", "a module that returns (output, state)", result)
             output, state = result
-            valid = isinstance(output, mx.array) and output.shape[:1] == x.shape[:1]
-            require(valid, owner, "output", f"an mx.array [{x.shape[0]}, …]", output)
+            shape = output.shape if isinstance(output, mx.array) else ()
+            valid = len(shape) == 2 and shape[0] == x.shape[0] and width in (None, shape[1])
+            expected = f"an mx.array [{x.shape[0]}, {'M' if width is None else width}]"
+            require(valid, owner, "output", expected, shape or output)
             return state, kept(output, state)
 
         after, ys = run_scan(

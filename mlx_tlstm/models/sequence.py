@@ -70,6 +70,10 @@ class SequenceModel(nn.Module):
         ``logits[:, t]`` answers ``x[:, :t+1]``; see :meth:`RecurrentLayer.__call__`.
         """
         y, state = self.layer(x, state)
+        if type(self.readout) is nn.Linear:
+            width = self.readout.weight.shape[1]
+            expected = f"one whose outputs are as wide as the read-out's inputs ({width})"
+            require(y.shape[-1] == width, type(self).__name__, "layer", expected, y.shape[-1])
         return self.readout(y), state
 
     def save(self, path: str | Path, metadata: ModelMetadata | None = None) -> None:

@@ -334,8 +334,13 @@ class Faulty(Cell):
     ("fault", "message"),
     [
         (lambda y, h: h, r"'cell' must be a module that returns \(output, state\)"),
-        (lambda y, h: (None, h), r"'output' must be an mx\.array \[2, …\] but got None"),
-        (lambda y, h: (y[:1], h), r"'output' must be an mx\.array \[2, …\] but got"),
+        (lambda y, h: (None, h), r"'output' must be an mx\.array \[2, M\] but got None"),
+        (lambda y, h: (y[:1], h), r"'output' must be an mx\.array \[2, M\] but got \(1, 5\)"),
+        (
+            lambda y, h: (y[:, None], h),
+            r"'output' must be an mx\.array \[2, M\] but got \(2, 1, 5\)",
+        ),
+        (lambda y, h: (y[:, 0], h), r"'output' must be an mx\.array \[2, M\] but got \(2,\)"),
         (lambda y, h: (y, h[:, 1:]), r"'state' must be of shape \(2, 5\) .* after each step"),
     ],
 )
@@ -343,6 +348,22 @@ def test_a_cell_that_does_something_else(fault, message):
     _, x = layer_and_inputs()
     with pytest.raises(ValueError, match=rf"\[Recurrent\] {message}"):
         Recurrent(Faulty(fault))(x)
+
+
+def test_outputs_of_another_width():
+    """A cell may make them as it likes, but one that names a width, or has a read-out, keeps it."""
+    _, x = layer_and_inputs()
+    layer = Recurrent(Faulty(lambda y, h: (y[:, 1:], h)))
+    assert layer(x)[0].shape[-1] == M - 1
+    with pytest.raises(
+        ValueError, match=r"\[SequenceModel\] 'layer' must be one whose outputs .*5"
+    ):
+        SequenceModel(layer, 3)(x)
+    layer.cell.hidden_size = M
+    with pytest.raises(
+        ValueError, match=r"'output' must be an mx\.array \[2, 5\] but got \(2, 4\)"
+    ):
+        layer(x)
 
 
 class Caching(Cell):
