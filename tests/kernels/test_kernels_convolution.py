@@ -18,7 +18,7 @@ from kernel_devices import counted, on_cpu
 from metal_on_cpu import standin
 
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import KernelBackend
+from mlx_tlstm.kernels import KernelBackend, tuning
 from mlx_tlstm.kernels.tiles import CANDIDATES, Tile
 from mlx_tlstm.recurrence.contract import Prepared
 
@@ -75,6 +75,17 @@ def assert_right(case: Case) -> None:
 )
 def test_matches_reference(case: Case, kernel_calls: list[standin.Call]) -> None:
     assert_right(case)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.tile is None and not c.product], ids=str)
+def test_where_nothing_names_a_tile_beside_units_for_products(
+    case: Case, kernel_calls: list[standin.Call], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA and an M5: the library's choice is MLX's product."""
+    monkeypatch.setattr(tuning, "products_have_units", lambda: True)
+    monkeypatch.setattr(tuning, "_choice", tuning._choice.__wrapped__)
+    assert_right(case)
+    assert "convolution_unfold" in {call.kernel for call in counted(kernel_calls)}
 
 
 @pytest.mark.parametrize("case", [CASES[1], CASES[6], CASES[9], CASES[16]], ids=str)
