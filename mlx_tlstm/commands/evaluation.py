@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -58,13 +59,16 @@ def evaluate(
     kept = weights if is_run(model) else None
     metrics = training.evaluate(network, task, split, all_metrics=True, batch_size=batch_size)
     config = task.config
+    # A saved model knows no folder of its data: whose text this is has to be seen.
+    data_of = config.data and os.path.abspath(config.data)
     note = causality_note(task, network)
     if note:
         click.echo(note, err=True)
     if not as_json:
         counted = f"{metrics['answers']:,} answers"
         whose = kept and f"{kept} weights"
-        remarks = (config.task, config.variant, counted, whose, task.evaluation_note)
+        source = data_of and f"data {data_of}"
+        remarks = (config.task, config.variant, counted, whose, task.evaluation_note, source)
         click.echo(
             f"{split}: {training.format_metrics(metrics)}, loss {metrics['loss']:.4f} "
             f"({', '.join(filter(None, remarks))})"
@@ -77,6 +81,7 @@ def evaluate(
         "parameters": parameters,
         "weights": kept,
         "split": split,
+        "data": data_of,
         "metrics": metrics,
         "note": task.evaluation_note or None,
         "causal": network.causal,

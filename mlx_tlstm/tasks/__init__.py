@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from mlx_tlstm.checks import require_choice
+from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks.addition import Addition
 from mlx_tlstm.tasks.base import Batch, Task
@@ -66,5 +66,7 @@ def remembered_data(data: object | None) -> Iterator[None]:
 
 def task_type(name: str) -> type[Task]:
     """The class of a task by its name; ``ValueError`` where there is none."""
-    require_choice("TrainingConfig", "task", name, TASKS)
+    known = isinstance(name, str) and name in TASKS
+    expected = f"one of {', '.join(map(repr, TASKS))}, or one of your own that you put into TASKS,"
+    require(known, "TrainingConfig", "task", expected, name)
     return TASKS[name]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mlx_tlstm.checks import require
+from mlx_tlstm.checks import is_number, require
 from mlx_tlstm.files import to_path
 from mlx_tlstm.tasks.downloads import load_mnist_from_hub
 
@@ -187,10 +187,10 @@ def _decode(split: Dataset, source: str) -> LabelledImages:
         raise ValueError(
             f"[{OWNER}] '{source}' must be of images that can be decoded but {reason}"
         ) from error
-    labels = np.asarray(split["label"][:])
-    whole = labels.ndim == 1 and labels.dtype.kind in "iuf" and bool((labels % 1 == 0).all())
-    require(whole, OWNER, source, "of whole numbers as labels", labels[:3].tolist())
-    return _checked(images, labels, source, source)
+    labels = split["label"][:]
+    others = [label for label in labels if not is_number(label) or label % 1]
+    require(not others, OWNER, source, "of whole numbers as labels", others[:3])
+    return _checked(images, np.array(labels), source, source)
 
 
 def _checked(

@@ -273,8 +273,9 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
                     number,
                 ) from None
         finally:
-            for callback in callbacks:
-                callback.on_end()
+            with contextlib.ExitStack() as ends:  # each has its end, whatever another's raises
+                for callback in reversed(callbacks):
+                    ends.callback(callback.on_end)
     return Result(
         folder=run.path,
         model=trainer.model,

@@ -44,7 +44,7 @@ from mlx_tlstm.models.folder import (
 from mlx_tlstm.models.metadata import ModelMetadata, metrics_from_json
 from mlx_tlstm.models.sequence import SequenceModel, loadable_config
 from mlx_tlstm.models.trained import WEIGHTS, load_trained
-from mlx_tlstm.tasks import TASKS
+from mlx_tlstm.tasks import task_type
 
 METRICS_FILE, TEST_FILE = "metrics.jsonl", "test.json"
 EVENTS_FILE, CHECKPOINTS, LOCK_FILE = "events.jsonl", "checkpoints", ".lock"
@@ -171,10 +171,14 @@ class RunFolder:
             raise ValueError(f"[RunFolder] {absence(path)}")
         present = (path / CONFIG_FILE).is_file()
         require(present, "RunFolder", "run", f"a folder that holds {CONFIG_FILE}", str(path))
-        model = (path / WEIGHTS_FILE).exists()
-        require(not model, "RunFolder", "run", "a training run's folder, no model's,", str(path))
+        # Of a run whose weights are still to come, its models have a config.json alone.
+        inside = path.name in WEIGHTS and (path.parent / CONFIG_FILE).is_file()
+        model = inside or (path / WEIGHTS_FILE).exists()
+        expected = "a training run's folder, no model's"
+        expected += f" ({path.parent} is one)," if inside else ","
+        require(not model, "RunFolder", "run", expected, str(path))
         config = TrainingConfig.load(path / CONFIG_FILE)
-        require_choice("RunFolder", "task", config.task, TASKS)
+        task_type(config.task)
         return cls(path, config)
 
     def save_config(self) -> None:

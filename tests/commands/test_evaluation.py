@@ -69,6 +69,7 @@ def test_metrics_of_a_task_with_whole_sequences(runs):
         "parameters": sum(array.size for _, array in tree_flatten(model.parameters())),
         "weights": "best",
         "split": "test",
+        "data": None,
         "note": None,
         "causal": True,
     }
@@ -146,8 +147,19 @@ def test_line_for_people(runs):
     assert result.stdout == (
         f"validation: {metrics['bpc']:.4f} bits per character, accuracy "
         f"{100 * metrics['accuracy']:.2f} %, loss {metrics['loss']:.4f} (wikipedia, 2d-tlstm+ln, "
-        f"{metrics['answers']} answers, last weights, {record['note']})\n"
+        f"{metrics['answers']} answers, last weights, {record['note']}, data {runs / 'text'})\n"
     )
+    assert found(runs / "wikipedia")["data"] == str(runs / "text")
+    assert found(runs / "addition")["data"] is None
+
+
+def test_says_whose_text_it_is(runs, tmp_path, monkeypatch):
+    """A saved model knows its text's name only, and another may have it where one is."""
+    mlx_tlstm.load(runs / "wikipedia").save(tmp_path / "model")
+    other = tmp_path / "text"
+    other.write_bytes((runs / "text").read_bytes()[::-1])
+    monkeypatch.chdir(tmp_path)
+    assert f"data {other})" in invoke("model").stdout
 
 
 def test_refusals(runs):

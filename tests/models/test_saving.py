@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shlex
 import types
 from pathlib import Path
@@ -679,6 +680,8 @@ def test_damaged_run(tmp_path):
     with pytest.raises(ValueError, match=r"'run' must be a training run's folder, no model's"):
         RunFolder.open(run.path / "best")
     (run.path / "best" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=rf"no model's \({re.escape(str(run.path))} is one\), but"):
+        RunFolder.open(run.path / "best")
     with pytest.raises(ValueError, match=r"'weights' must be saved in the run .*; last is there"):
         mlx_tlstm.load(run.path)
     with pytest.raises(ValueError, match=r"'path' must be a folder that holds model\.safetensors"):

@@ -342,9 +342,10 @@ def test_wrong_parquet(tmp_path, arrays, hub_cache):
     ("column", "values", "message"),
     [
         ("label", ["1", "2", "3"], r"of whole numbers as labels but got \['1', '2', '3'\]"),
-        ("label", [1.0, 2.5, 3.0], r"of whole numbers as labels but got \[1.0, 2.5, 3.0\]"),
-        ("label", [1, None, 3], r"of whole numbers as labels but got"),
-        ("label", [[1], [2], [3]], r"of whole numbers as labels but got"),
+        ("label", [1.0, 2.5, 3.0], r"of whole numbers as labels but got \[2.5\]"),
+        ("label", [1, None, 3], r"of whole numbers as labels but got \[None\]"),
+        ("label", [1.0, float("nan"), 3.0], r"of whole numbers as labels but got \[nan\]"),
+        ("label", [[1], [2], [3]], r"of whole numbers as labels but got \[\[1\], \[2\], \[3\]\]"),
         ("label", [1, 2, 10], "of labels from 0 to 9"),
         ("image", [1, 2, 3], "of images that can be decoded but"),
         ("image", [{"bytes": b"no", "path": None}] * 3, "of images that can be decoded but"),

@@ -19,7 +19,8 @@ def test_registry_order():
 def test_unknown_task():
     config = Memorization.quick().replace(task="copy")
     with pytest.raises(
-        ValueError, match=r"\[TrainingConfig\] 'task' must be one of 'memorization', .*"
+        ValueError,
+        match=r"'task' must be one of 'memorization', .* of your own that you put into TASKS, but",
     ):
         make_task(config)
 

@@ -56,6 +56,25 @@ class Spy(training.Callback):
             action(self.trainer)
 
 
+def test_each_callback_has_its_end(settings, tmp_path):
+    """Those before and after one that fails at its own, in their order."""
+    ended = []
+
+    class Ending(training.Callback):
+        def __init__(self, name):
+            self.name = name
+
+        def on_end(self):
+            ended.append(self.name)
+            if self.name == "failing":
+                raise ZeroDivisionError
+
+    callbacks = [Ending(name) for name in ("first", "failing", "last")]
+    with pytest.raises(ZeroDivisionError):
+        training.fit(settings("addition"), tmp_path / "run", callbacks=callbacks)
+    assert ended == ["first", "failing", "last"]
+
+
 def interrupt(_):
     signal.raise_signal(signal.SIGINT)
 
