@@ -4,7 +4,8 @@ Unless a table says otherwise, figures are milliseconds of a forward and backwar
 of one example, and a column "to X" is the layer's time divided by X's. PyTorch runs as it is and,
 where torch.compile can, with a compiled time step. A pass takes all gradients, of parameters and
 inputs, of the sum of the outputs times a fixed random array, through mx.compile as training does.
---layers, --kernels and --pieces take --size in place of their own sizes.
+--layers, --kernels and --pieces take --size in place of their own sizes. Ctrl-C ends it with what
+was measured.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from benchmarking.loops import loops_table
 from benchmarking.piece_times import pieces_table
 from benchmarking.sizes import DEPTH_SIZES, LAYER_SIZES, Size, SizeType, tf32_text
 from benchmarking.tables import (
+    grow,
     json_option,
     markdown_option,
     measured_by,
     say_facts,
-    say_tables,
-    write_timings,
+    tables_told,
 )
 
 from mlx_tlstm.commands.base import Command
@@ -110,26 +111,26 @@ def main(
     torch, torch_text = pytorch_process.started(compared and not skip_torch)
     facts = {"TF32": tf32_text(), "mx.compile": _compile_text(no_compile), "pytorch": torch_text}
     facts = say_facts("benchmark", markdown, _BUSY if torch else "", **facts)
-    tables = []
-    with larger_cpu_cache():  # as in training
+    with (
+        tables_told(markdown, json_path, facts) as tables,
+        larger_cpu_cache(),  # as in training
+    ):
         try:
             if plain:
-                tables += layer_tables(sizes or DEFAULT_SIZES, type_, torch, options, stacked=False)
+                grow(tables, layer_tables(sizes or DEFAULT_SIZES, type_, torch, options, False))
             if layers:
-                tables += layer_tables(large_sizes, type_, torch, options)
+                grow(tables, layer_tables(large_sizes, type_, torch, options))
             if depth:
-                tables += layer_tables(DEPTH_SIZES, mx.float32, torch, options)
+                grow(tables, layer_tables(DEPTH_SIZES, mx.float32, torch, options))
         finally:
             if torch is not None:
                 torch.close()
         if scan:
-            tables.append(loops_table(options))
+            grow(tables, loops_table(options))
         if kernels:
-            tables.append(kernels_table(large_sizes, type_, options))
+            grow(tables, kernels_table(large_sizes, type_, options))
         if pieces:
-            tables.append(pieces_table(sizes or DEFAULT_SIZES, options))
-    say_tables(tables, markdown)
-    write_timings(json_path, facts, tables)
+            grow(tables, pieces_table(sizes or DEFAULT_SIZES, options))
 
 
 if __name__ == "__main__":

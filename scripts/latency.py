@@ -22,8 +22,7 @@ from benchmarking.tables import (
     markdown_option,
     measured_by,
     say_facts,
-    say_tables,
-    write_timings,
+    tables_told,
 )
 
 from mlx_tlstm import VARIANTS
@@ -59,9 +58,8 @@ from mlx_tlstm.commands.devices import device_option
 def main(markdown: bool, json_path: Path | None, **sizes: Any) -> None:
     mx.random.seed(0)
     facts = say_facts("latency", markdown)
-    tables = [latency_table(**sizes)]
-    say_tables(tables, markdown)
-    write_timings(json_path, facts, tables)
+    with tables_told(markdown, json_path, facts) as tables:
+        tables.append(latency_table(**sizes))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 
 # isort: split
 import mlx.core as mx
-from benchmarking.tables import Table, markdown_option, say_facts, say_tables
+from benchmarking.tables import Table, markdown_option, say_facts, tables_told
 from mlx import nn
 
 from mlx_tlstm import VARIANTS, make_layer
@@ -94,15 +94,18 @@ def main(
     say_facts("long_sequences", markdown)
     depth = VARIANTS[variant].settings.get("depth", depth)
     names = {"call": "one call", "gradient": "gradient", "chunks": f"chunks of {chunk}"}
-    rows = []
+    title, rows = f"{variant}, L={depth}, M={hidden_size}, B=1, R={INPUT_SIZE}", []
     # Not forked: MLX has run in this process, as the facts needed it.
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes:
+    spawning = multiprocessing.get_context("spawn")
+    with (
+        tables_told(markdown) as tables,
+        spawning.Pool(1, maxtasksperchild=1) as processes,
+    ):
+        tables.append(Table(title, rows))
         for T in steps:
             sizes = (variant, depth, hidden_size, T, chunk)
             cells = {names[way]: processes.apply(cost, (way, *sizes)) for way in ways}
             rows.append({"T": f"{T:,}", **cells})
-    title = f"{variant}, L={depth}, M={hidden_size}, B=1, R={INPUT_SIZE}"
-    say_tables([Table(title, rows)], markdown)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def clean_errors(bad_input: bool, go_on: str = "") -> Iterator[None]:
     except RuntimeError as error:
         if not device_failed(error):
             raise
-        reason = shortened(str(error), LONGEST)
-        raise click.ClickException(f"The device has failed: {reason} {DEVICE_ADVICE}") from error
+        reason = shortened(str(error), LONGEST).rstrip(".")
+        raise click.ClickException(f"The device has failed: {reason}. {DEVICE_ADVICE}") from error
     except training.TrainingInterrupted as error:
         click.echo(f"{error}{go_on}", err=True)
         sys.exit(SIGNALLED + error.signal_number)

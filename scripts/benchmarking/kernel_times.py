@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -18,10 +18,16 @@ from mlx_tlstm.kernels.tiles import Tile
 LAUNCHES = 10  # of a kernel, timed together
 
 
-def kernels_table(sizes: Iterable[Size], dtype: mx.Dtype, options: dict[str, Any]) -> Table:
-    """Each kernel's launch: its time where kernels run, and what it moves by its access pattern."""
+def kernels_table(
+    sizes: Iterable[Size], dtype: mx.Dtype, options: dict[str, Any]
+) -> Iterator[list[Table]]:
+    """Each kernel's launch: its time where kernels run, and what it moves by its access pattern.
+
+    The table so far, after each size.
+    """
     available, _ = dispatch.kernel_backend()
     rows, timings = [], {}
+    title = f"Launches, K={KERNEL_SIZE}, channel normalisation, {tuning.dtype_name(dtype)}"
     for size in sizes:
         problem = size.problem(dtype)
         # None where MLX's own product takes a kernel's place.
@@ -30,8 +36,7 @@ def kernels_table(sizes: Iterable[Size], dtype: mx.Dtype, options: dict[str, Any
         costs = {cost.kernel: cost for cost in step_costs(problem, launched)}
         timing = timings[f"kernels, {size}"] = _timings(problem, options) if available else {}
         rows += [_row(size, name, tiles.get(name), costs.get(name), timing) for name in CHAINS]
-    title = f"Launches, K={KERNEL_SIZE}, channel normalisation, {tuning.dtype_name(dtype)}"
-    return Table(f"{title}: milliseconds of one", rows, timings)
+        yield [Table(f"{title}: milliseconds of one", rows, timings)]
 
 
 def _timings(problem: Problem, options: dict[str, Any]) -> dict[str, Timing]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -25,8 +25,10 @@ def layer_tables(
     torch: TorchProcess | None,
     options: dict[str, Any],
     stacked: bool = True,
-) -> list[Table]:
+) -> Iterator[list[Table]]:
     """tLSTMs with channel normalisation and, if asked for, stacked LSTMs of the same depths.
+
+    The tables so far, after each group of sizes.
 
     Args:
         sizes: Those that differ only in P are timed side by side and compared with the first.
@@ -36,6 +38,11 @@ def layer_tables(
         stacked: Whether the stacked LSTMs have a table of their own.
     """
     tensor_rows, stacked_rows, timings = [], [], {}
+    layers = f"K={KERNEL_SIZE}, memory convolution, channel normalisation, R={INPUT_SIZE}"
+    tables = [Table(f"tLSTM, {layers}, {dtype_name(dtype)}", tensor_rows, timings)]
+    if stacked:
+        title = f"Stacked LSTM as deep as the tLSTM's P, R={INPUT_SIZE}, {dtype_name(dtype)}"
+        tables.append(Table(title, stacked_rows))
     for group in _groups(sizes):
         candidates = _Candidates(dtype, torch)
         for size in group:
@@ -51,10 +58,7 @@ def layer_tables(
         if stacked:
             others = {"cuDNN": "cuDNN"}
             stacked_rows += [row(timing, size, group[0], " stacked", others) for size in group]
-    layers = f"K={KERNEL_SIZE}, memory convolution, channel normalisation, R={INPUT_SIZE}"
-    tables = [Table(f"tLSTM, {layers}, {dtype_name(dtype)}", tensor_rows, timings)]
-    title = f"Stacked LSTM as deep as the tLSTM's P, R={INPUT_SIZE}, {dtype_name(dtype)}"
-    return [*tables, Table(title, stacked_rows)] if stacked else tables
+        yield tables
 
 
 def _groups(sizes: Iterable[Size]) -> list[list[Size]]:

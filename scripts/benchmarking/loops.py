@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -67,8 +67,10 @@ def loops_table(
     options: dict[str, Any],
     lengths: Sequence[int] = LOOP_LENGTHS,
     hidden_size: int = HIDDEN_SIZE,
-) -> Table:
+) -> Iterator[list[Table]]:
     """Times and peak memory of forward and backward passes, not compiled, beside each other.
+
+    The table so far, after each length.
 
     Raises:
         RuntimeError: One of them computes something else.
@@ -77,6 +79,7 @@ def loops_table(
     sizes = (BATCH_SIZE, lengths[0])
     _require_same({name: _pass(way(lstm, lengths[0]), *sizes) for name, way in WAYS.items()})
     rows, timings = [], {}
+    title = f"One LSTM cell over T steps, R={INPUT_SIZE}, M={hidden_size}, B={BATCH_SIZE}"
     for length in lengths:
         passes = {
             name: _pass(way(lstm, length), BATCH_SIZE, length).run for name, way in WAYS.items()
@@ -92,9 +95,8 @@ def loops_table(
             }
             for name in WAYS
         ]
-    rows.sort(key=lambda row: list(WAYS).index(row["way"]))
-    title = f"One LSTM cell over T steps, R={INPUT_SIZE}, M={hidden_size}, B={BATCH_SIZE}"
-    return Table(title, rows, timings)
+        rows.sort(key=lambda row: list(WAYS).index(row["way"]))
+        yield [Table(title, rows, timings)]
 
 
 def _pass(layer: nn.Module, batch_size: int, length: int) -> Pass:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -24,13 +24,16 @@ CALLS = 10  # of a piece, timed together
 _Pieces = dict[str, tuple[Callable[..., Any], tuple[Any, ...], int]]
 
 
-def pieces_table(sizes: Iterable[Size], options: dict[str, Any]) -> Table:
+def pieces_table(sizes: Iterable[Size], options: dict[str, Any]) -> Iterator[list[Table]]:
     """Each piece of a step alone, compiled, beside the step of a whole forward and backward pass.
+
+    The table so far, after each size.
 
     Times are those of the fastest round, and the share is of the step. The pieces' sum differs from
     it by what MLX schedules while other work runs, and by what stays in caches.
     """
     rows, timings = [], {}
+    title = "Pieces of a time step, forward and backward, of the whole batch"
     for size in sizes:
         layer = randomized(mlx_tlstm.TLSTM(**size.settings()))
         steps = size.length + layer.delay
@@ -59,7 +62,7 @@ def pieces_table(sizes: Iterable[Size], options: dict[str, Any]) -> Table:
             }
             for name, milliseconds in taken.items()
         ]
-    return Table("Pieces of a time step, forward and backward, of the whole batch", rows, timings)
+        yield [Table(title, rows, timings)]
 
 
 def _pieces(size: Size, layer: Any) -> _Pieces:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -9,7 +10,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,30 @@ def say_tables(tables: Sequence[Table], markdown: bool) -> None:
     """Print tables, an empty line above each."""
     for table in tables:
         click.echo("\n" + table.text(markdown))
+
+
+@contextlib.contextmanager
+def tables_told(
+    markdown: bool, json_path: Path | None = None, facts: Mapping[str, Any] | None = None
+) -> Iterator[list[Table]]:
+    """A list of tables to fill inside, printed and written at the end.
+
+    That is also where Ctrl-C or an error comes before it: what was measured is not lost.
+    """
+    tables: list[Table] = []
+    try:
+        yield tables
+    finally:
+        measured = [table for table in tables if table.rows]
+        say_tables(measured, markdown)
+        write_timings(json_path, facts or {}, measured)
+
+
+def grow(tables: list[Table], growing: Iterable[Sequence[Table]]) -> None:
+    """Add tables that each of ``growing`` has more rows of."""
+    start = len(tables)
+    for so_far in growing:
+        tables[start:] = so_far
 
 
 def write_timings(path: Path | None, facts: Mapping[str, Any], tables: Sequence[Table]) -> None:

@@ -194,7 +194,8 @@ def test_a_device_that_fails(monkeypatch, text):
     monkeypatch.setattr(Memorization, "train_batch", fail)
     result = _data("memorization")
     assert result.exit_code == 1
-    assert result.output.startswith(f"Error: The device has failed: {text} Less memory is needed")
+    reason = text.removesuffix(".")
+    assert result.output.startswith(f"Error: The device has failed: {reason}. Less memory is needed")
 
 
 def test_other_errors_of_mlx_are_no_device_s(monkeypatch):

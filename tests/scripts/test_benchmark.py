@@ -8,7 +8,7 @@ import benchmark
 import mlx.core as mx
 import numpy as np
 import pytest
-from benchmarking import layers
+from benchmarking import kernel_times, layers, loops, piece_times
 from benchmarking import sizes as sizing
 from click.testing import CliRunner
 from kernel_devices import claims_gpu
@@ -61,6 +61,44 @@ def test_depth_rows(monkeypatch):
         column = header.index("to first")
         assert first[column] == "–"
         assert float(second[column]) > 0
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"), [(KeyboardInterrupt(), 130), (RuntimeError("out of memory"), 1)]
+)
+@pytest.mark.parametrize(
+    ("option", "module", "function"),
+    [
+        ("--layers", layers, "measure"),
+        ("--scan", loops, "measure"),
+        ("--kernels", kernel_times, "step_costs"),
+        ("--pieces", piece_times, "measure"),
+    ],
+)
+def test_what_was_measured_until_then_is_told(
+    option, module, function, stop, code, monkeypatch, tmp_path
+):
+    """Until Ctrl-C, or until a size is too large for the GPU's memory."""
+    measuring, calls = getattr(module, function), []
+
+    def once(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise stop
+        return measuring(*arguments, **options)
+
+    monkeypatch.setattr(module, function, once)
+    sizes = [] if option == "--scan" else ["--size", SIZES[0], "--size", SIZES[2]]
+    path = tmp_path / "figures.json"
+    quick = ["--rounds", "1", "--warmup", "0", "--skip-torch", "--json", str(path)]
+    result = CliRunner().invoke(benchmark.main, [option, *sizes, *quick])
+    assert result.exit_code == code
+    first = "98" if option == "--scan" else "1, M=8, B=2, T=3"
+    assert any(first in line and "T=4" not in line for line in result.output.splitlines())
+    [(title, group)] = json.loads(path.read_text())["timings"].items()
+    assert first in title
+    assert len(group) > 0 or option == "--kernels"
+    assert len(calls) == 2
 
 
 def test_bare_products_of_a_gpu_wait_for_one_another(monkeypatch):
