@@ -270,10 +270,14 @@ def require_fits(
             setting would fit.
     """
     sizes, allowed = StepSizes.of(config, task, model, workers), limit()
-    needed = predict(sizes)
+    # A prediction makes constants of a step, which grow with the square of the depth.
+    hopeless = _least(dataclasses.replace(sizes, rows=1, steps=1)) > allowed
+    needed = _least(sizes) if hopeless else predict(sizes)
     if needed <= allowed:
         return
-    changes = ", ".join(_fitting_changes(sizes, config, task, workers, allowed))
+    changes = ""
+    if not hopeless:
+        changes = ", ".join(_fitting_changes(sizes, config, task, workers, allowed))
     advice = (
         f"one of these fits: {changes}"
         if changes
@@ -286,6 +290,15 @@ def require_fits(
         f"[Trainer] a training step must fit into the {describe(allowed)} of "
         f"{device_name()} but is predicted to need {describe(needed)}; {advice}"
     )
+
+
+def _least(sizes: StepSizes) -> int:
+    """Bytes of all steps' states, which are a part of any prediction, from their shapes alone."""
+    layer = sizes.layer
+    if not isinstance(layer, RecurrentLayer):
+        return 0
+    states = sum(array.nbytes for _, array in tree_flatten(layer.initial_state(sizes.rows)))
+    return (sizes.steps + layer.delay) * states
 
 
 def _fitting_changes(

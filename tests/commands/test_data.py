@@ -195,7 +195,9 @@ def test_a_device_that_fails(monkeypatch, text):
     result = _data("memorization")
     assert result.exit_code == 1
     reason = text.removesuffix(".")
-    assert result.output.startswith(f"Error: The device has failed: {reason}. Less memory is needed")
+    assert result.output.startswith(
+        f"Error: The device has failed: {reason}. Less memory is needed"
+    )
 
 
 def test_other_errors_of_mlx_are_no_device_s(monkeypatch):

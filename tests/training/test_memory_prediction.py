@@ -288,6 +288,22 @@ def test_hopeless_sizes_say_so(monkeypatch):
         training.Trainer(_config(length=5))
 
 
+@pytest.mark.parametrize("variant", ["2d-tlstm+cn", "2d-trnn"])
+def test_no_constants_are_made_for_a_depth_that_cannot_fit(variant, monkeypatch):
+    """Those of a 2D tLSTM of such a depth are arrays of 10 GiB and more."""
+    monkeypatch.setattr(memory, "_step_bytes", None)
+    monkeypatch.setattr(memory, "limit", lambda: 8 << 30)
+    config = _config(variant=variant, depth=10_000, hidden_size=128, length=1)
+    with pytest.raises(ValueError, match=r"to need .* GiB; no batch_size, .* lower several, or"):
+        training.Trainer(config)
+
+
+def test_the_least_is_part_of_any_prediction():
+    for variant in ("2d-tlstm", "3d-trnn", "slstm"):
+        sizes = _sizes(_config(variant=variant, depth=6, hidden_size=40, length=2))
+        assert 0 < memory._least(sizes) < memory.predict(sizes)
+
+
 def test_workers_share_the_batch():
     config = _config(length=20, batch_size=60, accumulate=3)
     task = TASKS[config.task](config)
