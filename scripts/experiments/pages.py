@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import shlex
 import shutil
@@ -44,19 +43,20 @@ class Block:
         self._comments = [f"<!-- {word} {name} -->" for word in ("begin", "end")]
         self._around()
 
-    def replace(self, text: str, picture: Path) -> None:
-        """Put ``text`` there; a picture that it shows is copied beside the file.
+    def replace(self, text: str, stem: Path) -> None:
+        """Put ``text`` there; the picture and the CSV that it links are copied beside the file.
 
         Args:
             text: Markdown of :func:`write_report`.
-            picture: The PNG, which need not exist.
+            stem: That of the files beside which it was written.
         """
         before, after = self._around()
         begin, end = self._comments
-        if picture.exists():
-            name = self._name.replace(" ", "-") + picture.suffix
-            shutil.copyfile(picture, self._path.parent / name)
-            text = text.replace(f"]({picture.name})", f"]({name})")
+        for ending in ("png", "csv"):
+            link, name = f"{stem.name}.{ending}", f"{self._name.replace(' ', '-')}.{ending}"
+            if f"]({link})" in text:
+                shutil.copyfile(stem.with_name(link), self._path.parent / name)
+                text = text.replace(f"]({link})", f"]({name})")
         replace_text(self._path, f"{before}{begin}\n\n{text}\n{end}{after}")
 
     def _around(self) -> tuple[str, str]:
@@ -89,7 +89,7 @@ def write_target(
         notes = [*departures(target, request, shown), *footnotes(results.values(), command)]
         text = write_report(stem, tables, figure, results.values(), notes)
         if block is not None:
-            block.replace(text, stem.with_suffix(".png"))
+            block.replace(text, stem)
     return tables
 
 
@@ -141,7 +141,7 @@ def write_report(
 
     Args:
         stem: Folder and name.
-        tables: For people; the last one is also the CSV, and folded away below what comes before.
+        tables: For people; the last one is the CSV, and a link to it where others come before.
         figure: The picture.
         results: All runs behind it, for programs.
         notes: Lines to stand below.
@@ -154,7 +154,8 @@ def write_report(
         save_figure(figure, stem)
         parts.append(f"![{last.title}]({stem.name}.png)")
     parts += [table.text(markdown=True) for table in tables[:-1]]
-    parts.append(_folded(last) if tables[:-1] else last.text(markdown=True))
+    link = f"[{last.title}]({stem.name}.csv): {len(last.rows)} rows."
+    parts.append(link if tables[:-1] else last.text(markdown=True))
     parts.append("\n".join(f"- {note}" for note in notes))
     values = {
         "title": last.title,
@@ -170,9 +171,3 @@ def write_report(
     for ending, text in texts.items():
         replace_text(stem.with_name(f"{stem.name}.{ending}"), text)
     return texts["md"]
-
-
-def _folded(table: Table) -> str:
-    """A table that opens at a click, on GitHub and on the site."""
-    summary = f'<details markdown="1">\n<summary>{html.escape(table.title, quote=False)}</summary>'
-    return f"{summary}\n\n{table.body(markdown=True)}\n\n</details>"

@@ -190,8 +190,7 @@ def test_a_part_of_a_figure(data_options, tmp_path):
     title = "Fig. 4: performance of different configurations"
     assert text.startswith(f"![{title}](figure-4.png)")
     assert "### memorization, smoke scale (2 symbols, M=10): best test accuracy (%)" in text
-    folded = f"<summary>{title}</summary>\n\n| task"
-    assert text.count("<details") == text.count(folded) == text.count("|\n\n</details>\n\n- ") == 1
+    assert text.count(f"|\n\n[{title}](figure-4.csv): 28 rows.\n\n- ") == 1
     before = (tmp_path / "figure-4.csv").read_text()
     assert "run" not in run(reproduce, *options, "--report").split("\n")[0]
     assert (tmp_path / "figure-4.csv").read_text() == before
@@ -202,7 +201,7 @@ def test_nothing_was_run(tmp_path):
     for target in plans.TARGETS:
         assert (tmp_path / f"{target}.md").exists()
         assert not (tmp_path / f"{target}.png").exists()
-    assert "<details" not in (tmp_path / "table-1.md").read_text()  # it has nothing else
+    assert "table-1.csv" not in (tmp_path / "table-1.md").read_text()  # it has nothing else
     rows = rows_of(tmp_path / "table-2.csv")
     assert {row["paper"] for row in rows} == {"51%", ">50%", ">99%"}
     assert not any(row["ours, laptop scale"] for row in rows)
@@ -531,10 +530,19 @@ def test_into_a_file(tmp_path):
         assert "former" not in text
         title = "### 20 symbols to memorize, the paper's size, laptop scale"
         assert text.count(title) == 1
-        assert "](symbols-20-laptop.png)" in text
         assert str(tmp_path) not in text
-    picture = page.with_name("symbols-20-laptop.png").read_bytes()
-    assert picture == (tmp_path / "out" / "symbols-20.png").read_bytes()
+    for ending in ("png", "csv"):
+        copy = page.with_name(f"symbols-20-laptop.{ending}")
+        assert f"]({copy.name})" in text
+        assert copy.read_bytes() == (tmp_path / "out" / f"symbols-20.{ending}").read_bytes()
+
+
+def test_a_table_alone_goes_whole_into_a_file(tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text("<!-- begin table-1 laptop -->\n<!-- end table-1 laptop -->\n")
+    run(reproduce, "table-1", "--report", "--out", tmp_path / "out", "--into", page)
+    assert "| model" in page.read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "results.md"]
 
 
 @pytest.mark.parametrize(
