@@ -22,7 +22,8 @@ from benchmarking.tables import (
     markdown_option,
     measured_by,
     say_facts,
-    tables_told,
+    say_tables,
+    write_timings,
 )
 
 from mlx_tlstm import VARIANTS
@@ -58,8 +59,9 @@ from mlx_tlstm.commands.devices import device_option
 def main(markdown: bool, json_path: Path | None, **sizes: Any) -> None:
     mx.random.seed(0)
     facts = say_facts("latency", markdown)
-    with tables_told(markdown, json_path, facts) as tables:
-        tables.append(latency_table(**sizes))
+    tables = [latency_table(**sizes)]
+    say_tables(tables, markdown)
+    write_timings(json_path, facts, tables)
 
 
 if __name__ == "__main__":

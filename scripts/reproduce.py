@@ -10,9 +10,9 @@ two tensor axes and with one at equal parameters; rivals-memorization, rivals-ad
 rivals-mnist: others' networks and ours at equal parameters), or all.
 
 The paper's scale is that of its Section 3 and Appendix D: days to months on a laptop. The laptop's
-is hours on two CPU cores, and a day or two for what memorizes 10 symbols or more. The smoke scale
-takes minutes and proves nothing but that all of it runs; on enwik8 its evaluation alone takes
-longer, so give it a smaller --wikipedia-data.
+is hours on two CPU cores, a day or two for what memorizes 10 symbols or more, and for addition-15
+weeks, or an hour on a large GPU. The smoke scale takes minutes and proves nothing but that all of
+it runs; on enwik8 its evaluation alone takes longer, so give it a smaller --wikipedia-data.
 
 A command that was stopped goes on where it was. Started several times at once, the processes share
 the runs. OUT gets the run folders, TARGET.md, .csv, .json and, but for tables, .png and .svg.

@@ -60,7 +60,11 @@ def evaluate(
     metrics = training.evaluate(network, task, split, all_metrics=True, batch_size=batch_size)
     config = task.config
     # A saved model knows no folder of its data: whose text this is has to be seen.
-    data_of = config.data and os.path.abspath(config.data)
+    data_of = config.data
+    if data_of is not None and os.path.exists(
+        data_of
+    ):  # a task of one's own may mean another place
+        data_of = os.path.abspath(data_of)
     note = causality_note(task, network)
     if note:
         click.echo(note, err=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
 
@@ -157,27 +158,30 @@ def require_same_parts(model: nn.Module, built: nn.Module) -> None:
                 name in found and _equal(found[name], array),
                 "save",
                 name,
-                "the same array whenever its module is made, since no file keeps what begins with "
-                "_ (draw from a key of its own, as mx.random.key(0)),",
+                "the same array whenever its module is made, since no file keeps it (what is "
+                "random needs a key of its own, as mx.random.key(0)),",
                 "one that differs",
             )
 
 
-def _unsaved_arrays(model: nn.Module) -> dict[str, mx.array]:
-    """Arrays that are no parameters of any module, and what is in modules with such names."""
+def _unsaved_arrays(model: nn.Module) -> dict[str, mx.array | np.ndarray]:
+    """Arrays of modules that are no parameters: under a name with a _, or NumPy's."""
     return {
         f"{name}.{path}".lstrip("."): array
         for name, module in model.named_modules()
-        for key, value in module.items()
-        if key.startswith("_")
+        for key, value in [*module.items(), *vars(module).items()]
+        if key.startswith("_") or isinstance(value, np.ndarray)
         for path, array in tree_flatten({key: value})
-        if isinstance(array, mx.array)
+        if isinstance(array, (mx.array, np.ndarray))
     }
 
 
-def _equal(one: mx.array, other: mx.array) -> bool:
-    numbers = mx.issubdtype(one.dtype, mx.inexact)
-    return one.dtype == other.dtype and bool(mx.array_equal(one, other, equal_nan=numbers))
+def _equal(one: mx.array | np.ndarray, other: mx.array | np.ndarray) -> bool:
+    if type(one) is not type(other) or one.dtype != other.dtype:
+        return False
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
+    return bool(mx.array_equal(one, other, equal_nan=mx.issubdtype(one.dtype, mx.inexact)))
 
 
 @contextlib.contextmanager

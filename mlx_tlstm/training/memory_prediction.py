@@ -298,7 +298,8 @@ def _least(sizes: StepSizes) -> int:
     if not isinstance(layer, RecurrentLayer):
         return 0
     states = sum(array.nbytes for _, array in tree_flatten(layer.initial_state(sizes.rows)))
-    return (sizes.steps + layer.delay) * states
+    flush = _flush_steps(layer.cell, layer.cell.active_transition(sizes.rows))
+    return int((sizes.steps + sum(flush)) * states)
 
 
 def _fitting_changes(

@@ -172,7 +172,7 @@ class RunFolder:
         present = (path / CONFIG_FILE).is_file()
         require(present, "RunFolder", "run", f"a folder that holds {CONFIG_FILE}", str(path))
         # Of a run whose weights are still to come, its models have a config.json alone.
-        inside = path.name in WEIGHTS and (path.parent / CONFIG_FILE).is_file()
+        inside = path.name in WEIGHTS and (path.parent / CHECKPOINTS).is_dir()
         model = inside or (path / WEIGHTS_FILE).exists()
         expected = "a training run's folder, no model's"
         expected += f" ({path.parent} is one)," if inside else ","

@@ -127,7 +127,8 @@ def tables_told(
     finally:
         measured = [table for table in tables if table.rows]
         say_tables(measured, markdown)
-        write_timings(json_path, facts or {}, measured)
+        if measured:  # an earlier file is worth more than none of this
+            write_timings(json_path, facts or {}, measured)
 
 
 def grow(tables: list[Table], growing: Iterable[Sequence[Table]]) -> None:

@@ -101,6 +101,15 @@ def test_what_was_measured_until_then_is_told(
     assert len(calls) == 2
 
 
+def test_an_earlier_file_stays_where_nothing_was_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(layers, "measure", {}.pop)
+    path = tmp_path / "figures.json"
+    path.write_text("earlier")
+    arguments = ["--size", SIZES[0], "--skip-torch", "--json", str(path)]
+    assert CliRunner().invoke(benchmark.main, arguments).exit_code == 1
+    assert path.read_text() == "earlier"
+
+
 def test_bare_products_of_a_gpu_wait_for_one_another(monkeypatch):
     """Both floors multiply as much; on a GPU independent products would run side by side."""
     size, counted = sizing.Size((2, 3), 8, 2, 4), []

@@ -298,10 +298,15 @@ def test_no_constants_are_made_for_a_depth_that_cannot_fit(variant, monkeypatch)
         training.Trainer(config)
 
 
-def test_the_least_is_part_of_any_prediction():
-    for variant in ("2d-tlstm", "3d-trnn", "slstm"):
-        sizes = _sizes(_config(variant=variant, depth=6, hidden_size=40, length=2))
-        assert 0 < memory._least(sizes) < memory.predict(sizes)
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("variant", "depth"), [("2d-tlstm", 400), ("2d-trnn", 400), ("3d-trnn", 30), ("slstm", 30)]
+)
+def test_the_least_is_part_of_any_prediction(variant, depth, recompute):
+    """Also where nearly all steps are those on ever smaller corners."""
+    settings = {"batch_size": 100, "hidden_size": 64, "length": 1, "recompute": recompute}
+    sizes = _sizes(_config(variant=variant, depth=depth, **settings))
+    assert 0 < memory._least(sizes) < memory.predict(sizes)
 
 
 def test_workers_share_the_batch():

@@ -244,6 +244,12 @@ class Framed(Plain):
         self._parts = [{"mask": nn.Linear(2, 3)}]
 
 
+class OfNumPy(Plain):
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self.mask = np.random.random(hidden_size)
+
+
 class DrawnFromNumPy(Plain):
     def __init__(self, input_size, hidden_size):
         super().__init__(input_size, hidden_size)
@@ -256,6 +262,7 @@ class DrawnFromNumPy(Plain):
         (Shuffled, "layer.cell._order"),
         (Framed, "layer.cell._parts.0.mask.weight"),
         (DrawnFromNumPy, "layer.cell._mask"),
+        (OfNumPy, "layer.cell.mask"),
     ],
 )
 def test_no_array_that_loading_would_draw_anew(cell, name, settings, tmp_path, monkeypatch):
@@ -277,6 +284,7 @@ def test_an_array_drawn_from_a_key_of_its_own(settings, tmp_path, monkeypatch):
             super().__init__(input_size, hidden_size)
             self._order = mx.random.permutation(hidden_size, key=mx.random.key(0))
             self._unused = [None, mx.array([float("nan")]), "text"]
+            self.table = np.array([1.0, np.nan])
 
     monkeypatch.setitem(VARIANTS, "keyed", CellVariant(Keyed))
     result = training.fit(settings("memorization").for_variant("keyed"), tmp_path / "run")
