@@ -353,7 +353,7 @@ def test_layer_normalised_language_model(invoke, tmp_path):
     evaluated = invoke("evaluate", "run")
     assert "not causal" in evaluated.stderr
     assert re.match(r"test: \d\.\d{4} bits per character", evaluated.stdout)
-    assert re.search(r"best weights, N = \d+ streams\)", evaluated.stdout)
+    assert re.search(r"best weights, N = \d+ streams, data .*text\)", evaluated.stdout)
 
 
 def test_divergence(invoke, tmp_path):
