@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
@@ -40,12 +41,27 @@ def describe(task: Task) -> list[str]:
         "inputs": f"{_shape(batch.inputs)} {kind}",
         "targets": f"{_shape(batch.targets)} of {task.output_size} classes; "
         f"{losses} of {task.steps} steps are trained on, {answers} count",
+        "guessing": f"the best constant answer has {100 * best_constant(task):.2f} % of the test "
+        "split right",
     }
     lines = [f"{name}: {text}" for name, text in facts.items()]
     test = next(iter(task.eval_batches("test")))
     for row in range(min(SAMPLES, len(test.targets))):
         lines += ["", *task.sample_lines(test, row)]
     return lines
+
+
+def best_constant(task: Task) -> float:
+    """The share of the test split's answers that one answer, whatever the input, has right at best.
+
+    Where whole sequences are answers, each of their positions has its own most frequent symbol.
+    """
+    answers = [batch.targets[:, task.answer_positions] for batch in task.eval_batches("test")]
+    if task.reports_sequences and len({array.shape[1] for array in answers}) == 1:
+        columns = list(np.concatenate(answers).T)
+    else:
+        columns = [np.concatenate([array.ravel() for array in answers])]
+    return sum(int(np.bincount(c).max()) for c in columns) / sum(map(len, columns))
 
 
 def _shape(array: Any) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import types
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from click.testing import CliRunner
 from matplotlib import image as matplotlib_image
 from tiny_tasks import write_images, write_text
 
+from mlx_tlstm.commands.data import best_constant
 from mlx_tlstm.commands.main import main
 from mlx_tlstm.files import TEMPORARY
-from mlx_tlstm.tasks import TASKS, Memorization, Mnist, PermutedMnist, make_task
+from mlx_tlstm.tasks import TASKS, Batch, Memorization, Mnist, PermutedMnist, make_task
 
 
 def _data(*arguments):
@@ -39,6 +42,10 @@ def text(tmp_path):
 
 def test_memorization():
     facts, samples = _facts("memorization", "--length", 3, "--batch-size", 2)
+    guessing = facts.pop("guessing")
+    assert re.fullmatch(
+        r"the best constant answer has \d\.\d\d % of the test split right", guessing
+    )
     assert facts == {
         "task": "memorization",
         "data": "generated",
@@ -62,6 +69,24 @@ def test_addition():
         first, second = (line.split()[1] for line in sample.splitlines())
         left, right, total = int(first[1:3]), int(first[4:6]), int(second[6:9])
         assert left + right == total
+
+
+def test_best_constant_answer():
+    """At each position of a whole sequence; over all of them where there is none, as in a text."""
+
+    def task(targets, whole):
+        batches = [Batch(np.array(rows), np.array(rows)) for rows in targets]
+        return types.SimpleNamespace(
+            eval_batches=lambda split: {"test": iter(batches)}[split],
+            answer_positions=slice(1, 3),
+            reports_sequences=whole,
+        )
+
+    three = [[[9, 1, 0], [9, 1, 0]], [[9, 0, 2]]]
+    assert best_constant(task(three, whole=True)) == 4 / 6
+    assert best_constant(task(three, whole=False)) == 3 / 6
+    # A sequence that is longer has other positions.
+    assert best_constant(task([[[9, 1, 0]], [[9, 1]]], whole=True)) == 2 / 3
 
 
 def test_wikipedia(text):
