@@ -59,20 +59,18 @@ def evaluate(
     kept = weights if is_run(model) else None
     metrics = training.evaluate(network, task, split, all_metrics=True, batch_size=batch_size)
     config = task.config
-    # A saved model knows no folder of its data: whose text this is has to be seen.
-    data_of = config.data
-    if data_of is not None and os.path.exists(
-        data_of
-    ):  # a task of one's own may mean another place
-        data_of = os.path.abspath(data_of)
+    # A saved model knows no folder of its data: whose text this is has to be seen. A task of the
+    # user's own may mean something else by it than a path.
+    is_path = config.data is not None and os.path.exists(config.data)
+    source = os.path.abspath(config.data) if is_path else config.data
     note = causality_note(task, network)
     if note:
         click.echo(note, err=True)
     if not as_json:
         counted = f"{metrics['answers']:,} answers"
         whose = kept and f"{kept} weights"
-        source = data_of and f"data {data_of}"
-        remarks = (config.task, config.variant, counted, whose, task.evaluation_note, source)
+        data_of = source and f"data {source}"
+        remarks = (config.task, config.variant, counted, whose, task.evaluation_note, data_of)
         click.echo(
             f"{split}: {training.format_metrics(metrics)}, loss {metrics['loss']:.4f} "
             f"({', '.join(filter(None, remarks))})"
@@ -85,7 +83,7 @@ def evaluate(
         "parameters": parameters,
         "weights": kept,
         "split": split,
-        "data": data_of,
+        "data": source,
         "metrics": metrics,
         "note": task.evaluation_note or None,
         "causal": network.causal,

@@ -230,44 +230,23 @@ def test_integers_that_are_no_parameter(settings, tmp_path, monkeypatch):
     same(result.model, mlx_tlstm.load(tmp_path / "run"))
 
 
-class Shuffled(Plain):
-    def __init__(self, input_size, hidden_size):
-        super().__init__(input_size, hidden_size)
-        self._order = mx.random.permutation(hidden_size)
-
-
-class Framed(Plain):
-    """A module with such a name is none that MLX saves."""
-
-    def __init__(self, input_size, hidden_size):
-        super().__init__(input_size, hidden_size)
-        self._parts = [{"mask": nn.Linear(2, 3)}]
-
-
-class OfNumPy(Plain):
-    def __init__(self, input_size, hidden_size):
-        super().__init__(input_size, hidden_size)
-        self.mask = np.random.random(hidden_size)
-
-
-class DrawnFromNumPy(Plain):
-    def __init__(self, input_size, hidden_size):
-        super().__init__(input_size, hidden_size)
-        self._mask = mx.array(np.random.random(hidden_size))
-
-
 @pytest.mark.parametrize(
-    ("cell", "name"),
+    ("name", "made"),
     [
-        (Shuffled, "layer.cell._order"),
-        (Framed, "layer.cell._parts.0.mask.weight"),
-        (DrawnFromNumPy, "layer.cell._mask"),
-        (OfNumPy, "layer.cell.mask"),
+        ("_order", lambda M: mx.random.permutation(M)),
+        ("_mask", lambda M: mx.array(np.random.random(M))),
+        ("mask", lambda M: np.random.random(M)),
+        ("_parts.0.mask.weight", lambda M: [{"mask": nn.Linear(2, 3)}]),  # no module that MLX saves
     ],
 )
-def test_no_array_that_loading_would_draw_anew(cell, name, settings, tmp_path, monkeypatch):
-    monkeypatch.setitem(VARIANTS, "drawn", CellVariant(cell))
-    message = f"'{name}' must be the same array whenever its module is made"
+def test_no_array_that_loading_would_draw_anew(name, made, settings, tmp_path, monkeypatch):
+    class Drawn(Plain):
+        def __init__(self, input_size, hidden_size):
+            super().__init__(input_size, hidden_size)
+            setattr(self, name.partition(".")[0], made(hidden_size))
+
+    monkeypatch.setitem(VARIANTS, "drawn", CellVariant(Drawn))
+    message = f"'layer.cell.{name}' must be the same array whenever its module is made"
     with pytest.raises(ValueError, match=message):
         training.fit(settings("memorization").for_variant("drawn"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
