@@ -158,7 +158,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if isinstance(self.data, os.PathLike):
             object.__setattr__(self, "data", os.fsdecode(self.data))
-        for each in dataclasses.fields(self):
+        fields = dataclasses.fields(self)
+        others = [each.name for each in fields if "check" not in each.metadata]
+        expected = f"{_OWNER}'s own (what else a task of yours needs belongs in its class)"
+        require(not others, type(self).__name__, "fields", expected, others)
+        for each in fields:
             value = plain(getattr(self, each.name))
             object.__setattr__(self, each.name, value)
             if value is not None or each.default is not None:

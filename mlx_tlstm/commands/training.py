@@ -93,7 +93,7 @@ def train(
     remarks = ", ".join(filter(None, ("best weights", trainer.task.evaluation_note)))
     click.echo(f"test: {training.format_metrics(result.test)} ({remarks})")
     end = "solved" if result.solved else "done"
-    click.echo(f"{end} in {result.seconds:,.1f} s; run: {result.folder}")
+    click.echo(f"{end} in {result.seconds:,.1f} s; run: {run.path}")
 
 
 def _require_alone(context: click.Context) -> None:

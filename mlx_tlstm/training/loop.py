@@ -51,7 +51,7 @@ class Result:
     """The result of a run.
 
     Attributes:
-        folder: Where its files are.
+        folder: Where its files are, an absolute path.
         model: The model with its best weights, in evaluation mode.
         best: The record with the best value of the task's metric; of several, the first.
         last: The last record.
@@ -244,6 +244,7 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
         OSError: A file cannot be written; the checkpoints are as they were.
     """
     _require_callbacks(callbacks)
+    named, run = run, dataclasses.replace(run, path=run.path.absolute())  # callbacks may chdir
 
     def note(text: str) -> None:
         for callback in callbacks:
@@ -269,7 +270,7 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
                 number = stop.signal_number
                 raise TrainingInterrupted(
                     f"{STOP_WORDS[number]} after {trainer.samples:,} samples, which are saved; "
-                    f"to go on: {_go_on(run)}",
+                    f"to go on: {_go_on(named)}",
                     number,
                 ) from None
         finally:

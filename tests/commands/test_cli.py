@@ -520,4 +520,5 @@ def test_resume_refusals(invoke, tmp_path):
         state.write_text("{}")
     result = invoke("train", "--resume", "run")
     assert result.exit_code == 1
-    assert "Error: [RunOnDisk] no checkpoint is whole: checkpoint run/" in result.stderr
+    message = f"Error: [RunOnDisk] no checkpoint is whole: checkpoint {tmp_path}/run/"
+    assert message in result.stderr

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
 
 import numpy as np
 import pytest
 
 from mlx_tlstm import tasks, training
+from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import Memorization
 from mlx_tlstm.tasks.base import Batch
 
@@ -133,6 +136,29 @@ def test_callbacks_that_are_none(callbacks, settings, tmp_path):
 def test_a_configuration_that_is_none(config, tmp_path):
     with pytest.raises(ValueError, match="'config' must be a TrainingConfig but got"):
         training.fit(config, tmp_path / "run")
+
+
+def test_settings_of_a_subclass_are_refused(settings):
+    @dataclasses.dataclass(frozen=True)
+    class Wider(TrainingConfig):
+        vocabulary: int = 64
+
+    with pytest.raises(ValueError, match=r"'fields' must be TrainingConfig's own.*'vocabulary'"):
+        Wider(**dataclasses.asdict(settings("addition")))
+
+
+def test_a_callback_may_leave_the_folder(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+
+    class Leaving(training.Callback):
+        def on_start(self, trainer):
+            os.chdir("elsewhere")
+
+    result = training.fit(settings("addition"), "run", [Leaving()])
+    assert result.folder == tmp_path / "run"
+    assert (result.folder / "test.json").exists()
+    assert not any((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_callback_may_change_its_record(settings, tmp_path):
