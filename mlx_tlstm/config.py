@@ -25,8 +25,6 @@ from mlx_tlstm.layers.variants import variant_named
 ON_DIVERGENCE = ("stop", "rollback")
 #: In place of a number for ``forget_bias``.
 BY_LAG = "lag"
-#: Settings of the starting weights that are gone: what was trained with them has its weights.
-_GONE = ("memory_init", "weight_scale")
 _OWNER = "TrainingConfig"
 
 
@@ -216,5 +214,5 @@ class TrainingConfig:
         fields = dataclasses.fields(cls)
         required = [field.name for field in fields if field.default is dataclasses.MISSING]
         known = [field.name for field in fields]
-        require_keys(cls.__name__, source, values, [*known, *_GONE], required)
-        return cls(**{name: value for name, value in values.items() if name not in _GONE})
+        require_keys(cls.__name__, source, values, known, required)
+        return cls(**values)

@@ -277,12 +277,10 @@ def read_folder(path: str | Path) -> tuple[ModelConfig, dict[str, mx.array]]:
         require((path / name).is_file(), "load", "path", f"a folder that holds {name}", str(path))
     config = read_config(path / CONFIG_FILE)
     arrays, header = load_arrays(path / WEIGHTS_FILE, "load")
-    if METRICS in header:  # version 0.1 kept them in config.json
-        source = f"{path / WEIGHTS_FILE}: {METRICS}"
-        metrics = parse_json(header[METRICS], source, "load")
-        valid = isinstance(metrics, dict)
-        valid = valid and not any(isinstance(value, (dict, list)) for value in metrics.values())
-        require(valid, "load", source, "numbers and words by name", metrics)
-        metadata = dataclasses.replace(config.metadata, metrics=metrics_from_json(metrics))
-        config = dataclasses.replace(config, metadata=metadata)
-    return config, arrays
+    source = f"{path / WEIGHTS_FILE}: {METRICS}"
+    metrics = parse_json(header.get(METRICS, "{}"), source, "load")
+    valid = isinstance(metrics, dict)
+    valid = valid and not any(isinstance(value, (dict, list)) for value in metrics.values())
+    require(valid, "load", source, "numbers and words by name", metrics)
+    metadata = dataclasses.replace(config.metadata, metrics=metrics_from_json(metrics))
+    return dataclasses.replace(config, metadata=metadata), arrays

@@ -85,14 +85,12 @@ class ModelMetadata:
 
     @classmethod
     def from_json(cls, values: object) -> ModelMetadata:
-        """The reverse of :meth:`as_json`, also with metrics; unknown keys are a ``ValueError``."""
-        names = [field.name for field in dataclasses.fields(cls)]
+        """The reverse of :meth:`as_json`; unknown keys are a ``ValueError``."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "metrics"]
         require_keys(cls.__name__, "metadata", values, names)
         values = dict(values)  # type: ignore[call-overload]
         if values.get("symbols") is not None:
             values["symbols"] = symbols_from_json(values["symbols"])
-        if isinstance(values.get("metrics"), Mapping):
-            values["metrics"] = metrics_from_json(values["metrics"])
         if values.get("training") is not None:
             values["training"] = TrainingConfig.from_json(values["training"], "training")
         return cls(**values)

@@ -630,17 +630,6 @@ def test_damaged_runs(content, message, settings, tmp_path):
         RunFolder.open(tmp_path / "run")
 
 
-def test_a_run_with_settings_that_are_gone(settings, tmp_path):
-    """They said how weights start, and the run has its own."""
-    config, run = settings("memorization"), tmp_path / "run"
-    training.fit(config, run)
-    path = run / "config.json"
-    gone = {"memory_init": "shift", "weight_scale": 0.5}
-    path.write_text(json.dumps(json.loads(path.read_text()) | gone))
-    assert RunFolder.open(run).config == config
-    assert load(run).metadata.training == config
-
-
 def test_unknown_split_and_weights(settings, tmp_path):
     result = training.fit(settings("memorization", samples=4), tmp_path / "run")
     _, task, model = load_run(tmp_path / "run", "last")
