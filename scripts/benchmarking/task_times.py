@@ -17,7 +17,7 @@ from benchmarking.tables import Table
 from benchmarking.task_passes import Point, TaskPass, pass_products, predicted_bytes
 from mlx_tlstm.checking.timing import Timing, measure, per_timestep_example
 from mlx_tlstm.checks import require
-from mlx_tlstm.files import read_json, read_json_lines, replace_text
+from mlx_tlstm.files import read_json_lines, replace_text
 from mlx_tlstm.training import memory_prediction
 
 #: Values of M that a title lists.
@@ -229,16 +229,3 @@ def without_rounds(row: Row) -> Row:
     line = {name: value for name, value in row.items() if not isinstance(value, list)}
     rounds = len(row["milliseconds"])
     return line | {"lower_quartile": low, "upper_quartile": high, "rounds": rounds}
-
-
-def read_times(path: Path) -> dict[str, list[Row]]:
-    """The rows of each task in the ``times.json`` of ``time_tasks.py``.
-
-    Raises:
-        ValueError: The file holds something else.
-    """
-    times = read_json(path, "figures")
-    valid = isinstance(times, dict) and isinstance(times.get("rows"), list)
-    require(valid, "figures", "times", "a times.json of time_tasks.py", str(path))
-    check_rows("figures", str(path), times["rows"])
-    return by_task(times["rows"])

@@ -18,7 +18,6 @@ from experiments.results import RunResult
 from experiments.studies import STUDIES
 from mlx_tlstm import VARIANTS
 from mlx_tlstm.checking.timing import Timing
-from mlx_tlstm.checks import require
 from mlx_tlstm.training.runs import CONFIG_FILE, RunFolder
 from mlx_tlstm.visualize import draw_by_depth, draw_learning_curves, draw_runtime
 from mlx_tlstm.visualize.curves import METRICS
@@ -45,7 +44,7 @@ def target_picture(
             for task in FIGURES[target].tasks
         }
         tasks = {task: found for task, found in tasks.items() if found}
-        return draw_figure(tasks, note=f", {request.scale} scale", samples=True) if tasks else None
+        return draw_figure(tasks, f", {request.scale} scale") if tasks else None
     if target == EACH_TASK:
         return draw_curves([("", [folder / run.name]) for run in task_runs(request)])
     panels = study_runs(target, request) if target in STUDIES else {}
@@ -54,38 +53,27 @@ def target_picture(
     )
 
 
-def draw_figure(
-    tasks: Mapping[str, Sequence[RunResult]],
-    times: Mapping[str, Sequence[Row]] | None = None,
-    note: str = "",
-    samples: bool = False,
-) -> Figure:
-    """A performance panel for each task and, where there is something, one to its right.
+def draw_figure(tasks: Mapping[str, Sequence[RunResult]], note: str) -> Figure:
+    """A performance panel for each task; to its right samples until all answers were right.
 
-    Without any the panels of two tasks stand side by side.
+    Where no run got there, the panels of two tasks stand side by side.
 
     Args:
         tasks: Runs by task, each with an evaluation.
-        times: Run times of each task, to stand to the right.
         note: Ends the panels' titles.
-        samples: Whether samples until all answers were right stand there, if some run got there.
     """
     solved = {task for task, found in tasks.items() if any(r.to_100 is not None for r in found)}
-    beside = set(tasks) if times is not None else solved if samples else set()
-    figure, panels = _grid(len(tasks) * (2 if beside else 1))
+    figure, panels = _grid(len(tasks) * (2 if solved else 1))
     for task, results in tasks.items():
         left = panels.pop(0)
         draw_performance_panel(results, left)
         left.set_title(left.get_title() + note, fontsize="medium")
-        right = panels.pop(0) if beside else None
-        if task not in beside:
-            if right is not None:
-                right.set_axis_off()
-        elif times is not None:
-            draw_runtime_panel(times[task], right)
-        else:
+        right = panels.pop(0) if solved else None
+        if task in solved:
             _draw_samples(results, right)
             right.set_title(left.get_title(), fontsize="medium")
+        elif right is not None:
+            right.set_axis_off()
     return figure
 
 
@@ -99,14 +87,9 @@ def draw_performance_panel(results: Sequence[RunResult], axes: Axes) -> None:
     Args:
         results: Runs on one task, each with an evaluation.
         axes: Where to draw.
-
-    Raises:
-        ValueError: There is no run, or one has no evaluation.
     """
     first, task = results[0], results[0].config.task
     label, scale = METRICS[first.metric]
-    for result in results:
-        require(result.best is not None, "figures", "runs", "evaluated", result.name)
     leaky = {result.config.variant for result in results if report.leaks(result.config)}
     labels = {variant: f"{variant} (not causal)" for variant in leaky}
     points = _points(results, lambda result: scale * result.best)

@@ -528,20 +528,6 @@ def test_panels():
     assert one.get_title() == "wikipedia, M=901, B=100, T=50"
 
 
-def test_times_are_read_back(tmp_path):
-    rows = made_rows("addition")
-    (tmp_path / "times.json").write_text(json.dumps({"facts": {}, "rows": rows}))
-    assert task_times.read_times(tmp_path / "times.json") == {"addition": rows}
-    for content, message in (
-        ("[", "must hold JSON"),
-        ("[]", "'times' must be a times.json of time_tasks.py"),
-        ('{"rows": [1]}', "must be rows with"),
-    ):
-        (tmp_path / "bad.json").write_text(content)
-        with pytest.raises(ValueError, match=message):
-            task_times.read_times(tmp_path / "bad.json")
-
-
 def test_words():
     rows = made_rows("mnist")
     words = task_times.cost_of_depth("mnist", rows)
