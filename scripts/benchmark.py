@@ -53,9 +53,9 @@ _BUSY = (
 )
 
 
-def _compile_text(no_compile: bool) -> str:
+def _compile_text() -> str:
     """Whether MLX's passes are compiled, and why not."""
-    if no_compile or os.environ.get("MLX_DISABLE_COMPILE"):
+    if os.environ.get("MLX_DISABLE_COMPILE"):
         return "off"
     if mx.default_device() == mx.cpu and shutil.which("g++") is None:
         return "off (no g++)"
@@ -81,7 +81,6 @@ def _compile_text(no_compile: bool) -> str:
 @measured_by(warmup=2, rounds=10)
 @click.option("--seconds", type=Seconds(), help="Start no further round of a size after so long.")
 @device_option
-@click.option("--no-compile", is_flag=True, help="Run MLX's graphs as Python builds them.")
 @click.option("--skip-torch", is_flag=True, help="Leave PyTorch out, and with it the check.")
 @markdown_option
 @json_option
@@ -93,14 +92,11 @@ def main(
     kernels: bool,
     pieces: bool,
     dtype: str,
-    no_compile: bool,
     skip_torch: bool,
     markdown: bool,
     json_path: Path | None,
     **options: float | None,
 ) -> None:
-    if no_compile:
-        mx.disable_compile()
     if dtype != "float32" and not (layers or kernels):
         raise click.UsageError("--dtype goes with --layers and --kernels")
     tables_of_their_own = layers or kernels or pieces
@@ -109,7 +105,7 @@ def main(
     mx.random.seed(0)
     compared = plain or layers or depth
     torch, torch_text = pytorch_process.started(compared and not skip_torch)
-    facts = {"TF32": tf32_text(), "mx.compile": _compile_text(no_compile), "pytorch": torch_text}
+    facts = {"TF32": tf32_text(), "mx.compile": _compile_text(), "pytorch": torch_text}
     facts = say_facts("benchmark", markdown, _BUSY if torch else "", **facts)
     with (
         tables_told(markdown, json_path, facts) as tables,

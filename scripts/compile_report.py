@@ -27,10 +27,8 @@ from mlx_tlstm.config import DTYPES
 from mlx_tlstm.kernels import tuning
 
 
-def report(
-    sizes: tuple[Size, ...], dtypes: tuple[str, ...], compiler: Compiler, by_size: bool
-) -> Table:
-    """A row for each kernel and type, and size if asked for: its variants at their worst."""
+def report(sizes: tuple[Size, ...], dtypes: tuple[str, ...], compiler: Compiler) -> Table:
+    """A row for each kernel and type: its variants at their worst."""
     needs: dict[Launch, tuple[int, int, int]] = {}
     rows: dict[tuple[str, ...], set[Launch]] = {}
     of_sizes = ((size, layer) for size in sizes for layer in networks(size))
@@ -44,13 +42,12 @@ def report(
             if launch not in needs:
                 log = compiler.compile(cuda_source(launch), launch.name)
                 needs[launch] = resources(log)
-            row = (launch.name, dtype, str(size)) if by_size else (launch.name, dtype)
-            rows.setdefault(row, set()).add(launch)
+            rows.setdefault((launch.name, dtype), set()).add(launch)
     cells = []
     for row, launches in sorted(rows.items()):
         numbers = [(len(launches), math.prod(one.threadgroup), *needs[one]) for one in launches]
         largest = (str(max(column)) for column in zip(*numbers, strict=True))
-        named = zip(("kernel", "dtype", "size"), row, strict=False)
+        named = zip(("kernel", "dtype"), row, strict=True)
         columns = ("variants", "threads", "registers", "shared", "spilt")
         cells.append(dict(named) | dict(zip(columns, largest, strict=True)))
     return Table("The most that a variant of a kernel needs", cells)
@@ -74,16 +71,14 @@ def report(
     help="Compile for these only; repeatable.",
 )
 @click.option("--arch", default="sm_90", show_default=True, help="The GPU to compile for.")
-@click.option("--by-size", is_flag=True, help="A row for each size.")
 @markdown_option
 def main(
     sizes: tuple[Size, ...],
     dtypes: tuple[str, ...],
     arch: str,
-    by_size: bool,
     markdown: bool,
 ) -> None:
-    table = report(sizes, dtypes, Compiler(arch), by_size)
+    table = report(sizes, dtypes, Compiler(arch))
     click.echo(table.text(markdown))
     if any(int(row["spilt"]) for row in table.rows):
         click.echo("\nSome kernels spill registers.")

@@ -165,7 +165,7 @@ def geometry_template(geometry: Geometry) -> dict[str, int]:
 
 @functools.cache
 def _absent() -> mx.array:
-    # At hand, and so many elements that MLX passes it in the address space of larger arrays.
+    # Evaluated already, and of as many elements as MLX needs to pass it as it passes large arrays.
     return mx.array([0.0] * 8)
 
 

@@ -117,9 +117,10 @@ CANDIDATES = (
 )
 
 
-#: Columns that simdgroups share evenly on either side.
+#: Widths that simdgroups share evenly, in whichever direction they divide a tile.
 _EVEN_COLUMNS = (64, 32, 16)
-#: A tile of other columns is preferred where it covers less than this share of what one does.
+#: Tiles of another width are chosen where they cover less than this share of the area that tiles
+#: of an even width would cover.
 _LESS = 0.9
 
 

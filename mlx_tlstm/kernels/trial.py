@@ -32,7 +32,7 @@ BATCH_SIZE = 2
 #: last one.
 SEQUENCES = ((9, 2, 5), (2, 1, 1), (1, 0, 1))
 
-#: Results may be off by so many times what they move when all inputs move by a rounding.
+#: Results may differ by so many times the change that one rounding of every input makes.
 _MARGIN = 8
 #: Rounding that is assumed at least, of sums in float32 on either side.
 _LEAST_ROUNDING = 2.0**-21

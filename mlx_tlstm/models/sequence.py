@@ -26,7 +26,8 @@ from mlx_tlstm.models.folder import (
 from mlx_tlstm.models.metadata import ModelMetadata
 from mlx_tlstm.recurrence.random_state import current_key, random_key
 
-#: A seed that nobody trains with.
+#: Seeds the weights of a second build of a model: what differs from the first is drawn at random,
+#: and a folder could not give it back.
 _OTHER_SEED = 0x10AD_5AFE
 
 

@@ -49,9 +49,9 @@ def _polynomial(coefficients: tuple[float, ...], powers: Sequence[mx.array]) -> 
 
 def rational_tanh(x: mx.array) -> mx.array:
     """tanh of float32 ``x`` within 4e-7, by arithmetic alone."""
-    # Comparisons and then plain arithmetic are two loops that the C++ compiler vectorises; as one
-    # it is neither, nor does it vectorise mx.clip. What parts the loops is the change of shape, and
-    # what makes the second a single one is joining by pairs: mx.compile limits a loop's depth.
+    # The C++ compiler vectorises the comparisons and the arithmetic as two loops, not as one, and
+    # mx.clip not at all. The reshape makes mx.compile part the two. Terms are joined by pairs so
+    # that the arithmetic is not parted again: mx.compile limits how deep a loop's expression is.
     x_limited = mx.where(x > _LIMIT, _LIMIT, mx.where(x < -_LIMIT, -_LIMIT, x))
     flat = x_limited.reshape(-1)
     square = mx.square(flat)

@@ -37,7 +37,7 @@ class Search:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        #: Objects that led to no array at first, by id; being held, they keep it.
+        #: Objects that led to no array at first, by id, which no other gets while they are held.
         self._barren: dict[int, Any] = {}
         seen: dict[int, Any] = {}
         parents: dict[int, int] = {}

@@ -110,8 +110,8 @@ def checkpointed(
 ) -> tuple[Arrays, Arrays]:
     """``run(arguments)``, whose gradient computes everything in between anew.
 
-    ``arrays`` come back for the next call of a sequence of them: so the gradients of the calls that
-    follow are added up on the way back, where MLX would first make and keep those of every call.
+    ``arrays`` come back, to be passed to the next call of a sequence: their gradients are then
+    added up call by call, where MLX would first make and keep one for every call.
 
     Args:
         owner: Begins the errors.

@@ -65,8 +65,8 @@ class MemoryUpdate:
     def is_causal(self, depth: int) -> bool:
         """Whether no output depends on a later input.
 
-        Where a step is not local, later inputs are on their way already, but with a depth of 1,
-        where an output leaves before the next input comes.
+        With layer normalisation an output depends on all inputs that are in the tensor when it
+        leaves. At a depth of 1 it leaves before the next input comes.
         """
         return depth == 1 or self.is_local
 
@@ -100,8 +100,8 @@ class Backend(abc.ABC):
     #: where the update is local. Each is a step of another tensor size.
     shrinks: ClassVar[bool] = False
 
-    #: Matrices as large as :meth:`makes_windows` says that a step and its gradient hold at once, by
-    #: which the memory of training is predicted.
+    #: How many matrices of :meth:`makes_windows`'s size a step and its gradient hold at once, for
+    #: the prediction of memory.
     products_kept: ClassVar[int] = 2
 
     def prepare(self, parameters: Sequence[mx.array]) -> Prepared:

@@ -24,7 +24,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 #: thread gets those of one training step.
 _WEIGHTS = threading.Lock()
 
-#: Follows the parts of a module or container.
+#: Marks the end of a module or container in :attr:`Parts.rest`.
 _END = object()
 
 

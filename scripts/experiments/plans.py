@@ -64,7 +64,8 @@ class Size:
 
     Args:
         depths: L of the figure.
-        of_table: L for the rows of the table, by the L that they print; the rest is not run.
+        of_table: The L trained here for a row of the table, by the L that it prints; rows of others
+            are not run.
         hidden_size: M of all variants; ``None`` for the paper's.
         seeds: How many, from 0.
         settings: In place of those of the task's paper settings.
