@@ -118,7 +118,7 @@ def main() -> None:
     """The command; see the module."""
     arguments = sys.argv[1:]
     if "--" not in arguments or "--help" in arguments[: arguments.index("--")]:
-        click.echo(__doc__.replace("``", ""))
+        click.echo((__doc__ or "").replace("``", ""))
         click.echo("usage: python -m mlx_tlstm.launch [mlx.launch's options] -- [TASK] [options]")
         sys.exit(0 if "--help" in arguments else 2)
     split = arguments.index("--")

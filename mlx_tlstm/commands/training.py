@@ -63,10 +63,11 @@ def train(
 ) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     if data is not None:
-        given["data"] = str(data.absolute())  # the run can then be evaluated from any folder
+        given["data"] = str(data)
     if resume is not None:
         _require_alone(context)
-    workers = training.Workers.launched()
+    with clean_errors(bad_input=True):
+        workers = training.Workers.launched()
     if not workers.first:
         with clean_errors(bad_input=True):
             trainer = training.join(workers, backend)

@@ -30,7 +30,8 @@ class Recurrent(Layer):
 
     The layer is used as those of this package, by a :class:`SequenceModel`, a
     :class:`StreamingSession`, ``training.evaluate`` and ``visualize.record``. An output follows its
-    input at once: its delay is 0. Time and memory grow with T alone, also of the gradient.
+    input at once: its delay is 0. Time and memory grow with T alone, also of the gradient. Inputs
+    of a floating-point type get that of the cell's first floating-point weight.
 
     Where the cell has an attribute ``input_size``, R, inputs are checked against it. A read-out
     needs M: the cell's attribute ``hidden_size`` or, without it, the last axis of all arrays of the
@@ -85,8 +86,11 @@ class Recurrent(Layer):
 
     @property
     def dtype(self) -> mx.Dtype:
+        return self._weight_type() or mx.float32
+
+    def _weight_type(self) -> mx.Dtype | None:
         types = [array.dtype for _, array in tree_flatten(self.cell.parameters())]
-        return next((kind for kind in types if mx.issubdtype(kind, mx.floating)), mx.float32)
+        return next((kind for kind in types if mx.issubdtype(kind, mx.floating)), None)
 
     def arguments(self) -> dict[str, Any]:
         names = ("input_size", "hidden_size", "recompute", "depth", "variant")
@@ -143,6 +147,8 @@ class Recurrent(Layer):
         self.check_input(owner, x, (2, 3), "[B, T, R] or [T, R]")
         batched = x.ndim == 3
         x = x if batched else x[None]
+        if mx.issubdtype(x.dtype, mx.floating):
+            x = x.astype(self._weight_type() or x.dtype)
         first = self.initial_state(x.shape[0])
         if state is None:
             state = first

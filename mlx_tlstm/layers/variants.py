@@ -154,7 +154,7 @@ class CellVariant(Variant):
     """
 
     cell: Callable[..., nn.Module]
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     axes = 0
 
@@ -176,6 +176,9 @@ class CellVariant(Variant):
         require(valid, owner, "settings", "a mapping of TrainingConfig's fields", self.settings)
         known = {} if "depth" in parameters else {"depth": 1}
         object.__setattr__(self, "settings", MappingProxyType(known | dict(self.settings)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.cell, dict(self.settings))  # Python pickles no read-only mapping
 
     @property
     def has_forget_gate(self) -> bool:

@@ -119,11 +119,12 @@ def generate(
     require(valid, owner, "temperature", "a finite number of 0 or more", temperature)
     valid = is_number(top_p) and 0 < top_p <= 1
     require(valid, owner, "top_p", "above 0 and at most 1", top_p)
-    require(is_integer(seed) and 0 <= seed < 1 << 64, owner, "seed", "an integer of 64 bits", seed)
+    valid = is_integer(seed) and 0 <= seed < 1 << 64
+    require(valid, owner, "seed", "an integer from 0 to 2^64 - 1", seed)
     model = snapshot(model)
     require_evaluated(owner, model)
     # Evaluated here too: the first symbol may be asked for in another thread.
-    rows, key = mx.eye(classes), mx.random.key(seed)
+    rows, key = mx.eye(classes, dtype=model.layer.dtype), mx.random.key(seed)
     layer_key = mx.random.split(key, 3)[2]  # one that no symbol is drawn from
     mx.eval(rows, key, layer_key)
     return _generate(model, list(symbols), length, temperature, top_p, rows, key, layer_key)

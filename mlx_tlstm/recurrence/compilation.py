@@ -67,6 +67,9 @@ class CompiledFunction:
         self._compiled: set[Hashable] = set()
         self._compiles = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_graphs": {}, "_compiled": set()}  # which another process makes
+
     def plain(self, *arguments: Any) -> Any:
         """The result of a call, computed without a compiled graph."""
         graph, arrays = self._graph()

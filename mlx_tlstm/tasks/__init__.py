@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks.addition import Addition
-from mlx_tlstm.tasks.base import Batch, Task
+from mlx_tlstm.tasks.base import Batch, Task, require_complete
 from mlx_tlstm.tasks.downloads import DataUnavailableError
 from mlx_tlstm.tasks.memorization import Memorization
 from mlx_tlstm.tasks.mnist import Mnist, PermutedMnist
@@ -42,11 +42,14 @@ def make_task(config: TrainingConfig) -> Task:
     """Build the task that ``config.task`` names; data is loaded, or downloaded, here.
 
     Raises:
-        ValueError: Unknown name, or a setting or file the task cannot use.
+        ValueError: Unknown name, a setting or file that the task cannot use, or a task of your own
+            that lacks what :class:`Task` asks for.
         FileNotFoundError: ``config.data`` does not exist.
         DataUnavailableError: The data can neither be downloaded nor found in the cache.
     """
-    return task_type(config.task)(config)
+    task = task_type(config.task)(config)
+    require_complete(task)
+    return task
 
 
 @contextlib.contextmanager

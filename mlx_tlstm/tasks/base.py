@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from mlx_tlstm.checks import require
+from mlx_tlstm.checks import require, require_choice, require_integer
 from mlx_tlstm.config import TrainingConfig
 
 
@@ -136,6 +136,7 @@ class Task(ABC):
             ValueError: An array is not as :class:`Batch` says.
         """
         owner = type(self).__name__
+        require(isinstance(batch, Batch), owner, "batch", "a Batch of mlx_tlstm.tasks", batch)
         for name, array in (("inputs", batch.inputs), ("targets", batch.targets)):
             require(isinstance(array, np.ndarray), owner, name, "a NumPy array", array)
         inputs, targets = batch.inputs, batch.targets
@@ -147,13 +148,27 @@ class Task(ABC):
         alike = targets.shape == inputs.shape[:2] and targets.dtype.kind in "iu"
         require(alike, owner, "targets", expected, targets)
         if symbols:
-            _require_below(owner, "inputs", inputs, self.input_size)
+            require_below(owner, "inputs", inputs, self.input_size)
+        else:
+            require(bool(np.isfinite(inputs).all()), owner, "inputs", "finite numbers", inputs)
         for positions in (self.loss_positions, self.answer_positions):
-            _require_below(owner, "targets", targets[:, positions], self.output_size)
+            require_below(owner, "targets", targets[:, positions], self.output_size)
         return batch
 
 
-def _require_below(owner: str, name: str, array: np.ndarray, limit: int) -> None:
+def require_complete(task: Task) -> None:
+    """Raise ``ValueError`` unless a task's attributes are as :class:`Task` says."""
+    owner = type(task).__name__
+    for name in ("steps", "input_size", "output_size", "input_fan_in"):
+        require_integer(owner, name, getattr(task, name, None))
+    require_choice(owner, "metric", task.metric, ("accuracy", "bpc"))
+    require_choice(owner, "monitor", task.monitor, ("validation", "test"))
+    for name in ("loss_positions", "answer_positions"):
+        positions = getattr(task, name)
+        require(isinstance(positions, slice), owner, name, "a slice of the steps", positions)
+
+
+def require_below(owner: str, name: str, array: np.ndarray, limit: int) -> None:
     """Raise ``ValueError`` unless there are numbers in ``array``, all from 0 to below ``limit``."""
     require(array.size > 0, owner, name, "at least one in each sequence", array)
     for extreme in (array.min(), array.max()):

@@ -7,7 +7,10 @@ from mlx_tlstm.training.trainer import Trainer
 
 
 class Callback:
-    """Base of callbacks: methods that training calls; override those that you need."""
+    """Base of callbacks: methods that training calls; override those that you need.
+
+    They may ask ``trainer.model`` anything, and leave its weights alone: training has its own.
+    """
 
     def on_start(self, trainer: Trainer) -> None:
         """Called before the first step, or before the first one after a resumption.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlx_tlstm.files import TEMPORARY, json_text, make_folder, naming, sync
+from mlx_tlstm.files import TEMPORARY, json_text, naming, sync
 
 MANIFEST_FILE = "manifest.json"
 #: Raised with each change that older programs cannot read.
@@ -151,7 +151,9 @@ class CheckpointStore:
         number = present[0].number + 1 if present else 0
         name = f"{number:06d}-step-{step:09d}"
         checkpoint = Checkpoint(number, step, self.path / name)
-        make_folder(self.path)
+        if not self.path.is_dir():
+            self.path.mkdir()  # without parents: a run that was moved away is not begun anew
+            sync(self.path.parent)
         temporary = self.path / f"{TEMPORARY}{name}"
         try:
             with naming(checkpoint.path):

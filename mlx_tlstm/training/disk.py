@@ -40,12 +40,12 @@ from mlx_tlstm.training.trainer import Trainer
 
 STATE_FILE = "state.json"
 #: Files that a checkpoint copies, to put them back: their names in the checkpoint and in the run.
-#: Models come first: whenever a process is killed, what is there has its record.
+#: Models are put back before records, so that a kill in between leaves no model without a record.
 RUN_FILES = {f"{name}.safetensors": f"{name}/{WEIGHTS_FILE}" for name in WEIGHTS} | {
     name: name for name in (METRICS_FILE, EVENTS_FILE)
 }
-#: Settings that made a run's data or its starting weights: they stay.
-_UNCHANGED = ("task", "length", "batch_size", "seed", "forget_bias")
+#: Settings that made a run's data, its network or its starting weights: they stay.
+_UNCHANGED = ("task", "variant", "length", "batch_size", "seed", "forget_bias")
 #: A rollback multiplies the learning rate by this.
 ROLLBACK_FACTOR = 0.5
 #: After so many rollbacks in one run, the next divergence stops it.

@@ -16,8 +16,11 @@ class NonFiniteError(ArithmeticError):
     def __init__(
         self, message: str, quantity: str, value: float, step: int, batch: int | None
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, quantity, value, step, batch)  # all, to be copied and pickled
         self.quantity, self.value, self.step, self.batch = quantity, value, step, batch
+
+    def __str__(self) -> str:
+        return self.args[0]
 
     @property
     def updates(self) -> int:

@@ -17,6 +17,7 @@ from mlx_tlstm.recurrence.random_state import current_key, random_key
 from mlx_tlstm.recurrence.snapshot import require_evaluated, snapshot
 from mlx_tlstm.tasks import Batch, Task
 from mlx_tlstm.training.objective import cross_entropy, encode, logits_at
+from mlx_tlstm.training.origin import require_task_of
 from mlx_tlstm.training.rebatching import rebatched
 
 
@@ -55,10 +56,12 @@ def evaluate(
         reports ``sequence_accuracy``, of ``sequences``.
 
     Raises:
-        ValueError: The task has no such split, ``batch_size`` is no positive integer, or ``model``
-            is of a subclass with its own ``__call__``.
+        ValueError: The task has no such split, or other sizes or symbols than the model;
+            ``batch_size`` is no positive integer, or ``model`` is of a subclass with its own
+            ``__call__``.
     """
     require_model("evaluate", model)
+    require_task_of(model, task, "evaluate", "task")
     batches = task.eval_batches(split)
     if batch_size is not None:
         batch_size = require_integer("evaluate", "batch_size", batch_size)

@@ -42,8 +42,11 @@ class TrainingInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
+        super().__init__(message, signal_number)  # both, to be copied and pickled
         self.signal_number = signal_number
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,7 @@ def fit(
     """Train a configuration into a new run folder: :func:`prepare`, then :func:`train`.
 
     It runs on MLX's default device; ``backend`` is the layer's, as of :class:`mlx_tlstm.TLSTM`. A
-    run keeps neither.
+    run keeps neither. ``mx.random`` is seeded with the configuration's seed.
     """
     _require_callbacks(callbacks)  # before there is a folder
     return train(*prepare(config, out, backend=backend), callbacks)
@@ -132,6 +135,8 @@ def prepare(
     """
     require(isinstance(config, TrainingConfig), "prepare", "config", "a TrainingConfig", config)
     check_unused(out)
+    if config.data is not None:  # the run can then be evaluated from any folder
+        config = config.replace(data=str(to_path("prepare", "data", config.data).absolute()))
     trainer = _leading_trainer(config, workers, backend)
     return trainer, RunFolder.create(out, config)
 
@@ -262,6 +267,7 @@ def train(trainer: Trainer, run: RunFolder, callbacks: Sequence[Callback] = ()) 
             _remember_data(run)
             for callback in callbacks:
                 callback.on_start(trainer)
+            trainer.require_untouched()
             try:
                 test = _to_the_end(session, callbacks, check_stop)
             except StopRequested as stop:

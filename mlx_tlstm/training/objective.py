@@ -19,6 +19,7 @@ from mlx_tlstm.recurrence.compilation import GRAPH_STEPS
 from mlx_tlstm.recurrence.trees import by_name
 from mlx_tlstm.rivals.base import RivalCell
 from mlx_tlstm.tasks import Task, task_type
+from mlx_tlstm.tasks.base import require_below
 from mlx_tlstm.training.origin import training_command
 
 #: Arrays of a state up to which steps that are computed anew are compiled.
@@ -93,9 +94,15 @@ def _forget_bias(config: TrainingConfig, task: type[Task]) -> float:
 
 
 def encode(inputs: np.ndarray, input_size: int, dtype: mx.Dtype) -> mx.array:
-    """Inputs ``[B, T, R]`` for a layer: symbols ``[B, T]`` become one-hot rows, values stay."""
-    x = mx.array(inputs)
-    return mx.eye(input_size, dtype=dtype)[x] if x.ndim == 2 else x.astype(dtype)
+    """Inputs ``[B, T, R]`` for a layer: symbols ``[B, T]`` become one-hot rows, values stay.
+
+    Raises:
+        ValueError: A symbol is none of 0 to ``input_size`` - 1.
+    """
+    if inputs.ndim > 2:
+        return mx.array(inputs).astype(dtype)
+    require_below("encode", "inputs", inputs, input_size)
+    return mx.eye(input_size, dtype=dtype)[mx.array(inputs)]
 
 
 def logits_at(model: SequenceModel, y: mx.array, positions: slice) -> mx.array:
@@ -111,8 +118,8 @@ def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
 def compiles(layer: Layer, steps: int, parameters: int) -> bool:
     """Whether training compiles its step; see :data:`GRAPH_STEPS`.
 
-    In a graph MLX may keep the weights' gradient of each step of another cell until the end: where
-    that is much the training step runs uncompiled. So it does where a state of many arrays is
+    Two kinds of cells that are not ours run uncompiled: where the weights' gradients of all steps,
+    which MLX may keep in a graph until its end, are large; and where a state of many arrays is
     computed anew, which takes minutes to trace.
     """
     if steps > GRAPH_STEPS:

@@ -11,7 +11,7 @@ import numpy as np
 from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_tlstm.checks import require
+from mlx_tlstm.checks import require, shown
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.layers.variants import VARIANTS
 from mlx_tlstm.models.arrays import filled, require_like
@@ -118,7 +118,7 @@ class Trainer:
         self._value_and_grad = CompiledFunction(self.model, self._scaled_loss_and_gradients)
         rounded = self._rounded(self.weights)
         mx.eval(rounded, self.model.parameters(), self.weights, self.optimizer.state)
-        replace_weights(self.model, rounded)
+        self._place(rounded)
 
     @property
     def samples(self) -> int:
@@ -144,6 +144,12 @@ class Trainer:
             NonFiniteError: Loss or gradient norm is not finite; the weights are lost.
             WorkerLostError: Another process is gone.
         """
+        found = dict(tree_flatten(self.model.trainable_parameters()))
+        if not self.model.training:  # as a callback leaves it that asks the model something
+            self.model.train()
+        names = found.keys() | self._placed.keys()
+        if any(found.get(name) is not self._placed.get(name) for name in names):
+            self.require_untouched()
         self._announce("step")
         # The first process may have lowered it.
         self.optimizer.learning_rate = self.workers.from_first(self.optimizer.learning_rate)
@@ -152,7 +158,7 @@ class Trainer:
         self.carried = state
         rounded = self._rounded(self.weights)
         mx.eval(loss, norm, clipped, self.weights, rounded, self.optimizer.state, state)
-        replace_weights(self.model, rounded)  # evaluated, since other threads may read them
+        self._place(rounded)
         report = StepReport(loss.item(), norm.item(), clipped.item())
         self.step += 1
         for name in ("loss", "gradient_norm"):
@@ -238,7 +244,7 @@ class Trainer:
         self.carried = of_rows(whole, self._share) if carried else None
         rounded = self._rounded(self.weights)
         mx.eval(self.weights, rounded, self.optimizer.state, self.carried)
-        replace_weights(self.model, rounded)
+        self._place(rounded)
 
     @property
     def finite(self) -> bool:
@@ -265,6 +271,34 @@ class Trainer:
             f"({self.samples:,} samples); try {' or '.join(advice)}"
         )
         raise NonFiniteError(message, name, value, self.step, batch)
+
+    def require_untouched(self) -> None:
+        """Check that nobody changed the model's weights, which the next step would overwrite.
+
+        Raises:
+            ValueError: Somebody did, as a callback may that loads or freezes weights.
+        """
+        ours = dict(tree_flatten(self._rounded(self.weights)))
+        found = dict(tree_flatten(self.model.trainable_parameters()))
+        changed = [
+            name
+            for name in sorted(ours.keys() | found.keys())
+            if name not in ours
+            or name not in found
+            or not mx.array_equal(ours[name], found[name], equal_nan=True)
+        ]
+        if changed:
+            raise ValueError(
+                f"[{type(self).__name__}] 'model' must be left to training while it trains but "
+                f"{shown(changed)} changed, or were frozen or replaced: training keeps weights of "
+                "its own (freeze in the cell's __init__; to start from other weights, write a "
+                "training step of your own)"
+            )
+
+    def _place(self, rounded: Any) -> None:
+        """Put weights into the model: evaluated, since other threads may read them."""
+        self._placed = dict(tree_flatten(rounded))
+        replace_weights(self.model, rounded)
 
     def _rounded(self, weights: Any) -> Any:
         return tree_map(lambda weight: weight.astype(self._dtype), weights)
@@ -354,14 +388,19 @@ def _train_batch(task: Task, step: int) -> Batch:
 def _require_batches(task: Task) -> None:
     """Check a task's batches as far as their first ones tell."""
     owner = type(task).__name__
-    pairs = zip(_train_batch(task, 0)[:2], _train_batch(task, 0)[:2], strict=True)
-    same = all(np.array_equal(one, other) for one, other in pairs)
     expected = "a pure function of the step, so that a run can go on,"
+    same = _alike(_train_batch(task, 0), _train_batch(task, 0))
     require(same, owner, "train_batch", expected, "two different batches of step 0")
     for split in ("validation", "test"):
-        first = next(iter(task.eval_batches(split)), None)
+        first, again = (next(iter(task.eval_batches(split)), None) for _ in range(2))
         require(first is not None, owner, split, "a split of one batch or more", first)
-        task.checked(first)
+        same = again is not None and _alike(task.checked(first), task.checked(again))
+        expected = "the same batches at each call"
+        require(same, owner, f"eval_batches({split!r})", expected, "others at the second")
+
+
+def _alike(one: Batch, other: Batch) -> bool:
+    return all(map(np.array_equal, one, other))
 
 
 def _joined(*arrays: mx.array) -> mx.array:

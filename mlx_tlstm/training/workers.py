@@ -45,8 +45,18 @@ class Workers:
 
     @classmethod
     def launched(cls) -> Workers:
-        """The workers among which ``mlx.launch`` started this process."""
-        group = mx.distributed.init()
+        """The workers among which ``mlx.launch`` started this process.
+
+        Raises:
+            WorkerLostError: MLX cannot join them.
+        """
+        try:
+            group = mx.distributed.init()
+        except RuntimeError as error:  # also where mlx.launch started this process alone
+            raise WorkerLostError(
+                f"[Workers] MLX cannot join the processes that mlx.launch started ({error}); it "
+                "takes two or more (-n 2), and one trains without it (python -m mlx_tlstm.train)"
+            ) from error
         return cls(group.rank(), group.size())
 
     @property

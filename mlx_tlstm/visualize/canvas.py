@@ -57,13 +57,17 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     A ``stem`` that has one of these endings goes without it. Folders that are missing are made.
 
     Raises:
-        ValueError: ``stem`` does not end in a name.
+        ValueError: ``stem`` does not end in a name, or has the ending of another kind of picture.
         OSError: A file cannot be written.
     """
     stem = to_path("save_figure", "stem", stem)
     named = stem.name not in ("", "..")
     require(named, "save_figure", "stem", "a path that ends in a file's name", str(stem))
-    if stem.suffix[1:].lower() in FORMATS:
+    ending = stem.suffix[1:].lower()
+    expected = f"without ending, or with one of {', '.join(FORMATS)} (figure.savefig writes others)"
+    other = ending not in FORMATS and ending in figure.canvas.get_supported_filetypes()
+    require(not other, "save_figure", "stem", expected, str(stem))
+    if ending in FORMATS:
         stem = stem.with_suffix("")
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in FORMATS]

@@ -133,7 +133,7 @@ def require_part(owner: str, recording: object, name: str) -> np.ndarray:
     require(isinstance(recording, Recording), owner, "recording", "a Recording", recording)
     array = getattr(recording, name)
     expected = {
-        "cell": "of a layer with a memory cell",
+        "cell": "of a TLSTM or StackedLSTM, with a memory cell",
         "forget_gate": "of a layer with gates",
         "kernels": "of a layer with memory convolution",
     }[name]

@@ -213,11 +213,6 @@ def test_no_default_folder(kind, invoke, tmp_path):
     assert re.search(r"^Error: .*'?runs", result.output, re.MULTILINE)
 
 
-def test_data_is_found_from_any_folder(configuration, tmp_path):
-    config, _ = configuration("wikipedia", "--data", "text.xml")
-    assert config.data == str(tmp_path / "text.xml")
-
-
 def test_train_and_evaluate(invoke, tmp_path):
     result = invoke("train", "addition", *TINY, "--out", "run")
     assert result.exit_code == 0, result.output

@@ -208,6 +208,42 @@ def test_half_precision(dtype):
     assert layer(x.astype(dtype))[0].dtype == mx.float32
 
 
+class Halves(Cell):
+    """Its state has its weights' type."""
+
+    def initial_state(self, batch_size):
+        return super().initial_state(batch_size).astype(self.from_past.weight.dtype)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_inputs_get_the_weights_type(dtype):
+    """As our own layers' do: symbols and users' arrays are float32."""
+    model = SequenceModel(Recurrent(Halves(S, M)), S)
+    model.set_dtype(dtype)
+    model.eval()
+    x = mx.eye(S)[mx.array([[0, 2, 1]])]
+    logits = model(x)[0]
+    assert logits.dtype == dtype
+    session = StreamingSession(model)
+    pushes = mx.stack([session.push(x[:, t]) for t in range(3)], axis=1)
+    assert mx.allclose(pushes, logits, atol=0.02)
+    assert record(model.layer, x).hidden.shape == (1, 3, 1, M)
+    assert len(list(generate(model, [0, 2, 1], 4))) == 4
+
+
+def test_inputs_of_a_cell_without_weights_stay():
+    class Sum(nn.Module):
+        input_size = hidden_size = 2
+
+        def initial_state(self, batch_size):
+            return mx.zeros((batch_size, 2), mx.float16)
+
+        def __call__(self, x, state):
+            return state + x, state + x
+
+    assert Recurrent(Sum())(mx.ones((1, 3, 2), mx.float16))[0].dtype == mx.float16
+
+
 def test_saving_is_refused_and_says_what_to_do(tmp_path):
     layer, x = layer_and_inputs()
     model = SequenceModel(layer, S)

@@ -161,8 +161,8 @@ def test_a_low_temperature_takes_the_likeliest(temperature):
         ({"top_p": 0}, "'top_p' must be above 0 and at most 1 but got 0"),
         ({"top_p": 1.1}, "'top_p' must be above 0 and at most 1"),
         ({"top_p": float("nan")}, "'top_p' must be above 0 and at most 1"),
-        ({"seed": -1}, "'seed' must be an integer of 64 bits but got -1"),
-        ({"seed": 2**64}, "'seed' must be an integer of 64 bits"),
+        ({"seed": -1}, r"'seed' must be an integer from 0 to 2\^64 - 1 but got -1"),
+        ({"seed": 2**64}, r"'seed' must be an integer from 0 to 2\^64 - 1"),
     ],
 )
 def test_refusals(arguments, message):

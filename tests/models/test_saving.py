@@ -667,7 +667,7 @@ def test_the_task_of_a_model_fits_it(tmp_path):
     with pytest.raises(ValueError, match="'data' must be of the symbols that the model knows"):
         task_of(model)
     text.write_bytes(b"\xff\xfea tensor of cells " * 60)
-    with pytest.raises(ValueError, match=r"'data' must be .* with \(12, 12\) inputs and classes"):
+    with pytest.raises(ValueError, match=r"'data' must be one of the model's \(12, 12\) inputs"):
         task_of(model)
     model.metadata = ModelMetadata()
     with pytest.raises(ValueError, match="'model' must be one that knows its training"):
@@ -743,7 +743,7 @@ def test_training_command_gives_the_configuration(config, tmp_path, monkeypatch)
     assert (python, option, module) == ("python", "-m", "mlx_tlstm.train")
     CliRunner().invoke(main, ["train", *words])
     if config.data:
-        config = config.replace(data=str(tmp_path / "my text.xml"))
+        config = config.replace(data="my text.xml")
     assert found == [config]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 
 import mlx.core as mx
 import numpy as np
@@ -170,3 +172,13 @@ def test_refusals():
             ended()
     session.reset()
     assert session.push(mx.zeros((1, INPUT))) is None
+
+
+def test_a_session_in_another_process_goes_on():
+    model, x = build("2d-tlstm+cn", 3), mx.random.normal((BATCH, STEPS, INPUT))
+    session = StreamingSession(model)
+    for t in range(5):
+        session.push(x[:, t])
+    others = pickle.loads(pickle.dumps(session)), copy.deepcopy(session)
+    expected = session.push(x[:, 5])
+    assert all(mx.array_equal(other.push(x[:, 5]), expected) for other in others)

@@ -68,16 +68,18 @@ def test_own_code(tmp_path, monkeypatch):
 
 def test_models_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = mlx_tlstm.SequenceModel(mlx_tlstm.make_layer("2d-tlstm", 3, 4, 3), 5)
+    model = mlx_tlstm.SequenceModel(mlx_tlstm.make_layer("2d-tlstm", 5, 4, 3), 5)
+    model.metadata = mlx_tlstm.ModelMetadata(symbols=b"The x")
     model.save("runs/my-run")
     sent = []
     monkeypatch.setattr(mlx_tlstm, "push", lambda *arguments: sent.append(arguments))
-    x = mx.random.normal((2, 6, 3))
+    x = mx.random.normal((2, 6, 5))
     names = {"x": x, "x_t": x[:, 0], "layer": model.layer}
     run(DOCS / "models.md", names)
     assert sent == [("runs/my-run", "user/my-model")]
     assert mx.array_equal(hub.load("my-model")(x)[0], names["logits"])
     assert names["y"] is None  # the first of a deep model
+    assert len(names["text"]) == 500
     assert Path("cells.png").stat().st_size > 0
 
 

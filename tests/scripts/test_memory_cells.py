@@ -116,7 +116,7 @@ def test_default_name_and_weights(make_run):
     [
         ({}, ["--example", "100"], "'example' must be below 100, the test examples, but got 100"),
         ({}, ["--example", "-1"], "-1 is not in the range"),
-        ({"variant": "2d-trnn"}, [], "must be of a layer with a memory cell but got 'TRNN'"),
+        ({"variant": "2d-trnn"}, [], "with a memory cell but got 'TRNN'"),
         ({}, ["--location", "corner"], "'corner' is not one of"),
     ],
 )
@@ -135,7 +135,9 @@ def test_a_network_without_a_memory_tensor(variant, tmp_path):
     training.fit(config.replace(**sizes), tmp_path / "run")
     result = CliRunner().invoke(memory_cells.main, [str(tmp_path / "run")])
     assert result.exit_code == 2
-    assert "must be of a layer with a memory cell" in " ".join(result.output.split())
+    assert "must be of a TLSTM or StackedLSTM, with a memory cell" in " ".join(
+        result.output.split()
+    )
 
 
 def test_no_run(tmp_path):

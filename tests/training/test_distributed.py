@@ -224,6 +224,27 @@ class TestLauncher:
         assert done.returncode == 2
         assert "python -m mlx_tlstm.launch [mlx.launch's options] -- [TASK]" in done.stdout
 
+    def test_one_process(self, tmp_path):
+        """MLX cannot join a ring of one."""
+        command = [sys.executable, "-m", "mlx_tlstm.launch", "-n", "1", "-p", port(), "--"]
+        done = subprocess.run(
+            [*command, "addition", "--out", "run"],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert "it takes two or more (-n 2), and one trains without it" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "run").exists()
+
+    def test_without_docstrings(self):
+        command = [sys.executable, "-OO", "-m", "mlx_tlstm.launch", "--help"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "usage: python -m mlx_tlstm.launch" in done.stdout
+
 
 class TestAlone:
     def test_nothing_changes(self):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 import re
+import signal
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -235,3 +238,19 @@ def test_an_edited_learning_rate(unstable, settings, tmp_path):
         trainer, folder = training.reopen(run)
         training.disk.RunOnDisk(trainer, folder, print)
         assert trainer.learning_rate == np.float32(lasting)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        training.NonFiniteError("[Trainer] the loss is nan", "loss", math.nan, 3, 2),
+        training.TrainingInterrupted("Stopped after 3 samples", signal.SIGTERM),
+    ],
+)
+@pytest.mark.parametrize("again", [copy.copy, lambda e: pickle.loads(pickle.dumps(e))])
+def test_errors_reach_another_process(error, again):
+    """A pool of processes waits for ever for one that cannot be unpickled."""
+    same = again(error)
+    assert type(same) is type(error)
+    assert str(same) == str(error) == error.args[0]
+    assert repr(vars(same)) == repr(vars(error))

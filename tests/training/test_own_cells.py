@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import signal
 import time
 from types import SimpleNamespace
@@ -773,3 +775,14 @@ def test_sizes_are_checked_for_every_variant(variant, arguments, name):
         make_layer(
             **{"variant": variant, "input_size": 3, "hidden_size": 5, "depth": 1, **arguments}
         )
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
+def test_a_variant_in_another_process(again):
+    variant = CellVariant(GRU, {"clip_norm": 0.0})
+    same = again(variant)
+    assert same == variant
+    assert hash(same) == hash(variant)
+    assert again(VARIANTS).keys() == VARIANTS.keys()
+    with pytest.raises(TypeError):
+        same.settings["clip_norm"] = 1.0

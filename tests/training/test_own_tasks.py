@@ -9,7 +9,13 @@ import re
 import numpy as np
 import pytest
 
-from mlx_tlstm import tasks, training
+import mlx_tlstm
+from mlx_tlstm import SequenceModel, make_layer, tasks, training
+
+# isort: split
+import mlx.core as mx
+from mlx import nn
+
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.tasks import Memorization
 from mlx_tlstm.tasks.base import Batch
@@ -138,6 +144,96 @@ def test_a_configuration_that_is_none(config, tmp_path):
         training.fit(config, tmp_path / "run")
 
 
+def nan_values(batch: Batch) -> Batch:
+    values = np.zeros((*batch.inputs.shape, 65), np.float32)
+    values[0, 1, 2] = np.nan
+    return batch._replace(inputs=values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (nan_values, "'inputs' must be finite numbers but"),
+        (lambda batch: tuple(batch), "'batch' must be a Batch of mlx_tlstm.tasks but"),
+    ],
+)
+def test_batches_that_are_none(change, message, task_of, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(f"[Own] {message}")):
+        training.fit(task_of(change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluations_that_differ(task_of, tmp_path):
+    rng = np.random.default_rng()
+
+    def drawn(batches):
+        return [b._replace(inputs=rng.integers(0, 60, b.inputs.shape)) for b in batches]
+
+    message = r"\[Own\] 'eval_batches\('validation'\)' must be the same batches at each call"
+    with pytest.raises(ValueError, match=message):
+        training.fit(task_of(test=drawn), tmp_path / "run")
+    once = iter(list(tasks.make_task(task_of()).eval_batches("validation")))
+    config = task_of()
+    tasks.TASKS["own"].eval_batches = lambda self, split: once
+    with pytest.raises(ValueError, match=message):
+        training.fit(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("metric", "mse", "'metric' must be one of 'accuracy', 'bpc' but got 'mse'"),
+        ("monitor", "train", "'monitor' must be one of 'validation', 'test' but got 'train'"),
+        ("loss_positions", [1, 2], "'loss_positions' must be a slice of the steps but got [1, 2]"),
+        ("answer_positions", 3, "'answer_positions' must be a slice of the steps but got 3"),
+        ("input_size", None, "'input_size' must be an integer of 1 or more but got None"),
+        ("output_size", 0, "'output_size' must be an integer of 1 or more but got 0"),
+        ("input_fan_in", "one", "'input_fan_in' must be an integer of 1 or more but got 'one'"),
+    ],
+)
+def test_attributes_of_a_task(name, value, message, task_of, tmp_path):
+    config = task_of()
+
+    def initialise(self, config):
+        Memorization.__init__(self, config)
+        setattr(self, name, value)
+
+    tasks.TASKS["own"].__init__ = initialise
+    with pytest.raises(ValueError, match=re.escape(f"[Own] {message}")):
+        training.fit(config, tmp_path / "run")
+    tasks.TASKS["own"].__init__ = lambda self, config: None  # super().__init__ is forgotten
+    with pytest.raises(ValueError, match=r"\[Own\] 'steps' must be an integer of 1 or more"):
+        training.fit(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("classes", [10, 64])
+def test_a_model_of_another_task(classes, settings):
+    """MLX would read beyond its logits."""
+    task = tasks.make_task(settings("memorization"))
+    model = SequenceModel(make_layer("2d-tlstm", 65, 8, depth=2), classes)
+    message = rf"'task' must be one of the model's \(65, {classes}\) inputs and classes but got"
+    with pytest.raises(ValueError, match=message):
+        training.evaluate(model, task, "test")
+
+
+def test_a_text_of_other_symbols(settings, tmp_path):
+    text = tmp_path / "text.txt"
+    config = settings("wikipedia").replace(data=str(text))
+    text.write_bytes(b"abcd" * 4000)
+    model = training.build_model(config, tasks.make_task(config))
+    text.write_bytes(b"wxyz" * 4000)
+    with pytest.raises(ValueError, match="'task' must be of the symbols that the model knows"):
+        training.evaluate(model, tasks.make_task(config), "test")
+
+
+@pytest.mark.parametrize("symbol", [-1, 65])
+def test_symbols_that_are_none(symbol):
+    with pytest.raises(ValueError, match=rf"\[encode\] 'inputs' must be from 0 to 64 .* {symbol}"):
+        training.encode(np.array([[0, symbol]]), 65, mx.float32)
+
+
 def test_settings_of_a_subclass_are_refused(settings):
     @dataclasses.dataclass(frozen=True)
     class Wider(TrainingConfig):
@@ -159,6 +255,82 @@ def test_a_callback_may_leave_the_folder(settings, tmp_path, monkeypatch):
     assert result.folder == tmp_path / "run"
     assert (result.folder / "test.json").exists()
     assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_run_that_is_moved_away_is_not_begun_anew(settings, tmp_path):
+    class Moving(training.Callback):
+        def on_step(self, trainer, report):
+            if trainer.step == 1:
+                (tmp_path / "run").rename(tmp_path / "moved")
+
+    config = settings("addition").replace(checkpoint_every=2)
+    with pytest.raises(FileNotFoundError, match="/run/"):
+        training.fit(config, tmp_path / "run", [Moving()])
+    assert {path.name for path in tmp_path.iterdir()} == {"moved"}
+
+
+def test_data_is_found_from_another_folder(settings, tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_bytes(b"some text of some bytes " * 2000)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    training.fit(settings("wikipedia").replace(data="text.txt"), "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert training.task_of(mlx_tlstm.load("../run")).symbols
+
+
+class _Changing(training.Callback):
+    def __init__(self, change, step):
+        self.change, self.step = change, step
+
+    def on_start(self, trainer):
+        if self.step == 0:
+            self.change(trainer.model)
+
+    def on_step(self, trainer, report):
+        if trainer.step == self.step:
+            self.change(trainer.model)
+
+
+def _halve(model):
+    model.readout.bias = model.readout.bias / 2 + 1
+
+
+def _halve_in_place(model):
+    model.readout.bias[:] = model.readout.bias / 2 + 1
+
+
+def _replace(model):
+    model.readout = nn.Sequential(model.readout)
+
+
+@pytest.mark.parametrize(
+    ("change", "step", "named"),
+    [
+        (_halve, 0, r"\['readout.bias'\]"),
+        (_halve, 1, r"\['readout.bias'\]"),
+        (_halve_in_place, 0, r"\['readout.bias'\]"),
+        (lambda model: model.layer.freeze(), 0, "layer.cell.bias"),
+        (lambda model: model.layer.freeze(), 1, "layer.cell.bias"),
+        (_replace, 0, "readout.layers.0.bias"),
+        (_replace, 1, "readout.layers.0.bias"),
+    ],
+)
+def test_callbacks_that_change_the_weights(change, step, named, settings, tmp_path):
+    """Training has its own, with which it would go on without a word."""
+    with pytest.raises(ValueError, match=rf"\[Trainer\] 'model' must be left to training.*{named}"):
+        training.fit(settings("addition"), tmp_path / "run", [_Changing(change, step)])
+
+
+def test_callbacks_may_use_the_model(settings, tmp_path):
+    class Using(training.Callback):
+        def on_step(self, trainer, report):
+            trainer.model.eval()
+            trainer.model(mx.zeros((1, 3, trainer.task.input_size)))
+            trainer.model.update(trainer.model.parameters())
+
+    plain = training.fit(settings("addition"), tmp_path / "plain")
+    used = training.fit(settings("addition"), tmp_path / "used", [Using()])
+    assert used.last["loss"] == plain.last["loss"]
 
 
 def test_a_callback_may_change_its_record(settings, tmp_path):

@@ -484,8 +484,8 @@ ANOTHER = {
     "type": ({}, {"dtype": "bfloat16"}, r"'dtype' must be float32, "),
     "tensor": ({"variant": "2d-tlstm"}, {"depth": 3}, r"'tensor_size' must be [2], "),
     "layers": ({"variant": "slstm"}, {"depth": 3}, r"'depth' must be 2, "),
-    "norm": ({"variant": "2d-tlstm+cn"}, {"variant": "2d-tlstm+ln"}, r"'norm' must be channel, "),
-    "kind": ({"variant": "2d-tlstm-m"}, {"variant": "slstm"}, r"'layer' must be TLSTM, "),
+    "norm": ({"variant": "2d-tlstm+cn"}, {"variant": "2d-tlstm"}, r"'variant' must be 2d-tlstm+cn"),
+    "kind": ({"variant": "2d-tlstm-m"}, {"variant": "slstm"}, r"'variant' must be 2d-tlstm-m, "),
     "cell": ({"variant": "grid-lstm"}, {"variant": "stacked-lstm"}, r"'variant' must be grid-"),
 }
 

@@ -349,3 +349,6 @@ def test_save_figure(tmp_path):
         paths = save_figure(figure, tmp_path / name)
         assert [path.name for path in paths] == ["pic.png", "pic.svg"]
     assert save_figure(figure, tmp_path / ".png")[0].name == ".png.png"
+    for name in ("pic.pdf", "pic.JPG"):
+        with pytest.raises(ValueError, match=r"'stem' must be without ending, or with one of png"):
+            save_figure(figure, tmp_path / name)
