@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from mlx_tlstm.checks import require, require_choice, require_integer
+from mlx_tlstm.checks import is_number, require, require_choice, require_integer
 from mlx_tlstm.config import TrainingConfig
 
 
@@ -159,8 +159,11 @@ class Task(ABC):
 def require_complete(task: Task) -> None:
     """Raise ``ValueError`` unless a task's attributes are as :class:`Task` says."""
     owner = type(task).__name__
-    for name in ("steps", "input_size", "output_size", "input_fan_in"):
+    for name in ("steps", "input_size", "output_size"):
         require_integer(owner, name, getattr(task, name, None))
+    fan_in = getattr(task, "input_fan_in", None)
+    valid = is_number(fan_in) and fan_in > 0
+    require(valid, owner, "input_fan_in", "a positive number", fan_in)
     require_choice(owner, "metric", task.metric, ("accuracy", "bpc"))
     require_choice(owner, "monitor", task.monitor, ("validation", "test"))
     for name in ("loss_positions", "answer_positions"):

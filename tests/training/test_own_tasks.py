@@ -189,7 +189,7 @@ def test_evaluations_that_differ(task_of, tmp_path):
         ("answer_positions", 3, "'answer_positions' must be a slice of the steps but got 3"),
         ("input_size", None, "'input_size' must be an integer of 1 or more but got None"),
         ("output_size", 0, "'output_size' must be an integer of 1 or more but got 0"),
-        ("input_fan_in", "one", "'input_fan_in' must be an integer of 1 or more but got 'one'"),
+        ("input_fan_in", "one", "'input_fan_in' must be a positive number but got 'one'"),
     ],
 )
 def test_attributes_of_a_task(name, value, message, task_of, tmp_path):
