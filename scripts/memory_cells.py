@@ -20,10 +20,9 @@ from matplotlib.figure import Figure
 from mlx_tlstm import SequenceModel
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
+from mlx_tlstm.commands.loading import load_model, model_options
 from mlx_tlstm.commands.paths import UserPath
 from mlx_tlstm.files import to_path
-from mlx_tlstm.models import hub
-from mlx_tlstm.models.trained import WEIGHTS
 from mlx_tlstm.tasks import Task
 from mlx_tlstm.training import encode
 from mlx_tlstm.training.origin import task_of
@@ -51,7 +50,7 @@ def draw(model: SequenceModel, task: Task, number: int, location: str) -> tuple[
 
 
 @click.command(cls=Command, help=__doc__)
-@click.argument("model")
+@model_options
 @click.option(
     "--example",
     type=click.IntRange(min=0),
@@ -67,9 +66,6 @@ def draw(model: SequenceModel, task: Task, number: int, location: str) -> tuple[
     help="The diagonal over all steps (Fig. 6), or maps of all locations at some steps.",
 )
 @click.option(
-    "--weights", type=click.Choice(WEIGHTS), default=WEIGHTS[0], help="Which weights of a run."
-)
-@click.option(
     "--data",
     type=UserPath(),
     help="Where the task's data is, if not where it was in training.",
@@ -81,14 +77,15 @@ def draw(model: SequenceModel, task: Task, number: int, location: str) -> tuple[
 )
 def main(
     model: str,
+    weights: str,
+    backend: str | None,
     example: int,
     location: str,
-    weights: str,
     data: Path | None,
     out: Path | None,
 ) -> None:
     with clean_errors(bad_input=True):
-        network = hub.load(model, weights)
+        network = load_model(model, weights, backend)
         task = task_of(network, data)
         figure, (inputs, targets, predictions) = draw(network, task, example, location)
     config = task.config
