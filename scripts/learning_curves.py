@@ -20,8 +20,8 @@ from mlx_tlstm.visualize import draw_learning_curves, save_figure
 @click.option("--out", required=True, type=UserPath(), help="The pictures' path without ending.")
 def main(runs: tuple[Path, ...], out: Path) -> None:
     with clean_errors(bad_input=True):
-        drawn = draw_learning_curves(runs)
-    for path in save_figure(drawn, out):
+        paths = save_figure(draw_learning_curves(runs), out)
+    for path in paths:
         click.echo(path)
 
 

@@ -97,7 +97,9 @@ def main(
     name = f"memory-cells-{location}-{example}"
     folder = to_path("memory_cells", "model", model)
     stem = out or (folder / name if folder.is_dir() else Path(name))
-    for path in save_figure(figure, stem):
+    with clean_errors(bad_input=True):
+        paths = save_figure(figure, stem)
+    for path in paths:
         click.echo(path)
     for name, text in (("input", inputs), ("target", targets), ("output", predictions)):
         if text:

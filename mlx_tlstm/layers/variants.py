@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -178,7 +179,9 @@ class CellVariant(Variant):
         object.__setattr__(self, "settings", MappingProxyType(known | dict(self.settings)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.cell, dict(self.settings))  # Python pickles no read-only mapping
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        values["settings"] = dict(self.settings)  # Python pickles no read-only mapping
+        return functools.partial(type(self), **values), ()
 
     @property
     def has_forget_gate(self) -> bool:

@@ -56,7 +56,8 @@ class Task(ABC):
     input_size: int
     output_size: int
     #: How many entries of an input are usually not zero: 1 for symbols, which become one-hot rows.
-    input_fan_in: int
+    #: ``None`` is all of them.
+    input_fan_in: float | None = None
     #: Training sequences in one pass over the data; ``None`` if samples are generated.
     samples_per_epoch: int | None = None
     #: What a reader has to know to compare an evaluation's figures, such as the number of streams.
@@ -161,9 +162,11 @@ def require_complete(task: Task) -> None:
     owner = type(task).__name__
     for name in ("steps", "input_size", "output_size"):
         require_integer(owner, name, getattr(task, name, None))
-    fan_in = getattr(task, "input_fan_in", None)
-    valid = is_number(fan_in) and fan_in > 0
-    require(valid, owner, "input_fan_in", "a positive number", fan_in)
+    fan_in, solved_at = task.input_fan_in, task.solved_at
+    valid = fan_in is None or (is_number(fan_in) and fan_in > 0)
+    require(valid, owner, "input_fan_in", "a positive number or None", fan_in)
+    valid = solved_at is None or is_number(solved_at)
+    require(valid, owner, "solved_at", "a number or None", solved_at)
     require_choice(owner, "metric", task.metric, ("accuracy", "bpc"))
     require_choice(owner, "monitor", task.monitor, ("validation", "test"))
     for name in ("loss_positions", "answer_positions"):

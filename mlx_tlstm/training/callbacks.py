@@ -9,7 +9,7 @@ from mlx_tlstm.training.trainer import Trainer
 class Callback:
     """Base of callbacks: methods that training calls; override those that you need.
 
-    They may ask ``trainer.model`` anything, and leave its weights alone: training has its own.
+    They may ask ``trainer.model`` anything, but must not change its weights: training has its own.
     """
 
     def on_start(self, trainer: Trainer) -> None:

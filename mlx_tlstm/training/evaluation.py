@@ -10,14 +10,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_tlstm.checks import require_integer
+from mlx_tlstm.checks import require, require_integer
 from mlx_tlstm.models.sequence import SequenceModel, require_model
 from mlx_tlstm.recurrence.compilation import GRAPH_STEPS, CompiledFunction
 from mlx_tlstm.recurrence.random_state import current_key, random_key
 from mlx_tlstm.recurrence.snapshot import require_evaluated, snapshot
 from mlx_tlstm.tasks import Batch, Task
 from mlx_tlstm.training.objective import cross_entropy, encode, logits_at
-from mlx_tlstm.training.origin import require_task_of
 from mlx_tlstm.training.rebatching import rebatched
 
 
@@ -56,12 +55,13 @@ def evaluate(
         reports ``sequence_accuracy``, of ``sequences``.
 
     Raises:
-        ValueError: The task has no such split, or other sizes or symbols than the model;
-            ``batch_size`` is no positive integer, or ``model`` is of a subclass with its own
-            ``__call__``.
+        ValueError: The task has no such split, inputs of another width or other symbols than the
+            model, or more classes; ``batch_size`` is no positive integer, or ``model`` is of a
+            subclass with its own ``__call__``.
     """
     require_model("evaluate", model)
-    require_task_of(model, task, "evaluate", "task")
+    same = task.symbols is None or model.metadata.symbols in (None, task.symbols)
+    require(same, "evaluate", "task", "of the symbols that the model knows", task.symbols)
     batches = task.eval_batches(split)
     if batch_size is not None:
         batch_size = require_integer("evaluate", "batch_size", batch_size)
@@ -158,6 +158,9 @@ class _Run:
     def _sums(self, model: SequenceModel, y: mx.array, targets: mx.array) -> dict[str, mx.array]:
         task = self._task
         logits = logits_at(model, y, task.loss_positions)
+        classes = logits.shape[-1]
+        expected = f"one of {task.output_size} classes, as the task has, or more"
+        require(classes >= task.output_size, "evaluate", "model", expected, classes)
         sums = {"loss": cross_entropy(logits, targets[:, task.loss_positions]).sum()}
         if self._answers:
             if task.answer_positions != task.loss_positions:

@@ -16,7 +16,7 @@ from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import to_path
 from mlx_tlstm.models.sequence import SequenceModel, keep_origin
 from mlx_tlstm.recurrence.snapshot import replace_weights
-from mlx_tlstm.tasks import remembered_data
+from mlx_tlstm.tasks import BUILT_IN, remembered_data, task_type
 from mlx_tlstm.training.callbacks import Callback
 from mlx_tlstm.training.checkpoints import damage_refused
 from mlx_tlstm.training.disk import RunOnDisk
@@ -135,8 +135,7 @@ def prepare(
     """
     require(isinstance(config, TrainingConfig), "prepare", "config", "a TrainingConfig", config)
     check_unused(out)
-    if config.data is not None:  # the run can then be evaluated from any folder
-        config = config.replace(data=str(to_path("prepare", "data", config.data).absolute()))
+    config = _with_whole_path(config)
     trainer = _leading_trainer(config, workers, backend)
     return trainer, RunFolder.create(out, config)
 
@@ -165,10 +164,21 @@ def reopen(
     with run.lock():  # refused before the data is loaded
         _require_unfinished(run)
     if data is not None:
-        place = to_path("resume", "data", data).absolute()
-        run = dataclasses.replace(run, config=run.config.replace(data=str(place)))
+        config = _with_whole_path(run.config.replace(data=data))
+        run = dataclasses.replace(run, config=config)
     with remembered_data(data):
         return _leading_trainer(run.config, workers, backend), run
+
+
+def _with_whole_path(config: TrainingConfig) -> TrainingConfig:
+    """With an absolute path of the data, so that the run can be evaluated from any folder.
+
+    A task of the user's own may mean something else by ``data``.
+    """
+    if config.data is None or task_type(config.task) is not BUILT_IN.get(config.task):
+        return config
+    path = to_path("TrainingConfig", "data", config.data)
+    return config.replace(data=str(path.absolute()))
 
 
 def _leading_trainer(
@@ -324,6 +334,8 @@ def _run_steps(
     session: RunOnDisk, callbacks: Sequence[Callback], check_stop: Callable[[], None]
 ) -> None:
     """The steps, evaluations and checkpoints up to the end."""
+    # Ours leave the weights alone, and to compare them takes a hundredth of a step.
+    foreign = any(not type(callback).__module__.startswith("mlx_tlstm.") for callback in callbacks)
     while not session.finished:
         check_stop()
         try:
@@ -335,6 +347,8 @@ def _run_steps(
                 report = session.step()
                 for callback in callbacks:
                     callback.on_step(session.trainer, report)
+            if foreign:
+                session.trainer.require_untouched()
         except NonFiniteError as error:
             session.recover(error)
         if session.checkpoint_due:

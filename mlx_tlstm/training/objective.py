@@ -55,11 +55,12 @@ def build_model(config: TrainingConfig, task: Task, backend: str | None = None) 
     mx.random.seed(config.seed)
     layer = _make_layer(config, type(task), task.input_size, backend)
     # A one-hot input picks one row: with 1/sqrt(R) it would drown in the hidden state.
+    fan_in = task.input_size if task.input_fan_in is None else task.input_fan_in
     if isinstance(layer, RecurrentLayer):
         projection = layer.cell.input_projection
-        projection.weight = normal(projection.weight.shape, task.input_fan_in)
+        projection.weight = normal(projection.weight.shape, fan_in)
     elif isinstance(layer.cell, RivalCell) and not layer.cell.has_own_start:
-        layer.cell.input_weight = normal(layer.cell.input_weight.shape, task.input_fan_in)
+        layer.cell.input_weight = normal(layer.cell.input_weight.shape, fan_in)
     model = SequenceModel(layer, task.output_size)
     model.set_dtype(getattr(mx, config.dtype))
     command = training_command(config)
@@ -99,7 +100,8 @@ def encode(inputs: np.ndarray, input_size: int, dtype: mx.Dtype) -> mx.array:
     Raises:
         ValueError: A symbol is none of 0 to ``input_size`` - 1.
     """
-    if inputs.ndim > 2:
+    inputs = np.asarray(inputs)
+    if inputs.ndim != 2:
         return mx.array(inputs).astype(dtype)
     require_below("encode", "inputs", inputs, input_size)
     return mx.eye(input_size, dtype=dtype)[mx.array(inputs)]

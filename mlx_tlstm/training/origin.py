@@ -34,19 +34,13 @@ def task_of(model: SequenceModel, data: str | Path | None = None) -> Task:
         config = config.replace(data=str(to_path("task_of", "data", data)))
     with remembered_data(data):
         task = make_task(config)
-    require_task_of(model, task, "task_of", "data")
-    return task
-
-
-def require_task_of(model: SequenceModel, task: Task, owner: str, argument: str) -> None:
-    """Raise ``ValueError`` unless a task has the sizes and symbols that a model was built for."""
-    classes, inputs = class_count(model), model.layer.input_size
-    sizes = (task.input_size if inputs is None else inputs, classes)
-    expected = f"one of the model's {sizes} inputs and classes"
+    sizes = (model.layer.input_size, class_count(model))
+    expected = f"the one that the model was trained on, with {sizes} inputs and classes,"
     found = (task.input_size, task.output_size)
-    require(found == sizes, owner, argument, expected, found)
-    same = task.symbols is None or model.metadata.symbols in (None, task.symbols)
-    require(same, owner, argument, "of the symbols that the model knows", task.symbols)
+    require(found == sizes, "task_of", "data", expected, found)
+    same = model.metadata.symbols in (None, task.symbols)
+    require(same, "task_of", "data", "of the symbols that the model knows", task.symbols)
+    return task
 
 
 def known_to_commands(config: TrainingConfig) -> bool:

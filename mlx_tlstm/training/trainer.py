@@ -16,6 +16,7 @@ from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.layers.variants import VARIANTS
 from mlx_tlstm.models.arrays import filled, require_like
 from mlx_tlstm.models.sequence import SequenceModel
+from mlx_tlstm.recurrence.captured import handle
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.random_state import random_key
 from mlx_tlstm.recurrence.snapshot import kept_arrays, replace_weights, snapshot
@@ -116,9 +117,11 @@ class Trainer:
         steps = self.task.sequence_steps(config.length)
         self._compiles = compiles(self.model.layer, steps, self.parameter_count)
         self._value_and_grad = CompiledFunction(self.model, self._scaled_loss_and_gradients)
+        self._frozen = self._not_trained()
+        self._modes = [(module, module.training) for module in self.model.modules()]
         rounded = self._rounded(self.weights)
         mx.eval(rounded, self.model.parameters(), self.weights, self.optimizer.state)
-        self._place(rounded)
+        replace_weights(self.model, rounded)
 
     @property
     def samples(self) -> int:
@@ -144,12 +147,6 @@ class Trainer:
             NonFiniteError: Loss or gradient norm is not finite; the weights are lost.
             WorkerLostError: Another process is gone.
         """
-        found = dict(tree_flatten(self.model.trainable_parameters()))
-        if not self.model.training:  # as a callback leaves it that asks the model something
-            self.model.train()
-        names = found.keys() | self._placed.keys()
-        if any(found.get(name) is not self._placed.get(name) for name in names):
-            self.require_untouched()
         self._announce("step")
         # The first process may have lowered it.
         self.optimizer.learning_rate = self.workers.from_first(self.optimizer.learning_rate)
@@ -158,7 +155,7 @@ class Trainer:
         self.carried = state
         rounded = self._rounded(self.weights)
         mx.eval(loss, norm, clipped, self.weights, rounded, self.optimizer.state, state)
-        self._place(rounded)
+        replace_weights(self.model, rounded)  # evaluated, since other threads may read them
         report = StepReport(loss.item(), norm.item(), clipped.item())
         self.step += 1
         for name in ("loss", "gradient_norm"):
@@ -244,7 +241,7 @@ class Trainer:
         self.carried = of_rows(whole, self._share) if carried else None
         rounded = self._rounded(self.weights)
         mx.eval(self.weights, rounded, self.optimizer.state, self.carried)
-        self._place(rounded)
+        replace_weights(self.model, rounded)
 
     @property
     def finite(self) -> bool:
@@ -273,32 +270,35 @@ class Trainer:
         raise NonFiniteError(message, name, value, self.step, batch)
 
     def require_untouched(self) -> None:
-        """Check that nobody changed the model's weights, which the next step would overwrite.
+        """Check that the model still has :attr:`weights`; undo what a callback did to its modes.
 
         Raises:
-            ValueError: Somebody did, as a callback may that loads or freezes weights.
+            ValueError: It changed, froze or replaced weights, which the next step would overwrite.
         """
-        ours = dict(tree_flatten(self._rounded(self.weights)))
-        found = dict(tree_flatten(self.model.trainable_parameters()))
-        changed = [
-            name
-            for name in sorted(ours.keys() | found.keys())
-            if name not in ours
-            or name not in found
-            or not mx.array_equal(ours[name], found[name], equal_nan=True)
-        ]
-        if changed:
-            raise ValueError(
-                f"[{type(self).__name__}] 'model' must be left to training while it trains but "
-                f"{shown(changed)} changed, or were frozen or replaced: training keeps weights of "
-                "its own (freeze in the cell's __init__; to start from other weights, write a "
-                "training step of your own)"
-            )
+        for module, mode in self._modes:  # a module before its parts, whose modes it sets
+            module.train(mode)
+        ours = dict(tree_flatten(self._rounded(self.weights))) | self._frozen
+        found = dict(tree_flatten(self.model.trainable_parameters())) | self._not_trained()
+        alike = [n for n in ours if n in found and _same_form(ours[n], found[n])]
+        changed = sorted((ours.keys() | found.keys()) - set(alike))
+        if not changed:
+            same = [mx.array_equal(ours[name], found[name], equal_nan=True) for name in alike]
+            if mx.all(mx.stack(same)).item():
+                return
+            changed = [name for name, equal in zip(alike, same, strict=True) if not equal.item()]
+        raise ValueError(
+            f"[{type(self).__name__}] 'model' must be left to training while it trains but "
+            f"{shown(changed)} changed, or were frozen or replaced: training keeps weights of its "
+            "own (freeze in the cell's __init__; to start from other weights, write a training "
+            "step of your own)"
+        )
 
-    def _place(self, rounded: Any) -> None:
-        """Put weights into the model: evaluated, since other threads may read them."""
-        self._placed = dict(tree_flatten(rounded))
-        replace_weights(self.model, rounded)
+    def _not_trained(self) -> dict[str, mx.array]:
+        """The model's other parameters, as they are now."""
+        trained = dict(tree_flatten(self.model.trainable_parameters()))
+        others = tree_flatten(self.model.parameters())
+        # Handles, since x[0] = 1 changes x itself.
+        return {f"{n} (frozen)": handle(array) for n, array in others if n not in trained}
 
     def _rounded(self, weights: Any) -> Any:
         return tree_map(lambda weight: weight.astype(self._dtype), weights)
@@ -401,6 +401,10 @@ def _require_batches(task: Task) -> None:
 
 def _alike(one: Batch, other: Batch) -> bool:
     return all(map(np.array_equal, one, other))
+
+
+def _same_form(one: mx.array, other: mx.array) -> bool:
+    return (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
 def _joined(*arrays: mx.array) -> mx.array:

@@ -137,5 +137,9 @@ def test_refusals(folder, invoke, tmp_path):
     one = make_run(folder, "memorization", "slstm", 4, (0.5,))
     other = make_run(folder, "wikipedia", "slstm", 1, (2.0,))
     assert "of tasks with one metric" in refused(one, other)
+    command = [str(one.path), "--out", str(tmp_path / "out" / "curves.pdf")]
+    result = CliRunner().invoke(learning_curves.main, command)
+    assert result.exit_code == 2, result.output
+    assert "'stem' must be without ending" in " ".join(result.output.split())
     (one.path / "config.json").write_text("[")
     assert "must hold JSON" in refused(one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import pickle
 import signal
@@ -777,12 +778,18 @@ def test_sizes_are_checked_for_every_variant(variant, arguments, name):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Counted(CellVariant):
+    count: int = 0
+
+
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
 def test_a_variant_in_another_process(again):
     variant = CellVariant(GRU, {"clip_norm": 0.0})
     same = again(variant)
     assert same == variant
     assert hash(same) == hash(variant)
+    assert again(Counted(GRU, count=5)).count == 5
     assert again(VARIANTS).keys() == VARIANTS.keys()
     with pytest.raises(TypeError):
         same.settings["clip_norm"] = 1.0

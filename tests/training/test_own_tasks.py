@@ -15,10 +15,13 @@ from mlx_tlstm import SequenceModel, make_layer, tasks, training
 # isort: split
 import mlx.core as mx
 from mlx import nn
+from mlx.utils import tree_map
 
 from mlx_tlstm.config import TrainingConfig
+from mlx_tlstm.rivals.lstm import LSTMCell
 from mlx_tlstm.tasks import Memorization
 from mlx_tlstm.tasks.base import Batch
+from mlx_tlstm.training.runs import RunFolder
 
 
 def changed(inputs=None, targets=None):
@@ -189,7 +192,8 @@ def test_evaluations_that_differ(task_of, tmp_path):
         ("answer_positions", 3, "'answer_positions' must be a slice of the steps but got 3"),
         ("input_size", None, "'input_size' must be an integer of 1 or more but got None"),
         ("output_size", 0, "'output_size' must be an integer of 1 or more but got 0"),
-        ("input_fan_in", "one", "'input_fan_in' must be a positive number but got 'one'"),
+        ("solved_at", "all", "'solved_at' must be a number or None but got 'all'"),
+        ("input_fan_in", "one", "'input_fan_in' must be a positive number or None but got 'one'"),
     ],
 )
 def test_attributes_of_a_task(name, value, message, task_of, tmp_path):
@@ -213,9 +217,47 @@ def test_a_model_of_another_task(classes, settings):
     """MLX would read beyond its logits."""
     task = tasks.make_task(settings("memorization"))
     model = SequenceModel(make_layer("2d-tlstm", 65, 8, depth=2), classes)
-    message = rf"'task' must be one of the model's \(65, {classes}\) inputs and classes but got"
+    message = rf"'model' must be one of 65 classes, as the task has, or more but got {classes}"
     with pytest.raises(ValueError, match=message):
         training.evaluate(model, task, "test")
+    model = SequenceModel(make_layer("2d-tlstm", 60, 8, depth=2), 65)
+    with pytest.raises(ValueError, match="with input size 60"):
+        training.evaluate(model, task, "test")
+
+
+def test_read_outs_that_the_task_fits(settings):
+    """More classes than needed; and what a read-out would do in training mode is not done."""
+    task = tasks.make_task(settings("memorization"))
+    model = SequenceModel(make_layer("2d-tlstm", 65, 8, depth=2), 68)
+    expected = training.evaluate(model, task, "test")
+    model.readout = nn.Sequential(nn.BatchNorm(8, affine=False), nn.Dropout(0.5), model.readout)
+    key = mx.random.state[0].tolist()
+    found = training.evaluate(model, task, "test")
+    assert found["loss"] == pytest.approx(expected["loss"], abs=0.01)
+    assert mx.random.state[0].tolist() == key
+    assert model.training
+
+
+def test_a_task_that_is_told_another_thing_than_a_path(task_of, tmp_path):
+    config = task_of().replace(samples=8, data="tiny_shakespeare")
+
+    def initialise(self, config):
+        Memorization.__init__(self, config.replace(data=None))
+
+    tasks.TASKS["own"].__init__ = initialise
+    training.fit(config, tmp_path / "run")
+    assert RunFolder.open(tmp_path / "run").config.data == "tiny_shakespeare"
+
+
+def test_the_usual_number_of_inputs_may_be_left_out(task_of, monkeypatch):
+    config = task_of()
+    layers = []
+    for fan_in in (None, 65):
+        task = tasks.make_task(config)
+        task.input_fan_in = fan_in
+        layers.append(training.build_model(config, task).layer)
+    weights = [layer.cell.input_projection.weight for layer in layers]
+    assert mx.array_equal(*weights)
 
 
 def test_a_text_of_other_symbols(settings, tmp_path):
@@ -230,6 +272,7 @@ def test_a_text_of_other_symbols(settings, tmp_path):
 
 @pytest.mark.parametrize("symbol", [-1, 65])
 def test_symbols_that_are_none(symbol):
+    assert training.encode([[0, 64]], 65, mx.float32).sum().item() == 2
     with pytest.raises(ValueError, match=rf"\[encode\] 'inputs' must be from 0 to 64 .* {symbol}"):
         training.encode(np.array([[0, symbol]]), 65, mx.float32)
 
@@ -278,6 +321,10 @@ def test_data_is_found_from_another_folder(settings, tmp_path, monkeypatch):
     assert training.task_of(mlx_tlstm.load("../run")).symbols
 
 
+#: Steps of the tiny addition; the second is evaluated, and the last.
+LAST = 6
+
+
 class _Changing(training.Callback):
     def __init__(self, change, step):
         self.change, self.step = change, step
@@ -308,7 +355,9 @@ def _replace(model):
     [
         (_halve, 0, r"\['readout.bias'\]"),
         (_halve, 1, r"\['readout.bias'\]"),
-        (_halve_in_place, 0, r"\['readout.bias'\]"),
+        *((_halve_in_place, step, r"\['readout.bias'\]") for step in (0, 1, 2, LAST)),
+        (_halve, LAST, r"\['readout.bias'\]"),
+        (lambda model: model.set_dtype(mx.float16), 1, "layer.cell.bias"),
         (lambda model: model.layer.freeze(), 0, "layer.cell.bias"),
         (lambda model: model.layer.freeze(), 1, "layer.cell.bias"),
         (_replace, 0, "readout.layers.0.bias"),
@@ -317,8 +366,32 @@ def _replace(model):
 )
 def test_callbacks_that_change_the_weights(change, step, named, settings, tmp_path):
     """Training has its own, with which it would go on without a word."""
+    config = settings("addition")
+    config = config.replace(samples=LAST * config.batch_size, eval_every=2 * config.batch_size)
     with pytest.raises(ValueError, match=rf"\[Trainer\] 'model' must be left to training.*{named}"):
-        training.fit(settings("addition"), tmp_path / "run", [_Changing(change, step)])
+        training.fit(config, tmp_path / "run", [_Changing(change, step)])
+    assert all(record["evaluation_loss"] < 10 for record in records(tmp_path / "run"))
+
+
+def records(run):
+    return RunFolder.open(run).read_metrics()
+
+
+def test_frozen_weights_are_left_alone_too(task_of, tmp_path, monkeypatch):
+    def frozen(input_size, hidden_size):
+        cell = LSTMCell(input_size, hidden_size)
+        cell.freeze(keys=["bias"])
+        return cell
+
+    monkeypatch.setitem(mlx_tlstm.VARIANTS, "frozen", mlx_tlstm.CellVariant(frozen))
+
+    def change(model):
+        model.layer.cell.bias = model.layer.cell.bias + 1
+
+    config = task_of().for_variant("frozen").replace(samples=20)
+    training.fit(config, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"'layer.cell.bias \(frozen\)'"):
+        training.fit(config, tmp_path / "changed", [_Changing(change, 1)])
 
 
 def test_callbacks_may_use_the_model(settings, tmp_path):
@@ -326,7 +399,9 @@ def test_callbacks_may_use_the_model(settings, tmp_path):
         def on_step(self, trainer, report):
             trainer.model.eval()
             trainer.model(mx.zeros((1, 3, trainer.task.input_size)))
-            trainer.model.update(trainer.model.parameters())
+            parameters = trainer.model.parameters()
+            trainer.model.update(tree_map(lambda array: array + 1, parameters))
+            trainer.model.update(tree_map(mx.array, parameters))
 
     plain = training.fit(settings("addition"), tmp_path / "plain")
     used = training.fit(settings("addition"), tmp_path / "used", [Using()])
