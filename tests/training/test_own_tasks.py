@@ -306,7 +306,7 @@ def test_a_run_that_is_moved_away_is_not_begun_anew(settings, tmp_path):
             if trainer.step == 1:
                 (tmp_path / "run").rename(tmp_path / "moved")
 
-    config = settings("addition").replace(checkpoint_every=2)
+    config = settings("addition").replace(checkpoint_every=1)
     with pytest.raises(FileNotFoundError, match="/run/"):
         training.fit(config, tmp_path / "run", [Moving()])
     assert {path.name for path in tmp_path.iterdir()} == {"moved"}
