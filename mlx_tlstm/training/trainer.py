@@ -11,12 +11,11 @@ import numpy as np
 from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_tlstm.checks import require, shown
+from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.layers.variants import VARIANTS
 from mlx_tlstm.models.arrays import filled, require_like
 from mlx_tlstm.models.sequence import SequenceModel
-from mlx_tlstm.recurrence.captured import handle
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.random_state import random_key
 from mlx_tlstm.recurrence.snapshot import kept_arrays, replace_weights, snapshot
@@ -36,6 +35,7 @@ from mlx_tlstm.training.objective import (
 )
 from mlx_tlstm.training.own_cell import require_trainable
 from mlx_tlstm.training.reports import StepReport
+from mlx_tlstm.training.untouched import Untouched
 from mlx_tlstm.training.workers import Workers
 
 BETA1 = 0.9
@@ -117,8 +117,7 @@ class Trainer:
         steps = self.task.sequence_steps(config.length)
         self._compiles = compiles(self.model.layer, steps, self.parameter_count)
         self._value_and_grad = CompiledFunction(self.model, self._scaled_loss_and_gradients)
-        self._frozen = self._not_trained()
-        self._modes = [(module, module.training) for module in self.model.modules()]
+        self._untouched = Untouched(self.model)
         rounded = self._rounded(self.weights)
         mx.eval(rounded, self.model.parameters(), self.weights, self.optimizer.state)
         replace_weights(self.model, rounded)
@@ -270,35 +269,12 @@ class Trainer:
         raise NonFiniteError(message, name, value, self.step, batch)
 
     def require_untouched(self) -> None:
-        """Check that the model still has :attr:`weights`; undo what a callback did to its modes.
+        """Check that the model still has :attr:`weights`; put its modes back.
 
         Raises:
-            ValueError: It changed, froze or replaced weights, which the next step would overwrite.
+            ValueError: A callback changed what the next step would overwrite.
         """
-        for module, mode in self._modes:  # a module before its parts, whose modes it sets
-            module.train(mode)
-        ours = dict(tree_flatten(self._rounded(self.weights))) | self._frozen
-        found = dict(tree_flatten(self.model.trainable_parameters())) | self._not_trained()
-        alike = [n for n in ours if n in found and _same_form(ours[n], found[n])]
-        changed = sorted((ours.keys() | found.keys()) - set(alike))
-        if not changed:
-            same = [mx.array_equal(ours[name], found[name], equal_nan=True) for name in alike]
-            if mx.all(mx.stack(same)).item():
-                return
-            changed = [name for name, equal in zip(alike, same, strict=True) if not equal.item()]
-        raise ValueError(
-            f"[{type(self).__name__}] 'model' must be left to training while it trains but "
-            f"{shown(changed)} changed, or were frozen or replaced: training keeps weights of its "
-            "own (freeze in the cell's __init__; to start from other weights, write a training "
-            "step of your own)"
-        )
-
-    def _not_trained(self) -> dict[str, mx.array]:
-        """The model's other parameters, as they are now."""
-        trained = dict(tree_flatten(self.model.trainable_parameters()))
-        others = tree_flatten(self.model.parameters())
-        # Handles, since x[0] = 1 changes x itself.
-        return {f"{n} (frozen)": handle(array) for n, array in others if n not in trained}
+        self._untouched.check(self._rounded(self.weights))
 
     def _rounded(self, weights: Any) -> Any:
         return tree_map(lambda weight: weight.astype(self._dtype), weights)
@@ -401,10 +377,6 @@ def _require_batches(task: Task) -> None:
 
 def _alike(one: Batch, other: Batch) -> bool:
     return all(map(np.array_equal, one, other))
-
-
-def _same_form(one: mx.array, other: mx.array) -> bool:
-    return (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
 def _joined(*arrays: mx.array) -> mx.array:
