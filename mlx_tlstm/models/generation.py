@@ -124,7 +124,7 @@ def generate(
     model = snapshot(model)
     require_evaluated(owner, model)
     # Evaluated here too: the first symbol may be asked for in another thread.
-    rows, key = mx.eye(classes, dtype=model.layer.dtype), mx.random.key(seed)
+    rows, key = mx.eye(classes), mx.random.key(seed)
     layer_key = mx.random.split(key, 3)[2]  # one that no symbol is drawn from
     mx.eval(rows, key, layer_key)
     return _generate(model, list(symbols), length, temperature, top_p, rows, key, layer_key)

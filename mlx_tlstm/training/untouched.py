@@ -13,7 +13,7 @@ from mlx_tlstm.recurrence.captured import handle
 
 
 class Untouched:
-    """Remembers what callbacks may not change in a model: which parameters are trained, and others.
+    """The parameters of a model in training, which callbacks may not change, and its modes.
 
     Args:
         model: The model, before its first step.
