@@ -1,13 +1,12 @@
 """The OpenBLAS of the wheel ``scipy-openblas32``, under the names that MLX asks for.
 
 The wheel prefixes its names, so that a library of three functions is needed that forward to it. It
-is compiled here, with the compiler that ``mx.compile`` needs on a CPU anyway, checked by products
-in a process of its own, and kept in the user's cache folder.
+is compiled here, with the compiler that ``mx.compile`` needs on a CPU anyway, and kept in the
+user's cache folder.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
 import importlib.metadata
@@ -17,58 +16,49 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
-from mlx_tlstm.files import cache_folder, remove_leftovers
+from mlx_tlstm.files import cache_folder, remove_leftovers, sync
 
 DISTRIBUTION = "scipy-openblas32"
 FUNCTIONS = ("sgemm", "dgemm", "cgemm")
 
 #: The first of these that is found. MLX itself knows the first only.
 COMPILERS = ("g++", "gcc", "clang", "cc")
-FORWARD_FLAGS = ("-O2", "-fPIC", "-shared", "-nostdlib")
-CHECK_FLAGS = ("-O2", "-ldl")
+FLAGS = ("-O2", "-fPIC", "-shared", "-nostdlib")
 
-COMPILE_SECONDS, CHECK_SECONDS = 60.0, 20.0
-#: What takes longer than that is not tried again for so long.
-RETRY_SECONDS = 3600.0
+COMPILE_SECONDS = 60.0
 
-#: What check.c prints where all products are right.
-PASSED = b"right\n"
-
-_SOURCES = Path(__file__).parent
+_SOURCE = Path(__file__).parent / "forward.c"
 _BUILDING = "building-"
-_DIGEST_BYTES = hashlib.sha256().digest_size
 
 #: The wheel's library once :func:`load` made MLX use it.
 loaded: ctypes.CDLL | None = None
 
 
 class BuildError(RuntimeError):
-    """The forwarding library cannot be made, or its products are wrong; the message says why."""
+    """The forwarding library cannot be made; the message says why."""
 
 
 def load() -> None:
     """Put functions that forward to the wheel's OpenBLAS into the global scope.
 
     Raises:
-        BuildError: There is no wheel or no compiler, one of them fails, or products are wrong.
+        BuildError: There is no wheel or no compiler, or one of them fails.
         OSError: A file can neither be cached nor kept in a temporary folder.
     """
     library = _library()
     try:
-        _connect(library, _cached(library))
+        _connect(library, _cached())
     except TimeoutError:
         raise
     except (OSError, RuntimeError):
         # No home, a cache that cannot be written or that is another user's, a full disk, a file
         # system whose files may not be executed: once more, for this process only.
         with tempfile.TemporaryDirectory(prefix="mlx_tlstm-") as folder:
-            _connect(library, _build(library, Path(folder)))
+            _connect(library, _built(Path(folder)))
 
 
 def openblas_folder() -> Path:
@@ -97,18 +87,19 @@ def _connect(library: Path, forwards: Path) -> None:
     loaded = functions
 
 
-def _cached(library: Path) -> Path:
+def _cached() -> Path:
     """The forwarding library in the cache; made there by one process, while others wait."""
     folder = openblas_folder()
     path = folder / f"{_key()}.so"
-    if not _is_whole(path):
+    if not path.is_file():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _require_private(folder)
-        seconds = COMPILE_SECONDS + CHECK_SECONDS  # after which the process that has it is done
+        seconds = COMPILE_SECONDS  # after which the process that has it is done
         with FileLock(folder / "lock", seconds, poll_interval=0.02, preserve_lock_file=True):
-            if not _is_whole(path):
+            if not path.is_file():
                 remove_leftovers(folder, _BUILDING)
-                _build_once(library, path)
+                with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=folder) as temporary:
+                    os.replace(_built(Path(temporary)), path)
     _require_private(folder)
     return path
 
@@ -119,22 +110,9 @@ def _key() -> str:
     The compiler is not among them. A library that was made needs none, and the calling convention
     is the architecture's.
     """
-    texts = [(_SOURCES / name).read_bytes() for name in ("forward.c", "check.c")]
-    words = (*FORWARD_FLAGS, importlib.metadata.version(DISTRIBUTION), os.uname().machine)
-    return hashlib.sha256(b"\0".join([*texts, *map(str.encode, words)])).hexdigest()[:32]
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a file is there and ends in the digest of what is before.
-
-    Half a library would end the process that loads it (SIGBUS).
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return False
-    body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
-    return hashlib.sha256(body).digest() == digest
+    words = (*FLAGS, importlib.metadata.version(DISTRIBUTION), os.uname().machine)
+    parts = (_SOURCE.read_bytes(), *map(str.encode, words))
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
 def _require_private(folder: Path) -> None:
@@ -144,49 +122,19 @@ def _require_private(folder: Path) -> None:
         raise PermissionError(f"{folder} may be written by others")
 
 
-def _build_once(library: Path, path: Path) -> None:
-    """Put a checked forwarding library at ``path``, unless that took too long lately."""
-    failure = path.with_suffix(".failed")
-    with contextlib.suppress(FileNotFoundError):
-        if time.time() < failure.stat().st_mtime + RETRY_SECONDS:
-            raise TimeoutError(f"{failure.read_text()} (remove {failure} to try again)")
-    try:
-        with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=path.parent) as temporary:
-            os.replace(_build(library, Path(temporary)), path)
-    except TimeoutError as error:
-        failure.write_text(str(error))
-        raise
+def _built(folder: Path) -> Path:
+    """Compile the forwarding library into ``folder``.
 
-
-def _build(library: Path, folder: Path) -> Path:
-    """Compile the forwarding library into ``folder`` and check it."""
+    The compiler and all that it started end after COMPILE_SECONDS at the latest.
+    """
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise BuildError("there is no C compiler for the OpenBLAS that was installed beside it")
-    forwards, check = folder / "forward.so", folder / "check"
-    for target, flags in ((forwards, FORWARD_FLAGS), (check, CHECK_FLAGS)):
-        source = _SOURCES / f"{target.stem}.c"
-        command = [compiler, "-x", "c", source, "-x", "none", *flags, "-o", target]
-        _run(folder, command, COMPILE_SECONDS)
-        if not target.exists():
-            raise BuildError(f"{compiler} made nothing")
-    output = _run(folder, [check, library, forwards], CHECK_SECONDS)
-    # The exit code alone is none where the program around us ignores its children.
-    if output != PASSED:
-        raise BuildError(f"{DISTRIBUTION} failed its check ({_text(output) or 'it crashed'})")
-    with forwards.open("r+b") as file:
-        digest = hashlib.sha256(file.read()).digest()
-        file.write(digest)
-    return forwards
-
-
-def _run(folder: Path, command: Sequence[str | Path], seconds: float) -> bytes:
-    """What a command printed; it and all that it started end after ``seconds`` at the latest."""
-    name = Path(command[0]).name
-    # A file, since a pipe would be waited for until the last of them has closed it.
+    name, library = Path(compiler).name, folder / "forward.so"
+    # Its words go to a file: a pipe would be waited for until its last child has closed it.
     with tempfile.TemporaryFile(dir=folder) as output:
         process = subprocess.Popen(
-            list(map(str, command)),
+            [compiler, "-x", "c", str(_SOURCE), "-x", "none", *FLAGS, "-o", str(library)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -194,20 +142,17 @@ def _run(folder: Path, command: Sequence[str | Path], seconds: float) -> bytes:
             env={**os.environ, "TMPDIR": str(folder)},
         )
         try:
-            code = process.wait(seconds)
+            code = process.wait(COMPILE_SECONDS)
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if isinstance(error, subprocess.TimeoutExpired):
-                raise TimeoutError(f"{name} took more than {seconds:g} s") from None
+                raise TimeoutError(f"{name} took more than {COMPILE_SECONDS:g} s") from None
             raise
         output.seek(0)
-        printed = output.read()
-    if code:
-        raise BuildError(f"{name} failed ({_text(printed) or f'exit code {code}'})")
-    return printed
-
-
-def _text(output: bytes) -> str:
-    """The first line of some output, short."""
-    return (output.decode(errors="replace").strip().splitlines() or [""])[0][:200]
+        said = (output.read().decode(errors="replace").strip().splitlines() or [""])[0][:200]
+    # The exit code alone is none where the program around us ignores its children.
+    if code or not library.exists():
+        raise BuildError(f"{name} failed ({said or (f'exit code {code}' if code else 'no file')})")
+    sync(library)  # half a library would end the process that loads it
+    return library

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import select
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from metal_on_cpu.planting import planted
 from processes import ROOT
 
 from mlx_tlstm import blas
@@ -22,8 +19,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="macOS has Accelerate"),
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
 ]
-
-SOURCES = Path(blas.__file__).parent
 
 #: The package without its __init__, so that a test can set up what loading will meet.
 BEFORE = """
@@ -114,22 +109,19 @@ def compiler(tmp_path):
     return compiler
 
 
-def mutated(tmp_path, before, after):
-    """The set-up for a forwarding library with another body."""
-    sources = tmp_path / "sources"
-    shutil.copytree(SOURCES, sources)
-    text = (sources / "forward.c").read_text()
-    (sources / "forward.c").write_text(planted(text, before, after))
-    return f"wheel._SOURCES = Path({str(sources)!r})\n"
-
-
 def test_mlx_multiplies_with_the_wheel(load):
     then = """
 del sys.modules["mlx_tlstm"]
 import mlx_tlstm, mlx.core as mx, numpy as np
 from mlx_tlstm.checking.timing import machine
-a, b = np.random.randn(300, 200).astype("float32"), np.random.randn(200, 400).astype("float32")
-assert np.abs(np.array(mx.array(a) @ mx.array(b)) - a @ b).max() < 1e-3
+mx.set_default_device(mx.cpu)
+for kind in ("float32", "float64", "complex64"):
+    a, b, c = (np.random.randn(2, *shape) for shape in ((300, 200), (200, 400), (300, 400)))
+    a, b, c = (x[0] + 1j * x[1] if kind == "complex64" else x[0] for x in (a, b, c))
+    for a, b in ((a, b), (np.asfortranarray(a), b), (a, np.asfortranarray(b))):
+        arrays = (mx.array(x.astype(kind), dtype=getattr(mx, kind)) for x in (c, a, b))
+        found = mx.addmm(*arrays, alpha=2, beta=3)
+        assert np.abs(np.array(found) - 2 * a @ b - 3 * c).max() < 1e-3
 print(machine().blas, "scipy_openblas" in Path("/proc/self/maps").read_text(), blas.is_fast())
 """
     first, second = load(then=then, OPENBLAS_NUM_THREADS="1").splitlines()
@@ -167,34 +159,25 @@ def test_the_cache_needs_no_compiler(load, folder):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("damage", ["empty", "torn", "foreign", "folder", "left behind"])
-def test_a_damaged_cache_is_mended(damage, load, folder):
+def test_what_a_killed_build_left_behind_is_removed(load, folder):
+    (folder / "building-1").mkdir(0o700, parents=True)
+    folder.chmod(0o700)
+    (folder / "building-1" / "forward.so").write_bytes(b"half a libra")
     assert load() == FAST
-    (path,) = folder.glob("*.so")
-    content = path.read_bytes()
-    path.unlink()
-    if damage == "folder":
-        path.mkdir()
-    elif damage == "left behind":
-        (folder / "building-1").mkdir()
-        (folder / "building-1" / "forward.so").write_bytes(content)
-    else:
-        path.write_bytes({"empty": b"", "torn": content[:5000], "foreign": b"x" * 20000}[damage])
-    assert load() == FAST
-    if damage != "folder":
-        assert path.read_bytes()[:100] == content[:100]
-        assert sorted(p.name for p in folder.iterdir()) == sorted([path.name, "lock"])
+    assert sorted(path.suffix for path in folder.iterdir()) == ["", ".so"]  # and the lock
 
 
 def test_a_process_that_does_not_end_is_not_waited_for(load, folder):
     folder.mkdir(0o700, parents=True)
     with FileLock(folder / "lock"):
-        setup = "wheel.COMPILE_SECONDS = wheel.CHECK_SECONDS = 0.1\n"
+        setup = "wheel.COMPILE_SECONDS = 0.1\n"
         assert re.search(r"openblas/lock.* could not be acquired", load(setup))
     assert load() == FAST
 
 
-@pytest.mark.parametrize("obstacle", ["file", "read-only", "homeless", "shared", "not executable"])
+@pytest.mark.parametrize(
+    "obstacle", ["file", "read-only", "homeless", "shared", "damaged", "folder", "not executable"]
+)
 def test_without_a_usable_cache_it_is_built_for_the_process(obstacle, load, folder, tmp_path):
     setup, changes = "", {}
     if obstacle == "file":
@@ -204,12 +187,16 @@ def test_without_a_usable_cache_it_is_built_for_the_process(obstacle, load, fold
     elif obstacle == "homeless":
         changes["XDG_CACHE_HOME"] = ""
         setup = "import os\nos.path.expanduser = lambda path: path\n"
-    elif obstacle == "shared":
+    elif obstacle in ("shared", "damaged", "folder"):
         assert load() == FAST
         (path,) = folder.glob("*.so")
-        body = b"somebody else's"
-        path.write_bytes(body + hashlib.sha256(body).digest())
-        folder.chmod(0o777)
+        path.unlink()
+        if obstacle == "folder":
+            path.mkdir()
+        else:
+            path.write_bytes(b"somebody else's")
+        if obstacle == "shared":
+            folder.chmod(0o777)
     else:
         setup = """
 real = ctypes.CDLL
@@ -229,7 +216,7 @@ ctypes.CDLL = load
     ("script", "said"),
     [
         ("echo out of order; exit 3", "g++ failed (out of order)"),
-        ("exit 0", "g++ made nothing"),
+        ("exit 0", "g++ failed (no file)"),
         ("kill -9 $$", "g++ failed (exit code -9)"),
     ],
 )
@@ -238,36 +225,6 @@ def test_a_compiler_that_fails_is_named(script, said, load, compiler):
     assert said in text
     assert "apt-get install" in text
     assert load() == FAST  # nothing bad was kept
-
-
-CALL = "mlx_tlstm_##name(order, left"
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "said"),
-    [
-        ("b_stride, beta, c", "b_stride, alpha, c", "a product of sgemm is wrong"),
-        ("void cblas_##name", "void other_##name", "a product of sgemm is wrong"),
-        ("FORWARD(cgemm, const void *, void)", "", "there is no mlx_tlstm_cgemm"),
-        (CALL, f"*(volatile int *)8 = 1; {CALL}", "check failed (exit code -11)"),
-        (CALL, f"nowhere(); {CALL}", "failed"),
-    ],
-)
-def test_what_fails_the_check_is_not_loaded(before, after, said, load, tmp_path, folder):
-    assert said in load(mutated(tmp_path, before, after))
-    assert not list(folder.glob("*.so"))
-
-
-def test_what_hangs_is_ended_and_not_tried_at_once(load, tmp_path, folder):
-    setup = mutated(tmp_path, CALL, f"for (;;) *(volatile int *)&order = 0; {CALL}")
-    setup += "wheel.CHECK_SECONDS = 0.3\n"
-    assert "check took more than 0.3 s" in load(setup)
-    # Tried again, it would want a compiler.
-    assert "check took more than 0.3 s (remove " in load(setup, PATH="/nowhere")
-    (failure,) = folder.glob("*.failed")
-    os.utime(failure, (0, 0))
-    assert "no C compiler" in load(setup, PATH="/nowhere")
-    assert load() == FAST
 
 
 def test_a_compiler_that_hangs_is_ended_with_its_children(load, compiler, tmp_path):
@@ -289,7 +246,7 @@ def test_one_of_many_processes_builds(start, compiler, tmp_path):
     path = compiler(f'echo built >> {log}; sleep 0.3; exec {real} "$@"')
     processes = [start(PATH=path) for _ in range(5)]
     assert [process.communicate()[0].strip() for process in processes] == [FAST] * 5
-    assert log.read_text().count("built") == 2  # the library and its check
+    assert log.read_text().count("built") == 1
 
 
 def test_children_that_nobody_waits_for(load):
