@@ -120,8 +120,8 @@ class TrainingConfig:
             alone decides.
         checkpoint_seconds: Seconds between two checkpoints; 0 leaves it to ``checkpoint_every``.
         keep_checkpoints: How many of the newest checkpoints to keep.
-        data: Your own data: for wikipedia a text file, which may be packed as zip, tar, gz, bz2 or
-            xz; for mnist and pmnist a folder of IDX or parquet files. By default the data is
+        data: Your own data: for wikipedia a text file, which may be packed as zip, gzip, bzip2
+            or xz; for mnist and pmnist a folder of IDX or parquet files. By default the data is
             downloaded.
 
     Scalars of NumPy and MLX are kept as Python's numbers of the same value: a learning rate of

@@ -1,4 +1,4 @@
-"""A user's text in archives, and files that are no text."""
+"""A user's text, packed or not, and files that are no text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pickle
 import shutil
 import sqlite3
 import sys
-import tarfile
 import wave
 import zipfile
 
@@ -37,17 +36,6 @@ def zipped(*members, compression=zipfile.ZIP_DEFLATED):
     return file.getvalue()
 
 
-def tarred(*members, format=tarfile.PAX_FORMAT):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=format) as archive:
-        for name, data in members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            entry.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
-            archive.addfile(entry, io.BytesIO(data))
-    return file.getvalue()
-
-
 def read(tmp_path, data, name="text"):
     (tmp_path / name).write_bytes(data)
     return read_text(tmp_path / name, "Wikipedia")
@@ -59,21 +47,15 @@ PACKED = {
     "zip, lzma": zipped(("enwik8", TEXT), compression=zipfile.ZIP_LZMA),
     "zip of a folder": zipped(("texts/", b""), ("texts/enwik8", TEXT)),
     "zip of a Mac": zipped(("a", TEXT), ("__MACOSX/._a", b"\0"), (".DS_Store", b"\0")),
-    "tar": tarred(("texts/", b""), ("texts/._enwik8", b"\0"), ("texts/enwik8", TEXT)),
-    "old tar": tarred(("enwik8", TEXT), format=tarfile.GNU_FORMAT),
     "gzip": gzip.compress(TEXT),
     "gzip in two parts": gzip.compress(TEXT[:70]) + gzip.compress(TEXT[70:]),
     "bzip2": bz2.compress(TEXT),
     "xz": lzma.compress(TEXT),
-    "lzma": lzma.compress(TEXT, format=lzma.FORMAT_ALONE),
-    "tar.gz": gzip.compress(tarred(("enwik8", TEXT))),
-    "gz in a zip": zipped(("enwik8.gz", gzip.compress(TEXT))),
-    "tar.gz in a zip": zipped(("enwik8.tar.gz", gzip.compress(tarred(("enwik8", TEXT))))),
 }
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_archives_are_read(kind, tmp_path):
+def test_packed_texts_are_read(kind, tmp_path):
     assert read(tmp_path, PACKED[kind]) == TEXT
 
 
@@ -92,11 +74,7 @@ def test_archives_are_read(kind, tmp_path):
         bytes(range(1, 256)) * 9,
         b"\xff\xfeletters of latin-1",
         b"\xff" * 99,
-        *(
-            start + b" is how such files begin.\n"
-            for start in (b"PK", b"BZh9", b"%PDF-1.4", b"ID3")
-        ),
-        b"x" * 257 + b"ustar" + b" is in a tar there\n" * 40,
+        *(start + b" is how such files begin.\n" for start in (b"PK", b"BZh9", b"ID3")),
     ],
 )
 def test_texts_are_taken_as_they_are(text, tmp_path):
@@ -109,7 +87,6 @@ def files_of_other_programs(folder):
     import pyarrow.feather
     import pyarrow.orc
     import pyarrow.parquet
-    from matplotlib.figure import Figure
     from PIL import Image
 
     table = pa.table({"text": ["a", "b"]})
@@ -124,8 +101,6 @@ def files_of_other_programs(folder):
     (folder / "GGUF").with_suffix(".gguf").rename(folder / "GGUF")
     for name in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WebP"):
         Image.new("L", (8, 8)).save(folder / name, format=name)
-    with (folder / "PDF").open("wb") as file:
-        Figure().savefig(file, format="pdf")
     with (folder / "NumPy array").open("wb") as file:
         np.save(file, np.zeros(3))
     sqlite3.connect(folder / "SQLite").execute("create table a (b)").connection.close()
@@ -144,10 +119,8 @@ def test_files_that_are_no_text(tmp_path):
     files_of_other_programs(tmp_path)
     paths = sorted(tmp_path.iterdir())
     assert len(paths) >= 20
-    kinds = {"PDF": "is a PDF document", "UTF": "is UTF-16 or UTF-32 text; save it as UTF-8"}
     for path in paths:
-        kind = kinds.get(path.name[:3], "is no text in UTF-8 or an encoding of 8 bits")
-        with pytest.raises(ValueError, match=f"'data' must be a text, .* but .* {kind}"):
+        with pytest.raises(ValueError, match=r"'data' must be a text, .* but .* holds zero bytes"):
             read_text(path, "Wikipedia")
 
 
@@ -162,51 +135,45 @@ def test_files_that_are_no_text(tmp_path):
         b"\xff\xfb\x90\x64" + bytes(32) + b"\x5a" * 381,  # a silent frame of MP3
         b"7z\xbc\xaf\x27\x1c\0\4",
         b"Rar!\x1a\x07\x01\0",
-        b"]\0",
+        gzip.compress(b"\0" + TEXT),
+        zipped(("arr_0.npy", b"\x93NUMPY\1\0")),
+        bz2.compress(b""),
     ],
 )
 def test_a_zero_byte_is_in_no_text(data, tmp_path):
-    with pytest.raises(ValueError, match=r"'data' must be a text, .*text' is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"'data' must be a text, .*text' holds zero bytes"):
         read(tmp_path, data)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (zipped(("a", TEXT), ("b/c", TEXT)), r"is a zip archive of 2 files, 'a', 'b/c'; unpack it"),
-        (tarred(*((str(n), b"") for n in range(9))), r"is a tar archive of 9 files, .*'7', …; unp"),
-        (zipped(), "is a zip archive of no file"),
-        (zipped(("a/", b"")), "is a zip archive of no file"),
-        (zipped(("arr_0.npy", b"\x93NUMPY\1\0")), "holds no text in UTF-8"),
-        (
-            zipped(("[Content_Types].xml", TEXT), ("word/document.xml", TEXT)),
-            "is a zip archive of 2",
-        ),
-        (b"\x1f\x9d\x90a\xc4", "is a compress archive"),
-        (b"]\0\0\x80" + TEXT, "is an lzma file that cannot be read: "),
-        (b"BZh91AY and so on", "is a bzip2 file that cannot be read: "),
-        (gzip.compress(zipped(("a", b""), ("b", b""))), "holds a zip archive of 2 files"),
-        (PACKED["gzip"][:-9], "is a gzip file that cannot be read: Compressed file ended"),
-        (PACKED["gzip"][:-8] + bytes(8), "is a gzip file that cannot be read: CRC check failed"),
-        (PACKED["bzip2"][:-3], "is a bzip2 file that cannot be read: "),
-        (PACKED["xz"][:-3], "is an xz file that cannot be read: "),
-        (PACKED["zip"][:-3], "is a zip archive that cannot be read: "),
-        (PACKED["zip"][:50] + b"x" + PACKED["zip"][51:], "is a zip archive that cannot be read: "),
-        (PACKED["tar"][:-9000], "is a tar archive that cannot be read: "),
+        (zipped(("a", TEXT), ("b/c", TEXT)), "zip archive .* it holds 2 files; unpack it"),
+        (zipped(), "zip archive .* it holds 0 files"),
+        (zipped(("a/", b"")), "zip archive .* it holds 0 files"),
+        (b"BZh91AY&SY and so on", "bzip2 file that cannot be read: "),
+        (PACKED["gzip"][:-9], "gzip file that cannot be read: Compressed file ended"),
+        (PACKED["gzip"][:-8] + bytes(8), "gzip file that cannot be read: CRC check failed"),
+        (PACKED["bzip2"][:-3], "bzip2 file that cannot be read: "),
+        (PACKED["xz"][:-3], "xz file that cannot be read: "),
+        (PACKED["zip"][:-3], "zip archive that cannot be read: "),
+        (PACKED["zip"][:50] + b"x" + PACKED["zip"][51:], "zip archive that cannot be read: "),
         (
             PACKED["zip"].replace(b"\x14\0\0\0", b"\x14\0\1\0"),
-            "is a zip archive that cannot be read: .* encrypted",
+            "zip archive that cannot be read: .* encrypted",
         ),
-        (PACKED["zip"].replace(b"\0\x08\0", b"\0\x5d\0"), "cannot be read: .*compression"),
-        (gzip.compress(gzip.compress(gzip.compress(gzip.compress(TEXT)))), "archives in archives"),
+        (
+            PACKED["zip"].replace(b"\0\x08\0", b"\0\x5d\0"),
+            "zip archive that cannot be read: .*compression",
+        ),
     ],
 )
-def test_archives_that_are_refused(data, message, tmp_path):
-    with pytest.raises(ValueError, match=rf"'data' must be a text, .*text' {message}|{message}"):
+def test_packed_files_that_are_refused(data, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"'data' must be a text, .*text' is an? {message}"):
         read(tmp_path, data)
 
 
-def test_a_run_on_an_archive(tmp_path):
+def test_a_run_on_a_packed_text(tmp_path):
     """It trains on the text, goes on when that was unpacked, and is evaluated on either."""
     plain = write_text(tmp_path / "plain")
     (tmp_path / "packed").write_bytes(gzip.compress(plain.read_bytes()))
@@ -225,5 +192,5 @@ def test_a_run_on_an_archive(tmp_path):
     (tmp_path / "packed").write_bytes(zipped(("a", TEXT), ("b", TEXT)))
     done = CliRunner().invoke(main, ["train", "wikipedia", "--data", str(tmp_path / "packed")])
     assert done.exit_code == 2
-    assert "is a zip archive of 2 files, 'a', 'b'; unpack it and name one" in done.output
+    assert "it holds 2 files; unpack it and name one" in done.output
     assert not list(itertools.chain(tmp_path.glob("runs"), tmp_path.glob("packed-*")))
