@@ -19,8 +19,11 @@ import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
 # isort: split
 import mlx.core as mx
 from benchmarking.tables import csv_text, markdown_option, say_facts, say_list, say_tables
-from benchmarking.task_passes import points_of
-from benchmarking.task_times import (
+from experiments.options import variants_option
+from experiments.paper import PAPER_TASKS, PAPER_VARIANTS
+from experiments.pictures import draw_times
+from experiments.task_passes import points_of
+from experiments.task_times import (
     KeptRows,
     by_task,
     cost_of_depth,
@@ -29,9 +32,6 @@ from benchmarking.task_times import (
     task_table,
     without_rounds,
 )
-from experiments.options import variants_option
-from experiments.paper import PAPER_TASKS, PAPER_VARIANTS
-from experiments.pictures import draw_times
 
 from mlx_tlstm.checking.timing import machine
 from mlx_tlstm.commands.base import Command

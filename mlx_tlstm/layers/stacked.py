@@ -36,6 +36,12 @@ class PreparedStack(NamedTuple):
     """Arrays that every step uses: the weight's halves ``[4M, M]`` and their transposes.
 
     MLX's products copy a half that lies in the whole weight, each time.
+
+    Attributes:
+        shared: Weight and bias.
+        below: The half that multiplies the hidden state of the layer below.
+        past: The half that multiplies a layer's own of the step before.
+        from_below, from_past: Their transposes, ``[M, 4M]``.
     """
 
     shared: Prepared

@@ -1,6 +1,6 @@
 """What plain operations compute in another way on a CPU, where MLX's own way is slow.
 
-On other devices each function here is the MLX operation that it is named after.
+On other devices :func:`tanh`, :func:`transposed` and :func:`channel_mean` are MLX's operations.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def transposed(weight: mx.array) -> mx.array:
     """A weight ``[O, …]`` as the matrix ``[…, O]`` that rows are multiplied by.
 
     Taken once a sequence: MLX's reference BLAS on Linux multiplies by a transposed view at half
-    the speed, so that a copy pays there: by joining halves, since MLX exports no mx.contiguous.
+    the speed, so that a copy pays there: by joining halves, since ``mx.export_function`` cannot
+    write ``mx.contiguous``.
     """
     matrix = weight.reshape(weight.shape[0], -1).T
     half = len(matrix) // 2

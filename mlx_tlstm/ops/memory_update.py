@@ -270,7 +270,7 @@ class Memory(Backend):
         return added_at_the_end(d_H, d_output, self.geometry.axes)
 
     def output(self, H: mx.array) -> mx.array:
-        # A copy, since a view would keep the whole state of every step alive. Gathered, since MLX
-        # exports no mx.contiguous.
+        # A copy, since a view would keep the whole state of every step alive. Gathered, since
+        # mx.export_function cannot write mx.contiguous.
         B, *P, M = H.shape
         return mx.take(H.reshape(-1, M), _last_rows(B, math.prod(P)), axis=0)

@@ -1,4 +1,5 @@
 """One time step of a cell, the loop over all steps, and the compilation of both.
 
-Nothing here knows which cells or backends there are: those import from here.
+The steps here are the tLSTM's and the tRNN's. What computes them, and other cells, import from
+here.
 """

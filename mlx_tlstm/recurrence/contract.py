@@ -131,8 +131,10 @@ class Backend(abc.ABC):
         """The number of steps that :meth:`weight_gradient` takes at a time."""
 
     def makes_windows(self, batch_size: int, weight: mx.array) -> bool:
-        """Whether the convolution makes a matrix of all that the locations read, ``[B·P, <K>·M]``,
-        which is what its memory then goes to."""
+        """Whether the convolution makes a matrix of all that the locations read.
+
+        ``[B·P, <K>·M]``, the largest array of a step.
+        """
         return True
 
     @abc.abstractmethod

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarking.task_passes import points_of
-from benchmarking.task_times import Row, by_task, shared_sizes
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,6 +14,8 @@ from experiments import report
 from experiments.plans import EACH_TASK, FIGURES, Request, figure_runs, study_runs, task_runs
 from experiments.results import RunResult
 from experiments.studies import STUDIES
+from experiments.task_passes import points_of
+from experiments.task_times import Row, by_task, shared_sizes
 from mlx_tlstm import VARIANTS
 from mlx_tlstm.checking.timing import Timing
 from mlx_tlstm.training.runs import CONFIG_FILE, RunFolder

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from processes import ROOT
 
 import mlx_tlstm
 from mlx_tlstm.commands.main import main
@@ -111,6 +112,16 @@ def test_no_modules_import_each_other():
     graphlib.TopologicalSorter(
         {name: imports(name, text, modules) - {name} for name, text in texts.items()}
     ).prepare()  # the error names the modules of a cycle
+
+
+def test_what_the_scripts_share_imports_one_way():
+    files = sorted((ROOT / "scripts" / "benchmarking").glob("*.py"))
+    assert files
+    for file in files:
+        nodes = list(ast.walk(parsed(file.read_text())))
+        found = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+        found |= {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+        assert "experiments" not in {name.split(".")[0] for name in found}, file.name
 
 
 def test_nothing_that_comes_before_openblas_loads_mlx():

@@ -14,9 +14,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import time_tasks
-from benchmarking import products, task_passes, task_times
+from benchmarking import products
 from click.testing import CliRunner
-from experiments import pictures
+from experiments import pictures, task_passes, task_times
 from experiments.paper import PAPER_TASKS
 from experiments.widths import parameter_count
 from mlx import nn

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 from benchmarking.products import bare_products
 from benchmarking.tables import Table
-from benchmarking.task_passes import Point, TaskPass, pass_products, predicted_bytes
+
+from experiments.task_passes import Point, TaskPass, pass_products, predicted_bytes
 from mlx_tlstm.checking.timing import Timing, measure, per_timestep_example
 from mlx_tlstm.checks import require
 from mlx_tlstm.files import read_json_lines, replace_text

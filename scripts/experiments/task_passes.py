@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
-from experiments.paper import BEST_VARIANT, PAPER_VARIANTS, figure_of
-from experiments.widths import equal_width, parameter_count
+from benchmarking.products import Product, layer_products, linear_products
 from mlx import nn
 
-from benchmarking.products import Product, layer_products, linear_products
+from experiments.paper import BEST_VARIANT, PAPER_VARIANTS, figure_of
+from experiments.widths import equal_width, parameter_count
 from mlx_tlstm import VARIANTS, Recurrent, SequenceModel, make_layer
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.snapshot import snapshot
