@@ -152,3 +152,8 @@ def require_keys(
     require(not unknown, owner, argument, "free of unknown keys", unknown)
     missing = sorted(set(required) - set(values))  # type: ignore[call-overload]
     require(not missing, owner, argument, "complete: keys are missing", missing)
+
+
+def dtype_name(dtype: object) -> str:
+    """The name of one of MLX's types without its module: ``float32``."""
+    return str(dtype).rpartition(".")[-1]

@@ -163,9 +163,6 @@ class ReferenceBackend(Backend):
         dtype = prepared.weight.dtype
         return H.astype(dtype), C, output.astype(dtype), A
 
-    def reduce(self, residuals: mx.array) -> None:
-        return None
-
     def restore(
         self, residuals: None, A: mx.array, C_before: mx.array, prepared: Prepared
     ) -> mx.array:

@@ -6,9 +6,6 @@ from pathlib import Path
 
 import click
 
-import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
-
-# isort: split
 from mlx_tlstm.commands.base import Command
 from mlx_tlstm.commands.errors import clean_errors
 from mlx_tlstm.commands.paths import UserPath

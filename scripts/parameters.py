@@ -11,10 +11,6 @@ import json
 from typing import Any
 
 import click
-
-import mlx_tlstm  # noqa: F401 (before MLX, so that it finds the fast BLAS)
-
-# isort: split
 from benchmarking.tables import Table, csv_text
 from experiments.paper import PAPER_TASKS, printed_networks
 from experiments.widths import parameter_count

@@ -1,13 +1,22 @@
 """Train what is behind one of the paper's tables or figures, and set it beside what is printed.
 
-TARGET is a table (table-1, table-2, table-3), the performance panels of a figure (figure-3,
-figure-4, figure-5; figure-4-lag starts from another forget bias), the tasks one by one (tasks: each
-with its own settings for a laptop or for the paper's size), a comparison that is ours (starts: ways
-to start training, on 10 symbols to memorize; symbols-20: 20 symbols, as many as in the paper, from
-its start and from ours; addition-digits and addition-15: numbers of 1 to 4 digits, and of 15 as in
-the paper, from both starts; axes-wikipedia and axes-mnist: a text, and images pixel by pixel, with
-two tensor axes and with one at equal parameters; rivals-memorization, rivals-addition,
-rivals-mnist: others' networks and ours at equal parameters), or all.
+TARGET is one of these:
+
+\b
+table-1, table-2, table-3   a table of the paper
+figure-3, figure-4, figure-5
+                  the performance panels of a figure
+figure-4-lag      those of Fig. 4 with forget gates that start by the lag
+tasks             the tasks, each with its own settings
+starts            ways to start training, on 10 symbols to memorize
+symbols-20        20 symbols, as many as in the paper, from its start and ours
+addition-digits   numbers of 1 to 4 digits, from both starts
+addition-15       numbers of 15 digits, as in the paper, from both starts
+axes-wikipedia    a text, with two tensor axes and with one
+axes-mnist        images pixel by pixel, with two tensor axes and with one
+rivals-memorization, rivals-addition, rivals-mnist
+                  others' networks and ours at equal parameters
+all               all of these
 
 The paper's scale is that of its Section 3 and Appendix D: days to months on a laptop. The laptop's
 is hours on two CPU cores, a day or two for what memorizes 10 symbols or more, and for addition-15

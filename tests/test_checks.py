@@ -21,7 +21,6 @@ from mlx_tlstm.models.generation import generate
 from mlx_tlstm.visualize import (
     draw_by_depth,
     draw_diagonal,
-    draw_gate_saturation,
     draw_memory_maps,
     draw_memory_offsets,
     receptive_field,
@@ -248,7 +247,6 @@ def test_arguments_of_drawings():
         draw_diagonal(recording, 0, inputs, symbols, symbols)
     with pytest.raises(ValueError, match=r"'inputs' must be of shape \[4\] or .* of numbers"):
         draw_diagonal(recording, 0, np.array([b"a"] * 4))
-    draw_gate_saturation(recording, low=np.float32(0.25), high=np.float16(0.75))
     draw_by_depth({"slstm": {np.int64(2): np.array([0.5, 1], np.float32)}}, "value")
     draw_by_depth({"slstm": {2: [mx.array(0.5), 1]}}, "value")
     layer = TRNN(1, 4, 2)

@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_tlstm.checks import dtype_name
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import convolution, faults, tuning
 from mlx_tlstm.kernels.tiles import Tile
@@ -114,7 +115,7 @@ class Configuration:
             options.append("memory_convolution=False")
         if self.recompute:
             options.append("recompute=True")
-        geometry, dtype = self.geometry, tuning.dtype_name(self.dtype)
+        geometry, dtype = self.geometry, dtype_name(self.dtype)
         sizes = f"P={geometry.tensor_size}, K={geometry.kernel_size}, M={self.hidden_size}"
         return ", ".join([f"{kind} {sizes}", dtype, *options])
 

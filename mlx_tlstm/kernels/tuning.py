@@ -20,7 +20,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_tlstm.checks import require
+from mlx_tlstm.checks import dtype_name, require
 from mlx_tlstm.files import cache_folder, read_json, replace_text, to_path
 from mlx_tlstm.kernels.tiles import Tile, choose
 
@@ -30,11 +30,6 @@ _FIRST_WITH_UNITS, _FIRST_SMALL_WITH_UNITS, _MACOS = 17, 18, (26, 2)
 
 #: Names another file than the one in the user's cache folder.
 ENVIRONMENT_VARIABLE = "MLX_TLSTM_TUNING"
-
-
-def dtype_name(dtype: mx.Dtype) -> str:
-    """The name without its module."""
-    return str(dtype).rpartition(".")[-1]
 
 
 @dataclasses.dataclass(frozen=True)

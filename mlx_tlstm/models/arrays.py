@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map_with_path
 
-from mlx_tlstm.checks import require
+from mlx_tlstm.checks import dtype_name, require
 from mlx_tlstm.files import naming
 
 
@@ -77,4 +77,4 @@ def require_like(
 def _describe(array: mx.array | None) -> str:
     if array is None:
         return "absent"
-    return f"{array.dtype} {list(array.shape)}".removeprefix("mlx.core.")
+    return f"{dtype_name(array.dtype)} {list(array.shape)}"

@@ -20,9 +20,8 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_tlstm import layers
-from mlx_tlstm.checks import require, require_choice, require_integer, require_keys
+from mlx_tlstm.checks import dtype_name, require, require_choice, require_integer, require_keys
 from mlx_tlstm.files import TEMPORARY, json_text, naming, parse_json, read_json, sync, to_path
-from mlx_tlstm.kernels.tuning import dtype_name
 from mlx_tlstm.layers.base import DTYPES
 from mlx_tlstm.layers.layer import Layer
 from mlx_tlstm.layers.variants import make_layer

@@ -198,9 +198,6 @@ class Memory(Backend):
         H = (Z * O).astype(prepared.weight.dtype)  # Eq. 19, 31
         return H, C, self.output(H), Residuals(T, Q, C_conv, C_hat, scale, Z)
 
-    def reduce(self, residuals: Residuals) -> None:
-        return None
-
     def restore(
         self, residuals: None, A: mx.array, C_before: mx.array, prepared: Prepared
     ) -> Residuals:

@@ -15,6 +15,7 @@ from mlx_tlstm.checks import require
 from mlx_tlstm.config import TrainingConfig
 from mlx_tlstm.files import to_path
 from mlx_tlstm.models.sequence import SequenceModel, keep_origin
+from mlx_tlstm.models.trained import load_trained
 from mlx_tlstm.recurrence.snapshot import replace_weights
 from mlx_tlstm.tasks import BUILT_IN, remembered_data, task_type
 from mlx_tlstm.training.callbacks import Callback
@@ -383,7 +384,7 @@ def _test(session: RunOnDisk, check_stop: Callable[[], None]) -> EvaluationRepor
     """Put the best weights into the model; they and ``test.json`` get their test metrics."""
     model, run = session.trainer.model, session.run
     with damage_refused():
-        best = run.load_model("best")
+        best = load_trained(run.path, run.config, "best")
     replace_weights(model, best.parameters())
     metrics = evaluate(model, session.trainer.task, "test", on_batch=check_stop)
     metrics = {"samples": session.best["samples"], **metrics}

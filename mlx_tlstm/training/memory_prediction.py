@@ -161,7 +161,7 @@ def _tensor_steps(sizes: StepSizes) -> _Account:
     locations = rows * math.prod(cell.state_shape[:-1])
     at_once = min(transition.weight_gradient_steps(rows), steps)
     matrix, gathered = 0, at_once * itemsize * locations * (cell.hidden_size + channels)
-    if transition.backend.plain or transition.backend.makes_windows(rows, cell.weight):
+    if transition.backend.makes_windows(rows, cell.weight):
         elements = locations * math.prod(fan_in)
         matrix = itemsize * elements
         gathered = 2 * gathered + min(at_once, steps_at_once(elements)) * matrix

@@ -43,7 +43,7 @@ from mlx_tlstm.models.folder import (
 )
 from mlx_tlstm.models.metadata import ModelMetadata, metrics_from_json
 from mlx_tlstm.models.sequence import SequenceModel, loadable_config
-from mlx_tlstm.models.trained import WEIGHTS, load_trained
+from mlx_tlstm.models.trained import WEIGHTS
 from mlx_tlstm.tasks import task_type
 
 METRICS_FILE, TEST_FILE = "metrics.jsonl", "test.json"
@@ -284,17 +284,6 @@ class RunFolder:
         replace_file(
             self.path / name / WEIGHTS_FILE, lambda path: write_weights(path, parameters, metrics)
         )
-
-    def load_model(self, name: str) -> SequenceModel:
-        """The ``best`` or ``last`` model in evaluation mode; the task's data is not needed.
-
-        Its metadata holds the whole path of the user's data, of which the model's own folder keeps
-        the file's name only.
-
-        Raises:
-            ValueError: The model is not there, or damaged.
-        """
-        return load_trained(self.path, self.config, name)
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         path = self.path / name

@@ -7,13 +7,10 @@ figure; none changes pyplot's state.
 from mlx_tlstm.visualize.canvas import save_figure
 from mlx_tlstm.visualize.curves import draw_learning_curves
 from mlx_tlstm.visualize.depth import draw_by_depth, draw_runtime
-from mlx_tlstm.visualize.gates import draw_gate_saturation
 from mlx_tlstm.visualize.maps import draw_memory_maps
 from mlx_tlstm.visualize.measures import (
-    Saturation,
     channel_means,
     diagonal_means,
-    gate_saturation,
     memory_offsets,
 )
 from mlx_tlstm.visualize.memory_cells import draw_diagonal, draw_memory_offsets
@@ -24,7 +21,6 @@ from mlx_tlstm.visualize.styles import variant_style
 
 __all__ = [
     "Recording",
-    "Saturation",
     "arrival_steps",
     "channel_means",
     "diagonal",
@@ -32,13 +28,11 @@ __all__ = [
     "draw_arrival",
     "draw_by_depth",
     "draw_diagonal",
-    "draw_gate_saturation",
     "draw_learning_curves",
     "draw_memory_maps",
     "draw_memory_offsets",
     "draw_receptive_field",
     "draw_runtime",
-    "gate_saturation",
     "input_reach",
     "memory_offsets",
     "receptive_field",

@@ -1,22 +1,10 @@
-"""Numbers of a recording: channel means, where memory comes from, saturated gates."""
+"""Numbers of a recording: channel means, and where memory comes from."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from mlx_tlstm.checks import is_number, plain, require
 from mlx_tlstm.visualize.recording import Recording, on_diagonal, require_part
-
-GATES = ("input", "forget", "output")
-
-
-class Saturation(NamedTuple):
-    """How often a gate is nearly shut or nearly open, from 0 to 1, for each location ``[*P]``."""
-
-    shut: np.ndarray
-    open: np.ndarray
 
 
 def channel_means(recording: Recording) -> np.ndarray:
@@ -63,27 +51,3 @@ def memory_offsets(recording: Recording) -> np.ndarray:
         offsets = np.clip(location + np.arange(K) - K // 2, 0, P - 1) - location
         means.append(np.moveaxis((along * offsets).sum(axis=-1), -1, 2 + axis))
     return np.stack(means, axis=-1)
-
-
-def gate_saturation(
-    recording: Recording, low: float = 0.1, high: float = 0.9
-) -> dict[str, Saturation]:
-    """Shares of the input, forget and output gate's values below ``low`` and above ``high``.
-
-    They are taken over sequences, steps and channels.
-
-    Raises:
-        ValueError: The layer has no gates, or the limits are not in order between 0 and 1.
-    """
-    owner = "gate_saturation"
-    require_part(owner, recording, "forget_gate")
-    low, high = plain(low), plain(high)
-    valid = is_number(low) and is_number(high) and 0 <= low <= high <= 1
-    require(valid, owner, "low", "0 or more, and 'high' from there to 1,", (low, high))
-    shares = {}
-    for gate in GATES:
-        values = getattr(recording, f"{gate}_gate")
-        shares[gate] = Saturation(
-            *(share.mean(axis=(0, 1, -1)) for share in (values < low, values > high))
-        )
-    return shares

@@ -134,7 +134,6 @@ def require_part(owner: str, recording: object, name: str) -> np.ndarray:
     array = getattr(recording, name)
     expected = {
         "cell": "of a TLSTM or StackedLSTM, with a memory cell",
-        "forget_gate": "of a layer with gates",
         "kernels": "of a layer with memory convolution",
     }[name]
     require(array is not None, owner, "recording", expected, recording.layer)

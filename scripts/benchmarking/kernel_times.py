@@ -12,6 +12,7 @@ from benchmarking.sizes import KERNEL_SIZE, Size
 from benchmarking.tables import NOT_RUN, Table
 from mlx_tlstm.checking.chains import CHAINS, Problem, bare_product, label, make_chain, products_of
 from mlx_tlstm.checking.timing import Timing, measure
+from mlx_tlstm.checks import dtype_name
 from mlx_tlstm.kernels import convolution, dispatch, tuning
 from mlx_tlstm.kernels.tiles import Tile
 
@@ -27,7 +28,7 @@ def kernels_table(
     """
     available, _ = dispatch.kernel_backend()
     rows, timings = [], {}
-    title = f"Launches, K={KERNEL_SIZE}, channel normalisation, {tuning.dtype_name(dtype)}"
+    title = f"Launches, K={KERNEL_SIZE}, channel normalisation, {dtype_name(dtype)}"
     for size in sizes:
         problem = size.problem(dtype)
         # None where MLX's own product takes a kernel's place.

@@ -16,7 +16,7 @@ from benchmarking.tables import NOT_RUN, Table
 from mlx_tlstm.checking import chains
 from mlx_tlstm.checking.passes import Pass, operations_per_step
 from mlx_tlstm.checking.timing import Timing, measure
-from mlx_tlstm.kernels.tuning import dtype_name
+from mlx_tlstm.checks import dtype_name
 
 
 def layer_tables(

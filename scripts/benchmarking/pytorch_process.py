@@ -18,8 +18,8 @@ from mlx.utils import tree_flatten, tree_map_with_path
 
 from benchmarking.sizes import unit_roundoff
 from mlx_tlstm.checking.passes import Pass
+from mlx_tlstm.checks import dtype_name
 from mlx_tlstm.kernels.trial import relative_error
-from mlx_tlstm.kernels.tuning import dtype_name
 
 TOLERANCE = 1e-4  # of float32 sums in another order, and what the time steps make of it
 _ROUNDINGS = 16  # the same for products of rounded factors

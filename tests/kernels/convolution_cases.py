@@ -11,6 +11,7 @@ import numpy as np
 import reference
 from comparison import ROUNDING, as_float64
 
+from mlx_tlstm.checks import dtype_name
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import KernelBackend, tuning
 from mlx_tlstm.kernels.tiles import Tile
@@ -66,7 +67,7 @@ class Case:
     def __str__(self) -> str:
         sizes = "x".join(map(str, self.tensor_size))
         taps = "x".join(map(str, self.kernel_size))
-        dtype = tuning.dtype_name(self.dtype)
+        dtype = dtype_name(self.dtype)
         tile = "-tile" + "x".join(map(str, self.tile.template.values())) if self.tile else ""
         tile = "-product" if self.product else tile
         return (

@@ -17,8 +17,9 @@ import reference
 from layer_helpers import single
 from reference import Specification
 
+from mlx_tlstm.checks import dtype_name
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels import KernelBackend, memory_update, tuning
+from mlx_tlstm.kernels import KernelBackend, memory_update
 from mlx_tlstm.recurrence.contract import MemoryUpdate, Prepared, Step
 
 Arrays = dict[str, np.ndarray]
@@ -57,7 +58,7 @@ class Case:
         sizes = "x".join(map(str, self.spec.tensor_size))
         taps = "x".join(map(str, self.spec.kernel_size))
         memory_convolution = "" if self.spec.memory_convolution else "-noconv"
-        dtype = tuning.dtype_name(self.dtype)
+        dtype = dtype_name(self.dtype)
         scale = f"-scale{self.scale:g}" if self.scale != 1 else ""
         return (
             f"P{sizes}-K{taps}-M{self.hidden_size}-B{self.batch}-{self.spec.norm}"

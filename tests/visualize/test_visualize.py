@@ -17,17 +17,14 @@ from mlx.utils import tree_flatten
 from mlx_tlstm import TLSTM, TRNN, SequenceModel, StackedLSTM
 from mlx_tlstm.visualize import (
     Recording,
-    arrival_steps,
     channel_means,
     diagonal,
     diagonal_means,
     draw_arrival,
     draw_diagonal,
-    draw_gate_saturation,
     draw_memory_maps,
     draw_memory_offsets,
     draw_receptive_field,
-    gate_saturation,
     input_reach,
     memory_offsets,
     receptive_field,
@@ -182,86 +179,6 @@ def test_memory_offsets_at_both_ends(kernel, expected):
     np.testing.assert_allclose(memory_offsets(recording)[0, 0, :, 0], expected)
 
 
-def test_gate_saturation_counts():
-    layer = TLSTM(R, M, (2, 3))
-    layer.cell.weight[:] = 0
-    layer.cell.bias[M : 2 * M] = -10
-    layer.cell.bias[2 * M : 3 * M] = 10
-    layer.cell.bias[3 * M : 4 * M] = mx.array([10.0, 10, -10, 0, 0, 0, 0])
-    shares = gate_saturation(record(layer, mx.zeros((B, T, R))))
-    assert list(shares) == ["input", "forget", "output"]
-    expected = {"input": (1, 0), "forget": (0, 1), "output": (1 / 7, 2 / 7)}
-    for gate, (shut, open_) in expected.items():
-        assert shares[gate].shut.shape == (2, 3)
-        np.testing.assert_allclose(shares[gate].shut, shut, rtol=1e-6)
-        np.testing.assert_allclose(shares[gate].open, open_, rtol=1e-6)
-    assert gate_saturation(record(layer, mx.zeros((B, T, R))), 0.0, 0.4)["output"].open[0, 0] > 0.8
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_receptive_field_is_causal(name):
-    layer, x = build(name)
-    field = receptive_field(layer, x[0])
-    assert field.shape == (T, T)
-    # With layer normalisation an output sees all that was read when it comes out.
-    ahead = layer.delay if name == "three axes" else 0
-    np.testing.assert_array_equal(field > 0, np.tril(np.ones((T, T), dtype=bool), ahead))
-
-
-def test_receptive_field_is_the_norm_of_the_gradient():
-    """One input channel: exact. More: the estimate nears it with the probes."""
-    mx.random.seed(1)
-    layer = TLSTM(1, 3, (2, 2), norm="channel")
-    x = mx.random.normal((4, 1))
-    jacobian = np.stack([gradient(layer, x, m) for m in range(3)])  # [M, T, T, R]
-    exact = np.sqrt((jacobian**2).sum(axis=(0, -1)))
-    np.testing.assert_allclose(receptive_field(layer, x, probes=1), exact, rtol=1e-4)
-    layer, x = TLSTM(R, 3, 2), mx.random.normal((4, R))
-    jacobian = np.stack([gradient(layer, x, m) for m in range(3)])
-    exact = np.sqrt((jacobian**2).sum(axis=(0, -1)))
-    seen = exact > 0
-    error = receptive_field(layer, x, probes=64)[seen] / exact[seen] - 1
-    assert abs(error).max() < 0.3  # deviation below 1/sqrt(2 · 64) = 0.09 each
-
-
-def gradient(layer, x, channel):
-    """d y[t, channel] / d x[s], ``[t, s, R]``, by reverse mode through a plain call."""
-    rows = [mx.grad(lambda x, t=t: layer(x)[0][t, channel])(x) for t in range(len(x))]
-    return np.stack([np.array(row) for row in rows]).astype(np.float64)
-
-
-def test_receptive_field_in_parts_is_the_same(monkeypatch):
-    layer, x = build("two axes")
-    layer.cell.input_projection.weight = layer.cell.input_projection.weight[:, :1]
-    layer.cell.input_size = 1  # exact, whatever the probes
-    whole = receptive_field(layer, x[0, :, :1])
-    monkeypatch.setattr("mlx_tlstm.visualize.sensitivity._STATE_ELEMENTS", 1)
-    np.testing.assert_allclose(receptive_field(layer, x[0, :, :1]), whole, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("layer", "expected"),
-    [
-        (lambda: TLSTM(R, M, 4), [1, 2, 3, 4]),
-        (lambda: TLSTM(R, M, 4, 5), [1, 1, 2, 2]),
-        (lambda: TLSTM(R, M, (2, 3), norm="channel"), [[1, 2, 3], [2, 2, 3]]),
-        (lambda: TRNN(R, M, 3, 2), [1, 2, 3]),
-        (lambda: StackedLSTM(R, M, 3), [1, 1, 1]),
-        (lambda: TLSTM(R, M, 3, norm="layer"), [1, 1, 1]),
-    ],
-)
-def test_an_input_arrives_after_the_delay(layer, expected):
-    layer = layer()
-    steps = arrival_steps(input_reach(layer, mx.random.normal((T, R))))
-    assert steps.tolist() == expected
-    if getattr(layer.cell, "norm", None) is None or len(np.shape(expected)) == 2:
-        assert steps.ravel()[-1] == layer.delay + 1
-
-
-def test_what_never_arrives():
-    assert arrival_steps(np.array([[0.0, 0.0], [2.0, 0.0]])).tolist() == [2, 0]
-
-
 SYMBOLS = list("ab$_-")
 
 
@@ -273,7 +190,6 @@ def drawings(axes=None):
         "pixels": lambda: draw_diagonal(recording, 1, np.ones((T, 3)), SYMBOLS, axes=axes),
         "maps": lambda: draw_memory_maps(recording, axes=axes),
         "offsets": lambda: draw_memory_offsets(recording, axes=axes),
-        "gates": lambda: draw_gate_saturation(recording, "all", axes=axes),
         "field": lambda: draw_receptive_field(field, axes=axes),
         "arrival": lambda: draw_arrival(np.array([[1, 2], [2, 0]]), axes=axes),
     }
@@ -421,21 +337,6 @@ def test_offsets_picture():
     assert figure.axes[0].get_title().endswith("(axis 2 of 2)")
 
 
-def test_saturation_picture():
-    recording = recording_of("two axes")
-    shares = gate_saturation(recording, 0.4, 0.6)
-    figure = draw_gate_saturation(recording, "all", 0.4, 0.6)
-    expected = [100 * share.ravel() for gate in shares.values() for share in gate]
-    np.testing.assert_allclose(image_of(figure), expected, rtol=1e-6)
-    axes = figure.axes[0]
-    assert axes.get_yticklabels()[3].get_text() == "forget > 0.6"
-    assert [tick.get_text() for tick in axes.get_xticklabels()][:4] == ["1,1", "1,2", "1,3", "2,1"]
-    assert texts(axes)[0] == f"{expected[0][0]:.0f}"
-    assert image_of(draw_gate_saturation(recording)).shape == (6, 3)
-    stacked = draw_gate_saturation(recording_of("stacked")).axes[0]
-    assert stacked.get_xlabel().startswith("layer")
-
-
 def test_receptive_field_picture():
     field = np.array([[1.0, 0.0], [100.0, 10.0]])
     picture = image_of(draw_receptive_field(field))
@@ -467,11 +368,9 @@ def diverged():
         (lambda: channel_means(recording_of("tRNN")), "with a memory cell but got 'TRNN'"),
         (lambda: diagonal_means(recording_of("tRNN")), "with a memory cell but got 'TRNN'"),
         (lambda: draw_diagonal(recording_of("tRNN")), "with a memory cell but got 'TRNN'"),
-        (lambda: gate_saturation(recording_of("tRNN")), "with gates but got 'TRNN'"),
         (lambda: memory_offsets(recording_of("stacked")), "memory convolution but got 'StackedL"),
         (lambda: draw_memory_offsets(recording_of("no memory convolution")), "got 'TLSTM'"),
         (lambda: channel_means(np.zeros(3)), "'recording' must be a Recording"),
-        (lambda: gate_saturation(RECORDING, 0.9, 0.1), "'low' must be 0 or more"),
         (lambda: draw_diagonal(diverged()), "must be of finite states but got '21 others'"),
         (lambda: draw_memory_maps(diverged()), "must be of finite states"),
         (lambda: draw_diagonal(RECORDING, 2), "'example' must be an integer from 0 to 1 but got 2"),
@@ -482,7 +381,6 @@ def diverged():
         (lambda: draw_memory_offsets(RECORDING, 0, 1), "'tensor_axis' must be an integer from 0"),
         (lambda: draw_memory_maps(RECORDING, steps=[0]), "'steps' must be integers from 1 to 7"),
         (lambda: draw_memory_maps(RECORDING, steps=[]), "'steps' must be integers from 1 to 7"),
-        (lambda: draw_gate_saturation(RECORDING, "none"), "'locations' must be one of"),
         (lambda: draw_receptive_field(np.zeros((2, 3))), "'field' must be a square"),
         (lambda: draw_arrival(np.zeros(3)), "'steps' must be an array of steps"),
         (lambda: receptive_field(TLSTM(R, M, 2), mx.zeros((B, T, R))), "'x' must be of shape"),
