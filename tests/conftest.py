@@ -1,6 +1,7 @@
 """OpenBLAS has to be loaded before MLX, which importing the package first does."""
 
 import mlx_tlstm  # noqa: F401, I001
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import mlx.core as mx
 import pytest
 from kernel_devices import on_cpu, on_gpu
 from metal_on_cpu import standin
+from processes import CHILDREN
 from tiny_tasks import tiny_settings, write_images, write_text
 
 from mlx_tlstm.config import TrainingConfig
@@ -16,6 +18,8 @@ from mlx_tlstm.kernels import dispatch, proof, tuning
 
 # Tolerances are those of float32 sums on a CPU; a GPU's matrix products may round to less.
 mx.set_default_device(mx.cpu)
+_inherited = filter(None, [os.environ.get("PYTHONPATH")])
+os.environ["PYTHONPATH"] = os.pathsep.join([str(CHILDREN), *_inherited])
 
 # Under nohup it is ignored, here and in what the tests start, which are to see a closed terminal.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+#: For PYTHONPATH: puts MLX on the CPU.
+CHILDREN = ROOT / "tests" / "children"
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -17,7 +19,7 @@ def environment(**changes: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("HF_") and not name.lower().endswith("_proxy")
     }
-    return inherited | {"PYTHONPATH": str(ROOT)} | changes
+    return inherited | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, CHILDREN)))} | changes
 
 
 def wait_for_records(process: subprocess.Popen, run: Path, count: int) -> int:

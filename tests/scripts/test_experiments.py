@@ -16,7 +16,7 @@ from experiments.results import read_origin, read_result, record_origin
 from experiments.sweep import CLAIMS, sweep
 from filelock import FileLock
 from kill_and_resume import outcome
-from processes import ROOT
+from processes import CHILDREN, ROOT
 from tiny_tasks import TINY, write_run, write_text
 
 from mlx_tlstm import training
@@ -82,7 +82,7 @@ def start(runs, folder, kill_at=0):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}", "PATH": "/usr/bin:/bin"},
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}:{CHILDREN}", "PATH": "/usr/bin:/bin"},
     )
     assert process.stdout.readline() == "started\n", process.communicate()[1]
     return process

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import reference
 from comparison import assert_close
 from layer_helpers import BATCH, HIDDEN, INPUT, STEPS, single
 from metal_on_cpu.planting import planted
-from processes import ROOT
+from processes import ROOT, environment
 from reference import Specification
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: bench)")
@@ -97,10 +96,9 @@ def run_benchmark(
     *arguments: str, root: Path = ROOT, compiler: bool = False
 ) -> subprocess.CompletedProcess:
     """The script; without the compiler torch.compile leaves its functions as they are."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment |= {"TORCHDYNAMO_DISABLE": "0" if compiler else "1"}
+    settings = {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "0" if compiler else "1"}
     command = [sys.executable, str(root / "scripts" / "benchmark.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, env=environment(**settings), capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("compiler", [False, pytest.param(True, marks=pytest.mark.slow)])
