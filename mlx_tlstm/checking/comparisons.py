@@ -25,7 +25,7 @@ def plain_operations(variant: str) -> float:
     """The largest relative error of a variant's results on the CPU, beside the equations'."""
     with on_device("cpu"):
         layer = make_layer(variant, 3, 5, 3 if VARIANTS[variant].axes == 1 else 2)
-        configuration = Configuration.of(layer.cell, trial.BATCH_SIZE)
+        configuration = Configuration.of(layer.cell, trial.examples(layer.hidden_size))
         numbers, plain = Trial.of(configuration), configuration.plain
         equations = plain.on(ReferenceBackend(configuration.geometry, configuration.update))
         found = numbers.results(plain, mx.float32)

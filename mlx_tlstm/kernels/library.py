@@ -23,6 +23,10 @@ from mlx_tlstm.kernels import cuda
 PACK = 4
 #: Threads of a threadgroup where they share nothing; ``stack.metal`` counts on that number.
 THREADS = 128
+#: Elements from which on MLX passes an array in Metal's device address space. Smaller ones are
+#: constants there, which makes other text of a kernel, and whose offsets have to be multiples of 4
+#: bytes: a step of three float16 channels is none.
+SMALLEST = 8
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _INCLUDE = re.compile(r'^#include "(\w+\.h)"\n', re.MULTILINE)
@@ -165,8 +169,7 @@ def geometry_template(geometry: Geometry) -> dict[str, int]:
 
 @functools.cache
 def _absent() -> mx.array:
-    # Evaluated already, and of as many elements as MLX needs to pass it as it passes large arrays.
-    return mx.array([0.0] * 8)
+    return mx.array([0.0] * SMALLEST)  # evaluated already
 
 
 def given(array: mx.array | None) -> mx.array:

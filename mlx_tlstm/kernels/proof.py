@@ -12,13 +12,16 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from mlx_tlstm.checks import is_number
 from mlx_tlstm.files import cache_folder, read_json, replace_text, without_home
 from mlx_tlstm.kernels import library, trial, tuning
 from mlx_tlstm.kernels.trial import Configuration, KernelError, Proof, prove
@@ -26,6 +29,8 @@ from mlx_tlstm.recurrence.transition import TensorTransition
 
 #: Settings of Metal and MLX that change what is compiled, or what a pipeline is granted.
 ENVIRONMENT = ("MLX_ENABLE_TF32", "MTL_DEBUG_LAYER", "MTL_SHADER_VALIDATION")
+#: Seconds that no proof takes: what began so long ago hangs or was ended, whoever has its number.
+_LONGEST = 600.0
 
 
 def choose(configuration: Configuration, explicit: bool) -> TensorTransition:
@@ -93,7 +98,7 @@ def prove_anew(configuration: Configuration, compiled: bool = False) -> Proof:
         KernelError: The kernels are not right here.
     """
     path, key = _place(configuration)
-    begun = {"process": os.getpid(), "host": platform.node()}
+    begun = {"process": os.getpid(), "host": _host(), "time": time.time()}
     _write(path, {"key": key, "begun": begun})
     try:
         proof = prove(configuration, compiled)
@@ -131,8 +136,12 @@ def _settled(configuration: Configuration) -> TensorTransition | str:
 
 
 def _is_gone(begun: Any) -> bool:
-    """Whether a process that began a proof is no more; of another host's nobody knows."""
-    if not isinstance(begun, dict) or begun.get("host") != platform.node():
+    """Whether a process that began a proof hangs or is no more; of another host only time tells."""
+    if not isinstance(begun, dict) or not is_number(begun.get("time")):
+        return False
+    if time.time() - begun["time"] > _LONGEST:
+        return True
+    if begun.get("host") != _host():
         return False
     process = begun.get("process")
     if process == os.getpid():
@@ -144,6 +153,11 @@ def _is_gone(begun: Any) -> bool:
     except (OSError, OverflowError, TypeError):
         pass  # somebody else's, or none that was ever written here
     return False
+
+
+def _host() -> str:
+    """Tells machines that share a home folder; a Mac's own name changes with the network."""
+    return "" if sys.platform == "darwin" else platform.node()
 
 
 def _place(configuration: Configuration) -> tuple[Path, dict[str, Any]]:

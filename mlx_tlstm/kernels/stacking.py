@@ -7,13 +7,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from mlx_tlstm.checks import require
-from mlx_tlstm.kernels.library import THREADS, Kernel
+from mlx_tlstm.kernels.library import SMALLEST, THREADS, Kernel
 
 _PARTS = 16
 _PER_GROUP = 4 * THREADS
-
-# MLX passes smaller buffers in another address space; they are not worth a kernel.
-_SMALLEST = 8
 
 _STACK = Kernel("stack", tuple(f"part_{i}" for i in range(_PARTS)), ("stacked",))
 
@@ -40,7 +37,7 @@ def stack(arrays: Sequence[mx.array]) -> mx.array:
     """
     kinds = {(array.shape, array.dtype) for array in arrays}
     require(len(kinds) == 1, "stack", "arrays", "one or more of one shape and type", list(kinds))
-    if arrays[0].size < _SMALLEST:
+    if arrays[0].size < SMALLEST:
         return mx.stack(list(arrays))
     parts = [array.reshape(-1) for array in arrays]
     while len(parts) > 1:

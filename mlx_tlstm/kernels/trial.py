@@ -20,13 +20,12 @@ import numpy as np
 from mlx_tlstm.checks import dtype_name
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import convolution, faults, tuning
+from mlx_tlstm.kernels.library import SMALLEST
 from mlx_tlstm.kernels.tiles import Tile
 from mlx_tlstm.recurrence.contract import MemoryUpdate
 from mlx_tlstm.recurrence.loop import Keep, run
 from mlx_tlstm.recurrence.transition import TensorTransition
 
-#: Examples of the sequences.
-BATCH_SIZE = 2
 #: Steps, steps without an output, and the step of the final state, of each sequence. Together they
 #: launch the kernels in every way but for counts: nine steps take two launches of the weight
 #: gradient, and the gradient of the final state meets a step with an output, one without, and the
@@ -39,6 +38,11 @@ _MARGIN = 8
 _LEAST_ROUNDING = 2.0**-21
 #: Rounding that is believed at most: twice that of bfloat16, the coarsest type of a product.
 _LARGEST_ROUNDING = 2.0**-7
+
+
+def examples(hidden_size: int) -> int:
+    """Examples of the sequences: two, or as many as a layer of ``hidden_size`` runs kernels on."""
+    return max(2, -(-SMALLEST // hidden_size))
 
 
 class KernelError(RuntimeError):
@@ -187,7 +191,8 @@ class Trial:
         M, geometry = configuration.hidden_size, configuration.geometry
         width = len(configuration.state)
         steps = max(steps for steps, _, _ in SEQUENCES)
-        sequence, state = (steps, BATCH_SIZE, M), (BATCH_SIZE, *geometry.tensor_size, M)
+        B = examples(M)
+        sequence, state = (steps, B, M), (B, *geometry.tensor_size, M)
         weight, *others = configuration.parameters
         parameters = [normal(weight) * (geometry.taps * M) ** -0.5]
         parameters += [0.3 * normal(shape) for shape in others]
@@ -277,7 +282,7 @@ def measured_rounding(configuration: Configuration) -> float:
     """
     normal, worst = np.random.default_rng(2).standard_normal, _LEAST_ROUNDING
     O, M = configuration.parameters[0][0], configuration.hidden_size
-    sizes = (BATCH_SIZE, M, O, configuration.geometry, configuration.dtype)
+    sizes = (examples(M), M, O, configuration.geometry, configuration.dtype)
     for product in convolution.products(*sizes, steps=1):
         factors = ((product.rows, product.depth), (product.depth, product.columns))
         left, right = _arrays(_single([normal(shape) for shape in factors]), [product.dtype] * 2)

@@ -1,8 +1,8 @@
 """The tiles that ``scripts/tune.py`` measured as the fastest on this device.
 
-The file is JSON: device, then a product as ``kernel dtype rows x columns x depth``, then the
-winner's sizes, or ``null`` where MLX's own matrix product was faster than every tile, with the
-kernels that it needs around it (:mod:`mlx_tlstm.kernels.windows`).
+The file is JSON: device (and whether TF32 is off), then a product as ``kernel dtype rows x columns
+x depth``, then the winner's sizes, or ``null`` where MLX's own matrix product was faster than every
+tile, with the kernels that it needs around it (:mod:`mlx_tlstm.kernels.windows`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from mlx_tlstm.kernels.tiles import Tile, choose
 #: whose names end in "p" (of iPhones' chips), and the macOS from which on MLX uses them.
 _FIRST_WITH_UNITS, _FIRST_SMALL_WITH_UNITS, _MACOS = 17, 18, (26, 2)
 
+_TF32_VARIABLE = "MLX_ENABLE_TF32"
 #: Names another file than the one in the user's cache folder.
 ENVIRONMENT_VARIABLE = "MLX_TLSTM_TUNING"
 
@@ -64,7 +65,7 @@ def path() -> Path:
 
 
 def device() -> str:
-    """Name of the default device, under which its winners are stored."""
+    """Name of the default device."""
     facts = mx.device_info(mx.default_device())
     return f"{facts.get('device_name', 'unknown')} ({facts.get('architecture', 'unknown')})"
 
@@ -83,16 +84,24 @@ def apple_generation() -> int | None:
     return None if found is None else int(found[1])
 
 
-def products_have_units() -> bool:
+def tf32_is_on() -> bool:
+    """Whether MLX may multiply float32 matrices as TF32 where a device can, as is its default."""
+    return os.environ.get(_TF32_VARIABLE, "1") != "0"
+
+
+def products_have_units(dtype: mx.Dtype) -> bool:
     """Whether MLX's matrix products run on units of the default device that kernels do not reach.
 
     CUDA has no 8x8 matrices: the kernels' are made of shuffles and fused multiply-adds, three
-    instructions where cuBLAS needs less than one. On Apple's GPUs it is as MLX decides it.
+    instructions where cuBLAS needs less than one. On Apple's GPUs it is as MLX decides it: their
+    units take float32 as TF32 only.
     """
     if mx.default_device().type != mx.gpu:
         return False
     if mx.cuda.is_available():
         return True
+    if dtype == mx.float32 and not tf32_is_on():
+        return False
     first = _FIRST_SMALL_WITH_UNITS if architecture().endswith("p") else _FIRST_WITH_UNITS
     return (apple_generation() or 0) >= first and _macos() >= _MACOS
 
@@ -102,6 +111,10 @@ def _macos() -> tuple[int, ...]:
     numbers = tuple(int(part) for part in re.findall(r"\d+", platform.mac_ver()[0]))
     # What was built before macOS 26 is told 16.
     return (26, *numbers[1:]) if numbers[:1] == (16,) else numbers
+
+
+def _stored_under() -> str:
+    return device() if tf32_is_on() else f"{device()}, {_TF32_VARIABLE}=0"
 
 
 def _read(file: Path) -> dict[str, dict[str, dict | None]]:
@@ -165,16 +178,17 @@ def select(product: Product) -> Tile | None:
         (choice,) = trial
         return choice[product.kernel] if isinstance(choice, Mapping) else choice
     # Three questions a time step: what the answer depends on is quicker to find than the answer.
-    variables = tuple(map(os.environ.get, (ENVIRONMENT_VARIABLE, "XDG_CACHE_HOME", "HOME")))
+    names = (ENVIRONMENT_VARIABLE, "XDG_CACHE_HOME", "HOME", _TF32_VARIABLE)
+    variables = tuple(map(os.environ.get, names))
     return _choice(product, variables, mx.default_device().type)
 
 
 @functools.lru_cache(maxsize=4096)
 def _choice(product: Product, variables: tuple, device_type: mx.DeviceType) -> Tile | None:
-    winners = _winners(path(), device())
+    winners = _winners(path(), _stored_under())
     if str(product) in winners:
         return winners[str(product)]
-    if products_have_units():
+    if products_have_units(product.dtype):
         return None
     return choose(product.rows, product.columns)
 
@@ -183,7 +197,7 @@ def store(winners: dict[Product, Tile | None], file: Path | None = None) -> Path
     """Add winners of the default device to :func:`path`, or another file, in one step; its path."""
     file = file or path()
     stored = _read(file)
-    stored.setdefault(device(), {}).update(
+    stored.setdefault(_stored_under(), {}).update(
         {
             str(product): None if tile is None else dataclasses.asdict(tile)
             for product, tile in winners.items()

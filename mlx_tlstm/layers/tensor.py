@@ -10,6 +10,7 @@ from mlx_tlstm import kernels
 from mlx_tlstm.checks import require_choice
 from mlx_tlstm.geometry import Geometry
 from mlx_tlstm.kernels import KernelBackend, proof
+from mlx_tlstm.kernels.library import SMALLEST
 from mlx_tlstm.kernels.trial import Configuration
 from mlx_tlstm.layers.base import RecurrentCell, normal, require_countable
 from mlx_tlstm.ops import PlainBackend
@@ -22,7 +23,8 @@ class TensorCell(RecurrentCell):
 
     A subclass names its step. ``backend`` names what computes it: ``"metal"``, ``"cuda"``,
     ``"ops"``, ``"reference"``, or ``None`` for the fastest on the default device; it may be set at
-    any time. Before kernels are used they are proven right on the device
+    any time. On fewer than 8 numbers, as a batch of one example with M = 7, plain operations run in
+    the kernels' place. Before kernels are used they are proven right on the device
     (:mod:`mlx_tlstm.kernels.proof`). If they are not, plain operations run in their place; if
     ``backend`` asked for the kernels by name, it is an error.
     """
@@ -61,6 +63,8 @@ class TensorCell(RecurrentCell):
         kind = kernels.BACKENDS[self.selected_backend()]
         if kind.plain:
             return self._on(kind)
+        if batch_size * self.hidden_size < SMALLEST:
+            return self.transition
         named, _ = kernels.named_backend(self.backend)
         return proof.choose(Configuration.of(self, batch_size), explicit=named is not None)
 

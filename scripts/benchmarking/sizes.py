@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx_tlstm.checking.chains import Problem
 from mlx_tlstm.checking.timing import per_timestep_example
 from mlx_tlstm.geometry import Geometry
-from mlx_tlstm.kernels.tuning import products_have_units
+from mlx_tlstm.kernels.tuning import products_have_units, tf32_is_on
 
 KERNEL_SIZE = 3
 INPUT_SIZE = 65  # symbols of the memorization task
@@ -94,7 +94,7 @@ DEPTH_SIZES = tuple(Size((depth,), 100, 15, 42) for depth in (1, 2, 4, 10))
 
 def tf32() -> bool:
     """Whether MLX may multiply float32 matrices on the default device as TF32."""
-    return os.environ.get("MLX_ENABLE_TF32", "1") != "0" and products_have_units()
+    return tf32_is_on() and products_have_units(mx.float32)
 
 
 def tf32_text() -> str:

@@ -164,5 +164,5 @@ def tolerance(case: Case) -> float:
     grows with the root of its terms, up to 1500 here: below 3e-6. MLX's own product rounds what it
     multiplied to the case's type before it is added up.
     """
-    products = case.product or (case.tile is None and tuning.products_have_units())
+    products = case.product or (case.tile is None and tuning.products_have_units(case.dtype))
     return 3e-6 + (2 * ROUNDING[case.dtype] if products else 0)

@@ -82,7 +82,7 @@ def test_where_nothing_names_a_tile_beside_units_for_products(
     case: Case, kernel_calls: list[standin.Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on CUDA and an M5: the library's choice is MLX's product."""
-    monkeypatch.setattr(tuning, "products_have_units", lambda: True)
+    monkeypatch.setattr(tuning, "products_have_units", lambda dtype: True)
     monkeypatch.setattr(tuning, "_choice", tuning._choice.__wrapped__)
     assert_right(case)
     assert "convolution_unfold" in {call.kernel for call in counted(kernel_calls)}

@@ -18,7 +18,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_tlstm import TLSTM, TRNN, SequenceModel, make_layer
-from mlx_tlstm.kernels import tiles, tuning
+from mlx_tlstm.kernels import tiles, trial, tuning
 from mlx_tlstm.kernels.library import Kernel
 from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.snapshot import snapshot
@@ -221,6 +221,16 @@ def test_a_layers_call_is_near_its_launches(monkeypatch, name):
     for stack in steps:
         assert stack[-2:] == ["__call__", test]
         assert len(stack) - 1 <= 5, stack
+
+
+@pytest.mark.standin(mode="fast", check=False)
+@pytest.mark.parametrize(("batch", "M"), [(1, 7), (7, 1), (2, 3), (1, 8), (8, 1), (3, 3)])
+def test_fewer_numbers_than_a_buffer_has(kernel_calls, batch, M):
+    """MLX would pass them as constants, at offsets that Metal may not take."""
+    layer = TLSTM(2, M, 2)
+    layer(mx.zeros((batch, 4, 2)))[0].sum().item()
+    assert bool(counted(kernel_calls)) == (batch * M >= 8)
+    assert trial.examples(M) * M >= 8
 
 
 @pytest.mark.standin(mode="fast", check=False)

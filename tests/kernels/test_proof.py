@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -306,7 +307,7 @@ def test_fewer_threads_where_a_pipeline_has_no_more(device, monkeypatch, tmp_pat
         for file in stored(tmp_path):
             file.unlink()
         monkeypatch.setattr(Kernel, "__call__", limited(limit))
-        layer = TLSTM(2, 3, (4, 4), norm="layer")
+        layer = TLSTM(2, 4, (4, 4), norm="layer")
         assert layer.cell.active_transition(2).backend.threads == granted
         proof.forget()
         assert runs(layer)  # from the disk
@@ -414,14 +415,14 @@ class TestUnfinished:
     @pytest.mark.parametrize(
         ("begun", "tried"),
         [
-            (
-                {"process": os.getppid(), "host": platform.node()},
-                True,
-            ),  # that proves at this moment
-            ({"process": os.getpid(), "host": platform.node()}, False),  # an earlier one's number
-            ({"process": 1 << 80, "host": platform.node()}, True),
-            ({"process": "1", "host": platform.node()}, True),
+            ({"process": os.getppid()}, True),  # that proves at this moment
+            ({"process": os.getppid(), "time": time.time() - 601}, False),  # a later one's number
+            ({"process": os.getpid()}, False),  # an earlier one's number
+            ({"process": 1 << 80}, True),
+            ({"process": "1"}, True),
             ({"process": os.getpid(), "host": "another"}, True),
+            ({"process": os.getpid(), "host": "another", "time": time.time() - 601}, False),
+            ({"process": os.getpid(), "time": None}, True),
             ([], True),
         ],
     )
@@ -429,10 +430,21 @@ class TestUnfinished:
         assert runs(tlstm())
         [file] = stored(tmp_path)
         key = json.loads(file.read_text())["key"]
+        if begun:
+            begun = {"host": platform.node(), "time": time.time()} | begun
         file.write_text(json.dumps({"key": key, "begun": begun}))
         proof.forget()
         with contextlib.nullcontext() if tried else pytest.warns(RuntimeWarning, match="hung"):
             assert runs(tlstm()) == tried
+
+    @pytest.mark.parametrize(("system", "same"), [("darwin", True), ("linux", False)])
+    def test_a_mac_has_another_name_in_each_network(self, monkeypatch, system, same):
+        monkeypatch.setattr(sys, "platform", system)
+        hosts = set()
+        for name in ("mac.local", "mac.fritz.box"):
+            monkeypatch.setattr(platform, "node", lambda name=name: name)
+            hosts.add(proof._host())
+        assert (len(hosts) == 1) == same
 
     def test_proving_anew_tries_anyway(self, device, tmp_path):
         assert proven_by("os._exit(9)", tmp_path) == 9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import mlx.core as mx
 import pytest
 from kernel_devices import claims_gpu
@@ -42,6 +44,28 @@ def test_what_runs_before_anything_is_tuned(
         assert (tuning.select(one) is None) == product
         tuning.store({one: CANDIDATES[0]})
         assert tuning.select(one) == CANDIDATES[0]
+    tuning._choice.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "cuda", "macos", "full"),
+    [("applegpu_g17g", False, "26.2", False), ("sm_90", True, "", True)],
+)
+def test_units_that_take_float32_as_tf32_only(
+    stored_tiles, monkeypatch, architecture, cuda, macos, full
+):
+    """Apple's; winners with TF32 and without are measured and kept one beside the other."""
+    claims_gpu(monkeypatch, architecture, cuda, macos)
+    one, half = PRODUCTS[0], dataclasses.replace(PRODUCTS[0], dtype=mx.bfloat16)
+    assert tuning.select(one) is tuning.select(half) is None
+    tuning.store({one: CANDIDATES[1]})
+    monkeypatch.setenv("MLX_ENABLE_TF32", "0")
+    assert (tuning.select(one) is None) == full
+    assert tuning.select(half) is None
+    tuning.store({one: CANDIDATES[0]})
+    assert tuning.select(one) == CANDIDATES[0]
+    monkeypatch.delenv("MLX_ENABLE_TF32")
+    assert tuning.select(one) == CANDIDATES[1]
     tuning._choice.cache_clear()
 
 
