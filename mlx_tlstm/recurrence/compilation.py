@@ -88,12 +88,11 @@ class CompiledFunction:
     def _graph(self) -> tuple[_Graph, list[mx.array]]:
         """The graph for what the model is made of now, and its arrays."""
         arrays, rest = parts(self._model)
-        graph = self._graphs.get(rest)
-        if graph is None:
-            # Another thread may change the model meanwhile, but not the copy.
-            model = snapshot(self._model)
-            arrays, rest = parts(model)
-            graph = self._graphs.setdefault(rest, _graph(model, self._function))
+        while (graph := self._graphs.get(rest)) is None:
+            model, before = snapshot(self._model), rest
+            arrays, rest = parts(self._model)
+            if rest == before:  # no other thread has changed the model meanwhile
+                graph = self._graphs.setdefault(rest, _graph(model, self._function))
         return graph, arrays
 
     def _first_on_cpu(

@@ -2,14 +2,17 @@
 
 While MLX traces a function it puts placeholders into the model's modules, and training puts new
 weights there. Who works on a copy disturbs no other thread. A copy shares the model's arrays, which
-never change, so that it takes almost no memory.
+never change, so that it takes almost no memory. A function that a module holds and that is bound to
+modules of the model, such as a method, a ``partial`` or a lambda, is bound to their copies there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Callable, Hashable, Iterator
+import types
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
@@ -24,6 +27,9 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 #: thread gets those of one training step.
 _WEIGHTS = threading.Lock()
 
+#: What leads to no module.
+_PLAIN = (mx.array, str, int, float, set, type(None))
+
 #: Marks the end of a module or container in :attr:`Parts.rest`.
 _END = object()
 
@@ -35,7 +41,7 @@ class Parts(NamedTuple):
         arrays: Its arrays, parameters and others, in the order of the tree.
         rest: Everything else: types, names, modes, settings and what is frozen. It compares as
             equal as long as none of that changes. Other objects are compared by identity, so that
-            a change inside one is not seen.
+            a change inside one is not seen; they are kept alive.
     """
 
     arrays: list[mx.array]
@@ -95,7 +101,24 @@ def replace_weights(model: nn.Module, weights: Any) -> None:
 
 def rebuilt(model: AnyModule, array_for: Callable[[mx.array], mx.array]) -> AnyModule:
     """A copy of the module tree in which ``array_for`` replaces each array, in the tree's order."""
-    return _rebuilt(model, array_for, {})
+    copies: dict[int, Any] = {}
+    copy = _rebuilt(model, array_for, copies)
+    for module in list(copies.values()):  # when all have a copy
+        for name, value in [*module.__dict__.items(), *module.items()]:
+            if isinstance(value, _PLAIN):
+                continue
+            try:
+                own = _rebound(value, copies)
+            except _NotCopied as error:
+                held = error.args[0]
+                expected = "of modules, functions, lists and dictionaries, where it leads to the "
+                expected += "model's modules: a copy of the model runs,"
+                require(False, type(module).__name__, name, expected, held)
+            if name in module.__dict__:
+                module.__dict__[name] = own
+            else:
+                dict.__setitem__(module, name, own)
+    return copy
 
 
 def _own_arrays(model: nn.Module) -> dict[str, mx.array]:
@@ -139,12 +162,23 @@ def _collect(
 def _constant(value: Any) -> Hashable:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return frozenset(value) if isinstance(value, set) else id(value)
+    return frozenset(value) if isinstance(value, set) else _Same(value)
 
 
-def _rebuilt(
-    node: Any, array_for: Callable[[mx.array], mx.array], copies: dict[int, nn.Module]
-) -> Any:
+class _Same:
+    """Equal to what was made of the same object."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._value is other._value
+
+
+def _rebuilt(node: Any, array_for: Callable[[mx.array], mx.array], copies: dict[int, Any]) -> Any:
     if isinstance(node, mx.array):
         return array_for(node)
     if isinstance(node, nn.Module):
@@ -161,3 +195,68 @@ def _rebuilt(
         values = [_rebuilt(value, array_for, copies) for value in list(node)]
         return type(node)._make(values) if hasattr(node, "_make") else type(node)(values)
     return node
+
+
+class _NotCopied(Exception):  # noqa: N818 (carries the object)
+    """An object of the user's that leads to a module, and of which no copy can be made."""
+
+
+def _rebound(value: Any, copies: dict[int, Any]) -> Any:
+    """A function, or a container of some, bound to the copies of the modules it is bound to."""
+    if id(value) in copies or not _leads_to(copies, value, set()):
+        return copies.get(id(value), value)
+
+    def own(values: Iterable[Any]) -> list[Any]:
+        return [_rebound(one, copies) for one in values]
+
+    if isinstance(value, dict):
+        return dict(zip(value, own(value.values()), strict=True))
+    if isinstance(value, (list, tuple)):
+        return type(value)._make(own(value)) if hasattr(value, "_make") else type(value)(own(value))
+    if isinstance(value, types.MethodType):
+        return types.MethodType(*own((value.__func__, value.__self__)))
+    if isinstance(value, functools.partial):
+        keywords = dict(zip(value.keywords, own(value.keywords.values()), strict=True))
+        return type(value)(*own((value.func, *value.args)), **keywords)
+    if not isinstance(value, types.FunctionType):
+        raise _NotCopied(value)
+    # So says what mx.compile makes, too, in whose place is what it was made of.
+    cells = tuple(types.CellType() for _ in value.__closure__ or ())
+    copy = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
+    copies[id(value)] = copy  # its closure may hold the function itself
+    for cell, before in zip(cells, value.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # an empty one
+            cell.cell_contents = _rebound(before.cell_contents, copies)
+    copy.__defaults__ = _rebound(value.__defaults__, copies)
+    copy.__kwdefaults__ = _rebound(value.__kwdefaults__, copies)
+    copy.__dict__.update(value.__dict__)
+    return copy
+
+
+def _leads_to(copies: dict[int, Any], value: Any, seen: set[int]) -> bool:
+    """Whether an object holds, or is bound to, one that has a copy."""
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    return id(value) in copies or any(_leads_to(copies, one, seen) for one in _held(value))
+
+
+def _held(value: Any) -> Iterable[Any]:
+    """What a container or an object holds, or a function is bound to; nothing of a module."""
+    if isinstance(value, (nn.Module, type, types.ModuleType)):
+        return ()
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, types.MethodType):
+        return (value.__func__, value.__self__)
+    if isinstance(value, functools.partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if not isinstance(value, types.FunctionType):
+        return list(getattr(value, "__dict__", {}).values())
+    found = [value.__defaults__, value.__kwdefaults__]
+    for cell in value.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty one
+            found.append(cell.cell_contents)
+    return found

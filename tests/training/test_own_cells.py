@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import pickle
 import signal
@@ -30,8 +31,10 @@ from mlx_tlstm import (
     training,
 )
 from mlx_tlstm.models.generation import generate
+from mlx_tlstm.recurrence.snapshot import snapshot
 from mlx_tlstm.tasks import TASKS, Memorization
 from mlx_tlstm.tasks.seeding import Stream, random_generator
+from mlx_tlstm.training import trainer as trainer_module
 from mlx_tlstm.training.origin import training_command
 from mlx_tlstm.training.runs import RunFolder
 from mlx_tlstm.training.workers import Workers
@@ -670,6 +673,107 @@ def test_evaluation_and_generation_leave_the_random_state(settings, noisy):
     assert len(set(texts)) == 3
     mx.random.seed(2)
     assert training.evaluate(trainer.model, trainer.task, "test")["loss"] != losses[0]
+
+
+def call(function, z):
+    return function(z)
+
+
+def repeated(cell):
+    def nested(z, times=1):
+        return nested(z, times - 1) if times else cell.mixed(z)
+
+    return nested
+
+
+#: What a cell's constructor may keep of its own method, in place of calling it.
+KEPT = {
+    "method": lambda cell: cell.mixed,
+    "lambda": lambda cell: lambda z: cell.mixed(z),
+    "function in a function": lambda cell: (lambda f: lambda z: f(z))(lambda z: cell.mixed(z)),
+    "recursion": repeated,
+    "default": lambda cell: lambda z, mixed=cell.mixed: mixed(z),
+    "keyword": lambda cell: lambda z, *, parts=({"a": [cell]},): parts[0]["a"][0].mixed(z),
+    "partial": lambda cell: functools.partial(Bound.mixed, cell),
+    "partial of a method": lambda cell: functools.partial(call, cell.mixed),
+    "compiled": lambda cell: mx.compile(lambda z: cell.mixed(z)),
+    "compiled method": lambda cell: mx.compile(cell.mixed),
+    "module": lambda cell: nn.Sequential(nn.Identity(), lambda z: cell.mixed(z)),
+}
+
+
+class Bound(Plain):
+    """Its step calls what it keeps of a method that differs from mode to mode."""
+
+    keep = None
+
+    def __init__(self, input_size, hidden_size):
+        super().__init__(input_size, hidden_size)
+        self.dropout = nn.Dropout(0.5)
+        if self.keep is not None:
+            self.kept = [self.keep(self)] if self.keep is repeated else self.keep(self)
+
+    def mixed(self, z):
+        return mx.tanh(self.dropout(self.from_input(z)))
+
+    def __call__(self, x, state):
+        kept = getattr(self, "kept", self.mixed)
+        output = kept[0](x) if isinstance(kept, list) else kept(x)
+        return output + state, output
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_functions_that_are_bound_to_the_cell(kept, compiled, settings, tmp_path, monkeypatch):
+    """A copy of the model runs: with its own weights and in its own mode, in these too."""
+    config = settings("memorization", samples=48, learning_rate=0.1)
+    monkeypatch.setattr(trainer_module, "compiles", lambda *_: compiled)
+    losses = []
+    for keep in (None, KEPT[kept]):
+        kind = type("Kept", (Bound,), {"keep": keep and staticmethod(keep)})
+        monkeypatch.setitem(VARIANTS, "kept", CellVariant(kind))
+        result = training.fit(config.for_variant("kept"), tmp_path / str(bool(keep)))
+        model, task = mlx_tlstm.load(result.folder), training.Trainer(config).task
+        for mode in (True, False):
+            found = training.evaluate(model.train(mode), task, "test")["loss"]
+            assert found == pytest.approx(result.test["loss"], rel=1e-6)
+        session = StreamingSession(model)
+        x = mx.eye(model.layer.input_size)
+        pushed = mx.stack([session.push(row) for row in x])
+        assert_close(pushed, model(x)[0], 1e-5)
+        losses.append([result.last["loss"], result.test["loss"]])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+class Holder:
+    def __init__(self, module):
+        self.module = module
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_objects_that_lead_to_the_cell_are_refused(nested, settings, tmp_path, monkeypatch):
+    """They cannot be copied, and the copy would read the weights of the model through them."""
+
+    def keep(cell):
+        holder = Holder([Holder(cell.from_input)]) if nested else Holder(cell.from_input)
+        return (lambda z: cell.mixed(holder)) if nested else holder
+
+    kind = type("Kept", (Bound,), {"keep": staticmethod(keep)})
+    monkeypatch.setitem(VARIANTS, "kept", CellVariant(kind))
+    with pytest.raises(ValueError, match=r"\[Kept\] 'kept' must be of modules, .*Holder"):
+        training.fit(settings("memorization").for_variant("kept"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_function_that_leads_to_no_module_stays_as_it_is():
+    holder = Holder(len)
+    cell = Bound(3, 4)
+    functions = [nn.gelu, mx.tanh, len, lambda z: holder.module(z), functools.partial(call, len)]
+    cell.functions, cell.function = functions, functions[3]
+    copy = snapshot(cell)
+    assert copy.functions == functions
+    assert copy.functions is not functions
+    assert copy.function is functions[3]
 
 
 class Drawn(Memoryless):
