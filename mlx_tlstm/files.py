@@ -90,7 +90,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        parts = () if error.filename is None else Path(os.fsdecode(error.filename)).parts
+        named = [name for name in (error.filename, error.filename2) if name is not None]
+        parts = [part for name in named for part in Path(os.fsdecode(name)).parts]
         if parts and not any(part.startswith(TEMPORARY) for part in parts):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -47,6 +49,7 @@ DEFAULT_SIZES = (
     Size((3, 3), 100, 50, 100),
     Size((10,), 100, 15, 42),
 )
+_SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 _BUSY = (
     "PyTorch's OpenMP threads wait by spinning, and beside other work that has made them 150 "
     "times slower, so that the ratios need a quiet machine."
@@ -57,7 +60,9 @@ def _compile_text() -> str:
     """Whether MLX's passes are compiled, and why not."""
     if os.environ.get("MLX_DISABLE_COMPILE"):
         return "off"
-    if mx.default_device() == mx.cpu and shutil.which("g++") is None:
+    # A Mac without developer tools has a g++ that only offers to install them.
+    stub = sys.platform == "darwin" and subprocess.call(["xcode-select", "-p"], **_SILENT) != 0
+    if mx.default_device() == mx.cpu and (stub or shutil.which("g++") is None):
         return "off (no g++)"
     return "on"
 

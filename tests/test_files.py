@@ -12,6 +12,7 @@ from disk_order import DiskOrder
 from mlx_tlstm.files import (
     absence,
     cache_folder,
+    naming,
     read_json,
     read_json_lines,
     replace_file,
@@ -180,6 +181,15 @@ class TestReplace:
         with pytest.raises(OSError, match="Not a directory") as error:
             replace_text(tmp_path / "file" / "x.json", "")
         assert error.value.filename == str(tmp_path / "file" / "x.json")
+
+    def test_two_names_in_an_error(self, tmp_path):
+        """As where a link or copy to a temporary file fails."""
+        for names in ((tmp_path / "a", tmp_path / ".writing-1" / "a"), (tmp_path / "a", None)):
+            full = OSError(28, "No space left on device", str(names[0]), None, names[1])
+            with pytest.raises(OSError, match="No space") as error, naming(tmp_path / "b"):
+                raise full
+            assert error.value.filename == str(tmp_path / ("b" if names[1] else "a"))
+            assert error.value.filename2 is None
 
     def test_a_link_to_itself(self, tmp_path):
         link = tmp_path / "link"

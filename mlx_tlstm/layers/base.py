@@ -182,7 +182,8 @@ class RecurrentCell(nn.Module):
         Without ``batch_size`` the first array's counts.
         """
         kind = self.state_type
-        valid = isinstance(state, tuple) and len(state) == len(kind._fields)
+        unnamed = type(state) is tuple and len(state) == len(kind._fields)
+        valid = unnamed or isinstance(state, kind)  # another layer's may have the same shapes
         require(valid, owner, "state", f"a {kind.__name__}", state)
         for name, array in zip(kind._fields, state, strict=True):
             argument = f"state.{name}"

@@ -131,7 +131,9 @@ class Task(ABC):
         return max(1, min(limits) // config.batch_size)
 
     def checked(self, batch: Batch) -> Batch:
-        """A batch of this task, as it is: MLX checks no index, and reads and writes beyond arrays.
+        """A batch of this task, in a form that MLX takes.
+
+        MLX checks no index, and reads and writes beyond arrays.
 
         Raises:
             ValueError: An array is not as :class:`Batch` says.
@@ -154,7 +156,13 @@ class Task(ABC):
             require(bool(np.isfinite(inputs).all()), owner, "inputs", "finite numbers", inputs)
         for positions in (self.loss_positions, self.answer_positions):
             require_below(owner, "targets", targets[:, positions], self.output_size)
-        return batch
+        return batch._replace(inputs=_plain_array(inputs), targets=_plain_array(targets))
+
+
+def _plain_array(array: np.ndarray) -> np.ndarray:
+    """The same numbers where MLX does not take the array: flipped, of other bytes, or too long."""
+    dtype = np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("=")
+    return np.ascontiguousarray(array, dtype=dtype)
 
 
 def require_complete(task: Task) -> None:

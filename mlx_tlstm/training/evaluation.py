@@ -12,11 +12,11 @@ import numpy as np
 
 from mlx_tlstm.checks import require, require_integer
 from mlx_tlstm.models.sequence import SequenceModel, require_model
-from mlx_tlstm.recurrence.compilation import GRAPH_STEPS, CompiledFunction
+from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.random_state import current_key, random_key
 from mlx_tlstm.recurrence.snapshot import require_evaluated, snapshot
 from mlx_tlstm.tasks import Batch, Task
-from mlx_tlstm.training.objective import cross_entropy, encode, logits_at
+from mlx_tlstm.training.objective import cross_entropy, encode, graph_steps, logits_at
 from mlx_tlstm.training.rebatching import rebatched
 
 
@@ -128,13 +128,13 @@ class _Run:
 
     def __call__(self, batch: Batch, state: Any) -> tuple[dict[str, mx.array], Any]:
         targets = mx.array(batch.targets)
-        steps = batch.targets.shape[1]
-        if steps <= GRAPH_STEPS:
+        steps, most = batch.targets.shape[1], graph_steps(self._model.layer)
+        if steps <= most:
             sums, state = self._whole(self._encoded(batch.inputs), targets, state)
         else:
             outputs = []
-            for start in range(0, steps, GRAPH_STEPS):
-                x = self._encoded(batch.inputs[:, start : start + GRAPH_STEPS])
+            for start in range(0, steps, most):
+                x = self._encoded(batch.inputs[:, start : start + most])
                 y, state = self._part(x, state)
                 mx.eval(y, state)
                 outputs.append(y)

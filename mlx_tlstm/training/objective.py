@@ -117,14 +117,23 @@ def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     return nn.losses.cross_entropy(logits, targets)
 
 
+def graph_steps(layer: Layer) -> int:
+    """Time steps of a layer up to which a graph pays; see :data:`GRAPH_STEPS`.
+
+    A stacked LSTM's steps pass its layers one after the other, each as long as a tensor's step.
+    """
+    layers = layer.depth - layer.delay if isinstance(layer, RecurrentLayer) else 1
+    return max(1, GRAPH_STEPS // layers)
+
+
 def compiles(layer: Layer, steps: int, parameters: int) -> bool:
-    """Whether training compiles its step; see :data:`GRAPH_STEPS`.
+    """Whether training compiles its step; see :func:`graph_steps`.
 
     Two kinds of cells that are not ours run uncompiled: where the weights' gradients of all steps,
     which MLX may keep in a graph until its end, are large; and where a state of many arrays is
     computed anew, which takes minutes to trace.
     """
-    if steps > GRAPH_STEPS:
+    if steps > graph_steps(layer):
         return False
     if isinstance(layer, RecurrentLayer):
         return True

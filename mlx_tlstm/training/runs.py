@@ -70,7 +70,8 @@ def check_unused(out: str | Path | None) -> None:
         return
     owner, argument = "RunFolder", "out"
     path = to_path(owner, argument, out)
-    require(not path.exists() or path.is_dir(), owner, argument, "a folder", str(out))
+    valid = path.is_dir() or not os.path.lexists(path)
+    require(valid, owner, argument, "a folder", str(out))
     names = (CONFIG_FILE, METRICS_FILE, EVENTS_FILE, TEST_FILE, *WEIGHTS, CHECKPOINTS)
     present = [name for name in names if (path / name).exists()]
     if present:

@@ -258,8 +258,11 @@ class Trainer:
         if math.isfinite(value):
             return
         config = self.config
-        advice = [f"a lower learning_rate (now {self.learning_rate:g})"]
-        advice.append(f"a lower clip_norm (now {config.clip_norm or 'off'})")
+        if batch == 0:  # which neither of them has changed
+            advice = ["another seed", f"another forget_bias (now {config.forget_bias})"]
+        else:
+            advice = [f"a lower learning_rate (now {self.learning_rate:g})"]
+            advice.append(f"a lower clip_norm (now {config.clip_norm or 'off'})")
         if config.dtype == "float16":
             advice.append("dtype bfloat16 or float32")
         message = (

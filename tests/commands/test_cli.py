@@ -290,6 +290,7 @@ def test_train_and_evaluate(invoke, tmp_path):
         (["mnist", "--data", "gone"], r"'data' must be a folder but '.*gone' is missing"),
         (["wikipedia", "--data", "gone"], r"'data' must be a file but '.*gone' is missing"),
         (["--out", "file"], r"'out' must be a folder but got 'file'"),
+        (["--out", "link"], r"'out' must be a folder but got 'link'"),
         (["--out", ""], r"\[train\] 'out' must be a path but got ''"),
         (["--out=~nobody-here/x"], r"\[train\] 'out' must be a path from a home folder that is"),
         (["wikipedia", "--data", ""], r"\[train\] 'data' must be a path but got ''"),
@@ -301,8 +302,9 @@ def test_train_and_evaluate(invoke, tmp_path):
 )
 def test_refusals(arguments, message, invoke, tmp_path):
     (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
     check_refusal(invoke("train", *arguments), message)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,10 @@ X = mx.zeros((2, 7, 5))
         (lambda: TRNN(5, 6, 3)(X[:, :0]), "no empty axis but got \\(2, 0, 5\\)"),
         (lambda: TRNN(5, 6, 3)(X, mx.zeros((2, 3, 6))), "'state' must be a TRNNState but got"),
         (
+            lambda: TLSTM(5, 6, 3)(X, StackedLSTM(5, 6, 3).initial_state(2)),
+            "'state' must be a TLSTMState but got StackedLSTMState",
+        ),
+        (
             lambda: TRNN(5, 6, 3)(X, (mx.zeros((1, 3, 6)),)),
             "'state.hidden' must be of shape \\(2, 3, 6\\) but got \\(1, 3, 6\\)",
         ),

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shlex
+import threading
 import types
 from pathlib import Path
 
@@ -374,6 +375,36 @@ def test_a_runs_files_are_json_whatever_was_measured(tmp_path):
     run.save_model("best", model, {"loss": math.inf, "step": np.int64(3)})
     assert strict_json(header(run.path / "best")["metrics"]) == {"loss": None, "step": 3}
     assert math.isnan(mlx_tlstm.load(run.path).metadata.metrics["loss"])
+
+
+def test_threads_that_save_to_one_path(tmp_path):
+    """One of them does, and the others are told; nothing is left beside it."""
+    model = SequenceModel(make_layer("2d-tlstm", 3, 5, 2), 4)
+    mx.eval(model.parameters())
+    together, outcomes = threading.Barrier(6), []
+
+    def save():
+        together.wait()
+        try:
+            model.save(tmp_path / "model")
+            outcomes.append("saved")
+        except (ValueError, OSError):
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=save) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["refused"] * 5 + ["saved"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert mx.array_equal(mlx_tlstm.load(tmp_path / "model").readout.weight, model.readout.weight)
+
+
+def test_a_name_as_long_as_a_file_system_takes(tmp_path):
+    model = SequenceModel(make_layer("2d-tlstm", 3, 5, 2), 4)
+    model.save(tmp_path / ("n" * 255))
+    assert mlx_tlstm.load(tmp_path / ("n" * 255)).layer.depth == 2
 
 
 def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):

@@ -113,6 +113,31 @@ def test_batches_of_training(name, task_of, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda array: np.ascontiguousarray(array[:, ::-1])[:, ::-1],
+        lambda array: np.flip(np.flip(array).copy()),
+        lambda array: array.astype(array.dtype.newbyteorder()),
+        np.asfortranarray,
+    ],
+)
+def test_arrays_that_lie_in_memory_in_another_way(kept, task_of, tmp_path):
+    """MLX takes no array that is flipped, or of bytes in the other order."""
+    config = task_of().replace(samples=20)
+    expected = training.fit(config, tmp_path / "expected").test
+    config = task_of(changed(kept, kept), lambda batches: map(changed(kept, kept), batches))
+    assert training.fit(config.replace(samples=20), tmp_path / "run").test == expected
+
+
+def test_values_that_lie_in_memory_in_another_way(settings, monkeypatch):
+    task = training.Trainer(settings("mnist")).task
+    batch = task.train_batch(0)
+    for kept in (lambda a: a.astype(">f4"), lambda a: np.flip(np.flip(a).copy()), np.longdouble):
+        checked = task.checked(batch._replace(inputs=kept(batch.inputs)))
+        assert mx.array_equal(mx.array(checked.inputs), mx.array(batch.inputs))
+
+
 def test_a_later_batch(task_of, tmp_path):
     config = task_of(WRONG["targets to ignore"][0], after=2).replace(samples=20)
     with pytest.raises(ValueError, match=r"'targets' must be from 0 to 64 each but got -100"):

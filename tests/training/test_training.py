@@ -741,10 +741,19 @@ def test_long_sequences_are_evaluated_in_parts(task, variant, settings, monkeypa
         return prepare(layer, x, state, flush)
 
     monkeypatch.setattr(layer, "_prepare", recorded)
-    monkeypatch.setattr(training.evaluation, "GRAPH_STEPS", 5)
+    monkeypatch.setattr(training.objective, "GRAPH_STEPS", 5)
     found = training.evaluate(trainer.model, trainer.task, "test", all_metrics=True)
     assert found == pytest.approx(expected, rel=1e-6)
     assert 0 < max(steps) <= 5
+
+
+def test_a_graph_goes_through_the_layers_of_a_stack():
+    """Some ten thousand of them, one after the other, are more than a thread's stack holds."""
+    deep, tensor = (make_layer(name, 3, 4, 10) for name in ("slstm", "2d-tlstm"))
+    assert training.objective.graph_steps(deep) == 100
+    assert training.objective.graph_steps(tensor) == 1000
+    assert training.objective.compiles(deep, 100, 1)
+    assert not training.objective.compiles(deep, 101, 1)
 
 
 def test_long_sequences_are_trained_without_a_graph(settings, monkeypatch):
