@@ -61,16 +61,16 @@ def read_text(path: Path, owner: str) -> bytes:
 def _from_zip(data: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = [member.filename for member in archive.infolist() if not member.is_dir()]
-        names = [name for name in names if not _is_of_a_mac(PurePosixPath(name))]
+        names = [name for name in names if not _is_of_a_mac(name)]
         if len(names) != 1:
             raise ValueError(f"it holds {len(names)} files; unpack it and name one")
         return archive.read(names[0])
 
 
-def _is_of_a_mac(name: PurePosixPath) -> bool:
-    """Whether a Mac added it of itself."""
-    added = "__MACOSX" in name.parts or name.name.startswith("._")
-    return added or name.name == ".DS_Store"
+def _is_of_a_mac(name: str) -> bool:
+    """Whether a Mac added it of itself, as ``__MACOSX/._enwik8``."""
+    own = PurePosixPath(name).name
+    return own.startswith("._") or own == ".DS_Store"
 
 
 #: What a packed file is, how it begins, and what unpacks it.

@@ -8,6 +8,7 @@ import select
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -15,6 +16,7 @@ from processes import ROOT
 
 from mlx_tlstm import blas
 
+SOURCES = Path(blas.__file__).parent
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="macOS has Accelerate"),
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
@@ -193,9 +195,13 @@ def test_without_a_usable_cache_it_is_built_for_the_process(obstacle, load, fold
         path.unlink()
         if obstacle == "folder":
             path.mkdir()
+        elif obstacle == "damaged":
+            path.write_bytes(b"half a libra")
         else:
-            path.write_bytes(b"somebody else's")
-        if obstacle == "shared":
+            source = tmp_path / "forward.c"
+            source.write_text((SOURCES / "forward.c").read_text() + "int of_somebody_else;")
+            command = ["g++", "-x", "c", str(source), "-fPIC", "-shared", "-o", str(path)]
+            subprocess.run(command, check=True)
             folder.chmod(0o777)
     else:
         setup = """
@@ -208,7 +214,8 @@ ctypes.CDLL = load
 """
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    assert load(setup, TMPDIR=str(temporary), **changes) == FAST
+    then = "print(hasattr(ctypes.CDLL(None), 'of_somebody_else'))\n"
+    assert load(setup, then, TMPDIR=str(temporary), **changes).splitlines() == [FAST, "False"]
     assert not any(temporary.iterdir())
 
 
