@@ -96,7 +96,7 @@ class TrainingConfig:
         batch_size: Sequences in a training step.
         accumulate: Compute each batch in so many parts, one after the other: the same step in less
             memory. The number divides ``batch_size``.
-        length: Size of the task: digits to add, symbols to memorize, characters in a training step,
+        length: Size of the task: digits to add, symbols to memorize, bytes in a training step,
             or time steps in which an image is read.
         learning_rate: Adam's step size.
         samples: Training sequences in all; where ``epochs`` is given too, the fewer of the two.

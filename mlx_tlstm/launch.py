@@ -1,8 +1,9 @@
 """``python -m mlx_tlstm.launch -n 2 -- [TASK] [options]``: train in several processes.
 
 The same as ``mlx.launch -n 2 -- python -m mlx_tlstm.train …``, but it fails when a process fails:
-``mlx.launch`` itself exits with 0 whatever becomes of them. Its options stand before ``--`` and
-those of training behind it.
+``mlx.launch`` itself exits with 0 whatever becomes of them. Its options stand before ``--``:
+``-n N`` for processes here, ``--hostfile FILE --backend ring`` for several machines, and others
+(``mlx.launch --help``). Those of training stand behind it.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ from mlx_tlstm.commands.paths import UserPath
 @click.option(
     "--seeds",
     type=click.IntRange(1),
-    help="Runs of each configuration, a seed each.  [default: 1, 2 or 3]",
+    help="Runs of each configuration, a seed each.  [default: 1, 2 or 3, as the target has it]",
 )
 @click.option(
     "--first-seed", type=click.IntRange(0), default=0, show_default=True, help="The first of them."
@@ -72,7 +72,8 @@ from mlx_tlstm.commands.paths import UserPath
     "patterns",
     multiple=True,
     metavar="PATTERN",
-    help="Train only runs whose names match, as in 'addition-*-L4-*'; repeatable.",
+    help="Train only runs whose names match, as in 'addition-*-L4-*'; repeatable. The names are "
+    "those of the folders in OUT, such as addition-2d-tlstm-L4-s0 (the seed is behind the s).",
 )
 @variants_option
 @click.option("--report", "report_only", is_flag=True, help="Train nothing; write what is there.")

@@ -19,7 +19,8 @@ from mlx_tlstm.models.generation import generate as generate_symbols
 @click.command(cls=Command)
 @click.option(
     "--prompt",
-    help="Text to go on from; by default a line's end or, if the model's text has none, a space.",
+    help="Text to go on from; by default a line's end or, if the model's text has none, a space, "
+    "else the first byte that may begin a character.",
 )
 @click.option("--length", default=500, show_default=True, help="Bytes to generate.")
 @click.option(

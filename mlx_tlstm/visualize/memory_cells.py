@@ -148,6 +148,8 @@ def draw_memory_offsets(
         title += f"\n({which})"
     axes.set_title(title, fontsize="medium")
     label = "offset (locations)\n-1: from the input's side\n0: from the same place"
+    if max(sizes) > 2:
+        label += "\n+1: from the output's side"
     figure.colorbar(image, ax=axes, label=label, pad=0.01, aspect=12)
     return figure
 
