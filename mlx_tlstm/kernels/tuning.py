@@ -86,7 +86,9 @@ def apple_generation() -> int | None:
 
 def tf32_is_on() -> bool:
     """Whether MLX may multiply float32 matrices as TF32 where a device can, as is its default."""
-    return os.environ.get(_TF32_VARIABLE, "1") != "0"
+    value = os.environ.get(_TF32_VARIABLE, "1")
+    number = re.match(r"\s*[+-]?\d+", value)  # what no number begins is 0 to MLX
+    return number is not None and int(number[0]) != 0
 
 
 def products_have_units(dtype: mx.Dtype) -> bool:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import uuid
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 METRICS = "metrics"
 #: What a killed process may leave in an empty folder, which stays one.
 _LEFTOVER = f"{TEMPORARY}model"
+#: Threads save one after the other: two to one path would write the same files.
+_SAVING = threading.Lock()
 
 _SIZES = ("input_size", "hidden_size", "recompute")
 _TENSOR = (*_SIZES, "tensor_size", "kernel_size")
@@ -212,31 +214,32 @@ def write_folder(path: str | Path, config: ModelConfig, parameters: Mapping[str,
         ValueError: ``path`` exists and is not an empty folder.
         OSError: It cannot be written.
     """
-    path = require_unused(path)
-    inside = path.exists()
-    # A folder that is there is not replaced: it may be a mount point, or somebody's current one.
-    temporary = path / _LEFTOVER if inside else path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-    try:
-        with naming(path):
-            temporary.mkdir(parents=True, exist_ok=inside)
-            write_weights(temporary / WEIGHTS_FILE, parameters, config.metadata.metrics)
-            write_config(temporary / CONFIG_FILE, config)
-            for file in (WEIGHTS_FILE, CONFIG_FILE, "."):
-                sync(temporary / file)
+    with _SAVING:
+        path = require_unused(path)
+        inside = path.exists()
+        # A folder that is there is not replaced: it may be a mount point, or one's current folder.
+        temporary = path / _LEFTOVER if inside else path.with_name(f"{TEMPORARY}{os.getpid()}")
+        try:
+            with naming(path):
+                temporary.mkdir(parents=True, exist_ok=inside)
+                write_weights(temporary / WEIGHTS_FILE, parameters, config.metadata.metrics)
+                write_config(temporary / CONFIG_FILE, config)
+                for file in (WEIGHTS_FILE, CONFIG_FILE, "."):
+                    sync(temporary / file)
+                if inside:
+                    for name in (WEIGHTS_FILE, CONFIG_FILE):
+                        os.replace(temporary / name, path / name)
+                    sync(path)
+                else:
+                    os.replace(temporary, path)
+                    sync(path.parent)
+        except BaseException:
             if inside:
                 for name in (WEIGHTS_FILE, CONFIG_FILE):
-                    os.replace(temporary / name, path / name)
-                sync(path)
-            else:
-                os.replace(temporary, path)
-                sync(path.parent)
-    except BaseException:
-        if inside:
-            for name in (WEIGHTS_FILE, CONFIG_FILE):
-                (path / name).unlink(missing_ok=True)
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                    (path / name).unlink(missing_ok=True)
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_config(file: Path, config: ModelConfig) -> None:

@@ -137,10 +137,11 @@ def _graph(model: nn.Module, function: Callable[..., Any]) -> _Graph:
     # Keeps alive what the graph is known by, but no weights.
     none = mx.array(0.0)
     template = rebuilt(model, lambda _: none)
+    barren: dict[int, Any] = {}
 
     def plain(arrays: list[mx.array], *arguments: Any) -> Any:
         remaining = iter(arrays)
-        copy = rebuilt(template, lambda _: next(remaining))
+        copy = rebuilt(template, lambda _: next(remaining), barren)
         with kept_arrays(copy):
             return function(copy, *arguments)
 

@@ -2,17 +2,15 @@
 
 While MLX traces a function it puts placeholders into the model's modules, and training puts new
 weights there. Who works on a copy disturbs no other thread. A copy shares the model's arrays, which
-never change, so that it takes almost no memory. A function that a module holds and that is bound to
-modules of the model, such as a method, a ``partial`` or a lambda, is bound to their copies there.
+never change, so that it takes almost no memory. Functions that are bound to modules of the model
+are bound to their copies there (:mod:`mlx_tlstm.recurrence.binding`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
-import types
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
@@ -20,15 +18,13 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_tlstm.checks import require
+from mlx_tlstm.recurrence.binding import bind_to_copies
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 #: Held for the microseconds in which weights are read or replaced: whoever reads them in another
 #: thread gets those of one training step.
 _WEIGHTS = threading.Lock()
-
-#: What leads to no module.
-_PLAIN = (mx.array, str, int, float, set, type(None))
 
 #: Marks the end of a module or container in :attr:`Parts.rest`.
 _END = object()
@@ -99,25 +95,18 @@ def replace_weights(model: nn.Module, weights: Any) -> None:
         model.update(weights)
 
 
-def rebuilt(model: AnyModule, array_for: Callable[[mx.array], mx.array]) -> AnyModule:
-    """A copy of the module tree in which ``array_for`` replaces each array, in the tree's order."""
-    copies: dict[int, Any] = {}
+def rebuilt(
+    model: AnyModule,
+    array_for: Callable[[mx.array], mx.array],
+    barren: dict[int, Any] | None = None,
+) -> AnyModule:
+    """A copy of the module tree in which ``array_for`` replaces each array, in the tree's order.
+
+    ``barren`` is :func:`bind_to_copies`'s, for whoever makes many copies.
+    """
+    copies: dict[int, nn.Module] = {}
     copy = _rebuilt(model, array_for, copies)
-    for module in list(copies.values()):  # when all have a copy
-        for name, value in [*module.__dict__.items(), *module.items()]:
-            if isinstance(value, _PLAIN):
-                continue
-            try:
-                own = _rebound(value, copies)
-            except _NotCopied as error:
-                held = error.args[0]
-                expected = "of modules, functions, lists and dictionaries, where it leads to the "
-                expected += "model's modules: a copy of the model runs,"
-                require(False, type(module).__name__, name, expected, held)
-            if name in module.__dict__:
-                module.__dict__[name] = own
-            else:
-                dict.__setitem__(module, name, own)
+    bind_to_copies(copies, {} if barren is None else barren)
     return copy
 
 
@@ -129,29 +118,30 @@ def _own_arrays(model: nn.Module) -> dict[str, mx.array]:
 def _collect(
     node: Any, arrays: list[mx.array], rest: list[Hashable], modules: dict[int, int]
 ) -> None:
-    if isinstance(node, mx.array):
+    kind = type(node)
+    if kind is mx.array:
         arrays.append(node)
         rest.append(mx.array)
-    elif isinstance(node, nn.Module):
+    elif issubclass(kind, nn.Module):
         if id(node) in modules:  # in two places of the tree
             rest.append(modules[id(node)])
             return
         modules[id(node)] = len(modules)
-        rest.append(type(node))
+        rest.append(kind)
         for name, value in list(node.__dict__.items()):
             rest += (name, _constant(value))
         for name, value in list(node.items()):
             rest.append(name)
             _collect(value, arrays, rest, modules)
         rest.append(_END)
-    elif isinstance(node, dict):
-        rest.append(type(node))
+    elif issubclass(kind, dict):
+        rest.append(kind)
         for name, value in list(node.items()):
             rest.append(name)
             _collect(value, arrays, rest, modules)
         rest.append(_END)
-    elif isinstance(node, (list, tuple)):
-        rest.append(type(node))
+    elif issubclass(kind, (list, tuple)):
+        rest.append(kind)
         for value in list(node):
             _collect(value, arrays, rest, modules)
         rest.append(_END)
@@ -178,10 +168,13 @@ class _Same:
         return isinstance(other, _Same) and self._value is other._value
 
 
-def _rebuilt(node: Any, array_for: Callable[[mx.array], mx.array], copies: dict[int, Any]) -> Any:
-    if isinstance(node, mx.array):
+def _rebuilt(
+    node: Any, array_for: Callable[[mx.array], mx.array], copies: dict[int, nn.Module]
+) -> Any:
+    kind = type(node)  # isinstance believes what mx.compile makes of a module
+    if kind is mx.array:
         return array_for(node)
-    if isinstance(node, nn.Module):
+    if issubclass(kind, nn.Module):
         if id(node) not in copies:
             copy = copies[id(node)] = type(node).__new__(type(node))
             for name, value in list(node.__dict__.items()):
@@ -189,74 +182,9 @@ def _rebuilt(node: Any, array_for: Callable[[mx.array], mx.array], copies: dict[
             for name, value in list(node.items()):
                 dict.__setitem__(copy, name, _rebuilt(value, array_for, copies))
         return copies[id(node)]
-    if isinstance(node, dict):
+    if issubclass(kind, dict):
         return {name: _rebuilt(value, array_for, copies) for name, value in list(node.items())}
-    if isinstance(node, (list, tuple)):
+    if issubclass(kind, (list, tuple)):
         values = [_rebuilt(value, array_for, copies) for value in list(node)]
         return type(node)._make(values) if hasattr(node, "_make") else type(node)(values)
     return node
-
-
-class _NotCopied(Exception):  # noqa: N818 (carries the object)
-    """An object of the user's that leads to a module, and of which no copy can be made."""
-
-
-def _rebound(value: Any, copies: dict[int, Any]) -> Any:
-    """A function, or a container of some, bound to the copies of the modules it is bound to."""
-    if id(value) in copies or not _leads_to(copies, value, set()):
-        return copies.get(id(value), value)
-
-    def own(values: Iterable[Any]) -> list[Any]:
-        return [_rebound(one, copies) for one in values]
-
-    if isinstance(value, dict):
-        return dict(zip(value, own(value.values()), strict=True))
-    if isinstance(value, (list, tuple)):
-        return type(value)._make(own(value)) if hasattr(value, "_make") else type(value)(own(value))
-    if isinstance(value, types.MethodType):
-        return types.MethodType(*own((value.__func__, value.__self__)))
-    if isinstance(value, functools.partial):
-        keywords = dict(zip(value.keywords, own(value.keywords.values()), strict=True))
-        return type(value)(*own((value.func, *value.args)), **keywords)
-    if not isinstance(value, types.FunctionType):
-        raise _NotCopied(value)
-    # So says what mx.compile makes, too, in whose place is what it was made of.
-    cells = tuple(types.CellType() for _ in value.__closure__ or ())
-    copy = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
-    copies[id(value)] = copy  # its closure may hold the function itself
-    for cell, before in zip(cells, value.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # an empty one
-            cell.cell_contents = _rebound(before.cell_contents, copies)
-    copy.__defaults__ = _rebound(value.__defaults__, copies)
-    copy.__kwdefaults__ = _rebound(value.__kwdefaults__, copies)
-    copy.__dict__.update(value.__dict__)
-    return copy
-
-
-def _leads_to(copies: dict[int, Any], value: Any, seen: set[int]) -> bool:
-    """Whether an object holds, or is bound to, one that has a copy."""
-    if id(value) in seen:
-        return False
-    seen.add(id(value))
-    return id(value) in copies or any(_leads_to(copies, one, seen) for one in _held(value))
-
-
-def _held(value: Any) -> Iterable[Any]:
-    """What a container or an object holds, or a function is bound to; nothing of a module."""
-    if isinstance(value, (nn.Module, type, types.ModuleType)):
-        return ()
-    if isinstance(value, dict):
-        return list(value.values())
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    if isinstance(value, types.MethodType):
-        return (value.__func__, value.__self__)
-    if isinstance(value, functools.partial):
-        return (value.func, *value.args, *value.keywords.values())
-    if not isinstance(value, types.FunctionType):
-        return list(getattr(value, "__dict__", {}).values())
-    found = [value.__defaults__, value.__kwdefaults__]
-    for cell in value.__closure__ or ():
-        with contextlib.suppress(ValueError):  # an empty one
-            found.append(cell.cell_contents)
-    return found

@@ -22,6 +22,8 @@ from mlx_tlstm.tasks import Task, task_type
 from mlx_tlstm.tasks.base import require_below
 from mlx_tlstm.training.origin import training_command
 
+#: Steps of a stacked LSTM's layers in a graph.
+_STACKED_STEPS = 3000
 #: Arrays of a state up to which steps that are computed anew are compiled.
 _TRACED_ARRAYS = 16
 #: Bytes of the weights' gradients that may be kept of single steps.
@@ -120,10 +122,11 @@ def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
 def graph_steps(layer: Layer) -> int:
     """Time steps of a layer up to which a graph pays; see :data:`GRAPH_STEPS`.
 
-    A stacked LSTM's steps pass its layers one after the other, each as long as a tensor's step.
+    A stacked LSTM's steps pass its layers one after the other. MLX goes through a graph by a
+    recursion, which had no stack left at ten layers of 784 steps.
     """
     layers = layer.depth - layer.delay if isinstance(layer, RecurrentLayer) else 1
-    return max(1, GRAPH_STEPS // layers)
+    return min(GRAPH_STEPS, max(1, _STACKED_STEPS // layers))
 
 
 def compiles(layer: Layer, steps: int, parameters: int) -> bool:

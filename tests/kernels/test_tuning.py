@@ -69,6 +69,14 @@ def test_units_that_take_float32_as_tf32_only(
     tuning._choice.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("value", "on"), [("1", True), ("2x", True), ("0", False), ("", False), ("off", False)]
+)
+def test_the_setting_is_read_as_mlx_reads_it(monkeypatch, value, on):
+    monkeypatch.setenv("MLX_ENABLE_TF32", value)
+    assert tuning.tf32_is_on() == on
+
+
 def test_a_choice_is_looked_up_once(stored_tiles, monkeypatch):
     one = PRODUCTS[0]
     tuning.store({one: None})

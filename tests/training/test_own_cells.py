@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import functools
+import gc
 import json
+import logging
 import pickle
 import signal
 import time
@@ -31,6 +34,7 @@ from mlx_tlstm import (
     training,
 )
 from mlx_tlstm.models.generation import generate
+from mlx_tlstm.recurrence.compilation import CompiledFunction
 from mlx_tlstm.recurrence.snapshot import snapshot
 from mlx_tlstm.tasks import TASKS, Memorization
 from mlx_tlstm.tasks.seeding import Stream, random_generator
@@ -696,8 +700,6 @@ KEPT = {
     "keyword": lambda cell: lambda z, *, parts=({"a": [cell]},): parts[0]["a"][0].mixed(z),
     "partial": lambda cell: functools.partial(Bound.mixed, cell),
     "partial of a method": lambda cell: functools.partial(call, cell.mixed),
-    "compiled": lambda cell: mx.compile(lambda z: cell.mixed(z)),
-    "compiled method": lambda cell: mx.compile(cell.mixed),
     "module": lambda cell: nn.Sequential(nn.Identity(), lambda z: cell.mixed(z)),
 }
 
@@ -750,19 +752,86 @@ class Holder:
         self.module = module
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_objects_that_lead_to_the_cell_are_refused(nested, settings, tmp_path, monkeypatch):
-    """They cannot be copied, and the copy would read the weights of the model through them."""
+class Slotted:
+    __slots__ = ("module",)
 
-    def keep(cell):
-        holder = Holder([Holder(cell.from_input)]) if nested else Holder(cell.from_input)
-        return (lambda z: cell.mixed(holder)) if nested else holder
+    def __init__(self, module):
+        self.module = module
 
-    kind = type("Kept", (Bound,), {"keep": staticmethod(keep)})
+
+def cyclic(cell):
+    one, other = Holder(None), Holder(cell.dropout)
+    one.module, other.back = other, one
+    return one
+
+
+#: What leads to modules of a cell, and cannot be made anew.
+REFUSED = {
+    "object": lambda cell: Holder(cell.from_input),
+    "nested": lambda cell: Holder([Holder({"a": cell.from_input})]),
+    "in a lambda": lambda cell: (lambda holder: lambda z: holder.module.mixed(z))(Holder(cell)),
+    "slots": lambda cell: Slotted(cell.from_input),
+    "cyclic": cyclic,
+    "another module": lambda cell: nn.Sequential(cell.from_input).__call__,
+    "deque": lambda cell: collections.deque([cell.from_input]),
+    "defaultdict": lambda cell: Holder(collections.defaultdict(list, a=cell.from_input)),
+    "cache": lambda cell: functools.lru_cache(cell.mixed),
+    "compiled": lambda cell: mx.compile(lambda z: cell.mixed(z)),
+    "compiled method": lambda cell: mx.compile(cell.mixed),
+    "compiled partial": lambda cell: mx.compile(functools.partial(Bound.mixed, cell)),
+    "vmap": lambda cell: mx.vmap(lambda z: cell.mixed(z)),
+    "grad": lambda cell: mx.grad(lambda z: cell.mixed(z).sum()),
+}
+
+
+@pytest.mark.parametrize("kept", REFUSED)
+def test_objects_that_lead_to_the_cell_are_refused(kept, settings, tmp_path, monkeypatch):
+    """They cannot be made anew, and the copy would read the weights of the model through them."""
+    kind = type("Kept", (Bound,), {"keep": staticmethod(REFUSED[kept])})
     monkeypatch.setitem(VARIANTS, "kept", CellVariant(kind))
-    with pytest.raises(ValueError, match=r"\[Kept\] 'kept' must be of modules, .*Holder"):
+    with pytest.raises(ValueError, match=r"\[Kept\] 'kept' must be of Python functions, lists"):
         training.fit(settings("memorization").for_variant("kept"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=r"\[Kept\] 'kept' must be of Python functions, lists"):
+        StreamingSession(SequenceModel(Recurrent(kind(3, 4)), 5)).push(mx.zeros((3,)))
+
+
+def test_a_compiled_module_is_refused():
+    """It says that it is a module, but has no other's parts."""
+    cell = Bound(3, 4)
+    cell.kept = mx.compile(cell.from_input)
+    with pytest.raises(ValueError, match=r"\[Bound\] 'kept' must be of Python functions, lists"):
+        snapshot(cell)
+
+
+def linked(count):
+    first = None
+    for _ in range(count):
+        first = Holder(first)
+    return first
+
+
+def test_objects_that_lead_nowhere_take_no_time_and_no_stack():
+    cell = Bound(3, 4)
+    cell.vocabulary = Holder({str(number): number for number in range(50_000)})
+    cell.linked, cell.logger = linked(5_000), logging.getLogger(__name__)
+    shared = len
+    for _ in range(30):
+        shared = functools.partial(call, shared, shared)
+    cell.shared = shared
+    model = SequenceModel(Recurrent(cell), 5).eval()
+    compiled, x = CompiledFunction(model, lambda model, x: model(x)[0]), mx.zeros((1, 2, 3))
+    expected = compiled.plain(x)
+    start = time.process_time()
+    for _ in range(50):
+        assert mx.array_equal(compiled.plain(x), expected)
+    assert time.process_time() - start < 5  # two seconds a call if all of it were walked through
+    gc.collect()
+    before = mx.get_active_memory()
+    for _ in range(50):
+        compiled.plain(x)
+    gc.collect()
+    assert mx.get_active_memory() <= before
 
 
 def test_a_function_that_leads_to_no_module_stays_as_it_is():

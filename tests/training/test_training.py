@@ -750,10 +750,11 @@ def test_long_sequences_are_evaluated_in_parts(task, variant, settings, monkeypa
 def test_a_graph_goes_through_the_layers_of_a_stack():
     """Some ten thousand of them, one after the other, are more than a thread's stack holds."""
     deep, tensor = (make_layer(name, 3, 4, 10) for name in ("slstm", "2d-tlstm"))
-    assert training.objective.graph_steps(deep) == 100
+    assert training.objective.graph_steps(deep) == 300
+    assert training.objective.graph_steps(make_layer("slstm", 3, 4, 2)) == 1000
     assert training.objective.graph_steps(tensor) == 1000
-    assert training.objective.compiles(deep, 100, 1)
-    assert not training.objective.compiles(deep, 101, 1)
+    assert training.objective.compiles(deep, 300, 1)
+    assert not training.objective.compiles(deep, 301, 1)
 
 
 def test_long_sequences_are_trained_without_a_graph(settings, monkeypatch):

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_tlstm import TLSTM, TRNN, SequenceModel, StackedLSTM
 from mlx_tlstm.visualize import (
     Recording,
+    arrival_steps,
     channel_means,
     diagonal,
     diagonal_means,
@@ -177,6 +178,70 @@ def test_memory_offsets_at_both_ends(kernel, expected):
     kernels = np.full((1, 1, 3, len(kernel)), kernel, dtype=np.float32)
     recording = Recording("TLSTM", 0, zeros[:, :, 0], zeros, kernels=kernels)
     np.testing.assert_allclose(memory_offsets(recording)[0, 0, :, 0], expected)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_receptive_field_is_causal(name):
+    layer, x = build(name)
+    field = receptive_field(layer, x[0])
+    assert field.shape == (T, T)
+    # With layer normalisation an output sees all that was read when it comes out.
+    ahead = layer.delay if name == "three axes" else 0
+    np.testing.assert_array_equal(field > 0, np.tril(np.ones((T, T), dtype=bool), ahead))
+
+
+def test_receptive_field_is_the_norm_of_the_gradient():
+    """One input channel: exact. More: the estimate nears it with the probes."""
+    mx.random.seed(1)
+    layer = TLSTM(1, 3, (2, 2), norm="channel")
+    x = mx.random.normal((4, 1))
+    jacobian = np.stack([gradient(layer, x, m) for m in range(3)])  # [M, T, T, R]
+    exact = np.sqrt((jacobian**2).sum(axis=(0, -1)))
+    np.testing.assert_allclose(receptive_field(layer, x, probes=1), exact, rtol=1e-4)
+    layer, x = TLSTM(R, 3, 2), mx.random.normal((4, R))
+    jacobian = np.stack([gradient(layer, x, m) for m in range(3)])
+    exact = np.sqrt((jacobian**2).sum(axis=(0, -1)))
+    seen = exact > 0
+    error = receptive_field(layer, x, probes=64)[seen] / exact[seen] - 1
+    assert abs(error).max() < 0.3  # deviation below 1/sqrt(2 · 64) = 0.09 each
+
+
+def gradient(layer, x, channel):
+    """d y[t, channel] / d x[s], ``[t, s, R]``, by reverse mode through a plain call."""
+    rows = [mx.grad(lambda x, t=t: layer(x)[0][t, channel])(x) for t in range(len(x))]
+    return np.stack([np.array(row) for row in rows]).astype(np.float64)
+
+
+def test_receptive_field_in_parts_is_the_same(monkeypatch):
+    layer, x = build("two axes")
+    layer.cell.input_projection.weight = layer.cell.input_projection.weight[:, :1]
+    layer.cell.input_size = 1  # exact, whatever the probes
+    whole = receptive_field(layer, x[0, :, :1])
+    monkeypatch.setattr("mlx_tlstm.visualize.sensitivity._STATE_ELEMENTS", 1)
+    np.testing.assert_allclose(receptive_field(layer, x[0, :, :1]), whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (lambda: TLSTM(R, M, 4), [1, 2, 3, 4]),
+        (lambda: TLSTM(R, M, 4, 5), [1, 1, 2, 2]),
+        (lambda: TLSTM(R, M, (2, 3), norm="channel"), [[1, 2, 3], [2, 2, 3]]),
+        (lambda: TRNN(R, M, 3, 2), [1, 2, 3]),
+        (lambda: StackedLSTM(R, M, 3), [1, 1, 1]),
+        (lambda: TLSTM(R, M, 3, norm="layer"), [1, 1, 1]),
+    ],
+)
+def test_an_input_arrives_after_the_delay(layer, expected):
+    layer = layer()
+    steps = arrival_steps(input_reach(layer, mx.random.normal((T, R))))
+    assert steps.tolist() == expected
+    if getattr(layer.cell, "norm", None) is None or len(np.shape(expected)) == 2:
+        assert steps.ravel()[-1] == layer.delay + 1
+
+
+def test_what_never_arrives():
+    assert arrival_steps(np.array([[0.0, 0.0], [2.0, 0.0]])).tolist() == [2, 0]
 
 
 SYMBOLS = list("ab$_-")
