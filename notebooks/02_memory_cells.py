@@ -102,13 +102,14 @@ def at_output(trace):
     return trace.hidden[0].reshape(trace.steps, -1)[:, -1]
 
 
-def draw_differences(differences, scale):
-    """One picture below the other, all on the scale of the largest value of ``scale``."""
+def draw_differences(differences):
+    """One picture below the other, all on one scale, whose 1 is the largest value of all."""
+    largest = max(diagonal_means(each).max() for each in differences.values())
     figure, axes = plt.subplots(len(differences), 1, figsize=(8, 2.2 * len(differences)))
     figure.set_layout_engine("constrained")
     for picture, (name, recording) in zip(axes, differences.items(), strict=True):
         draw_diagonal(recording, axes=picture)
-        picture.images[0].set_array(diagonal_means(recording)[0].T / diagonal_means(scale).max())
+        picture.images[0].set_array(diagonal_means(recording)[0].T / largest)
         picture.set_title(name, fontsize="medium")
 
 
@@ -147,19 +148,20 @@ def traces_of_symbols(model, inputs):
 recording, traces = traces_of_symbols(model, batch.inputs)
 recordings["memorization"] = recording
 shown = (1, (n + 1) // 2, n)
-draw_differences({f"symbol {k} of {n} is changed": traces[k] for k in shown}, traces[1])
+draw_differences({f"symbol {k} of {n} is changed": traces[k] for k in shown})
 
 # %% [markdown]
-# Each symbol goes down to the output, which shows it most at the step at which it is said. But it
-# does not move all the time. The first symbol runs through to the output's location and waits
-# there until it is asked for. The second waits behind it at location 3, the third at 2; the last
-# two stay where they came in. When the first one is said all others move on, one location a step.
+# Each symbol goes down to the output's location, whose hidden state (not drawn) shows it most at
+# the step at which it is said. But it does not move all the time. The first symbol runs through to
+# the output's location and waits there until it is asked for. The second waits behind it at
+# location 3, the third at 2; the last two stay where they came in. When the first one is said all
+# others move on, one location a step.
 #
-# The kernels of the memory convolution say the same. While symbols come in, memory comes for the
-# larger part from the location before (-1), and when they go out it all does; in between it holds
-# still (0). So ours is a shift register with a stop, or a queue, where the paper's description
-# has it move on all the time. A queue is what the task asks for: a symbol has $n + L$ steps to go
-# and $L$ locations for them.
+# The kernels of the memory convolution say the same. While symbols come in, memory comes at
+# locations 2 and on for the larger part from the location before (-1), and when they go out it all
+# does; in between it holds still (0). So ours is a shift register with a stop, or a queue, where
+# the paper's description has it move on all the time. A queue is what the task asks for: a symbol
+# has $n + L$ steps to go and $L$ locations for them.
 
 # %%
 first_said = n + 2 + delay  # steps count from 1
@@ -199,10 +201,12 @@ figure.axes[0].set_title(title, fontsize="medium")
 figure
 
 # %% [markdown]
-# It comes in at the corner, at step 11, and is at the opposite corner at step 37, when it is said.
+# It comes in at the corner, at step 11, and is at the opposite corner at step 37, when it is said
+# (37 is not among the maps; at 36 it is next to the corner).
 # In between it is a front across the tensor: an oblique line that moves to the right, then a
 # column that stands still, then an oblique line again that runs together at the corner. Where are
-# the others at the same time? Below is the centre of what a symbol has changed, along each axis.
+# the others at the same time? Below is the centre of what a symbol has changed, along each axis
+# (it stays short of the corner, since traces that a symbol has left elsewhere count too).
 
 
 # %%
@@ -227,8 +231,9 @@ axes[0].set_ylabel("centre (location)")
 _ = axes[1].legend(fontsize="small")
 
 # %% [markdown]
-# Along the first axis a symbol runs to the middle within some six steps, and is spread around it
-# from then on. Along the second it moves on slowly, a location in about four steps. When all are
+# Along the first axis the symbols 1 to 15 run to about the middle within six to ten steps, and stay
+# about there until those before them are said; the last one goes halfway, and back while it waits.
+# Along the second it moves on slowly, a location in about four steps. When all are
 # read (step 21) they stand in line along it, the first ones at the far end; and when they are
 # said, from step 28, the others move on. So this one too is a shift register with a stop. What it
 # shifts are not single locations but fronts, each one symbol in many places.
@@ -295,7 +300,7 @@ changes = {
     "both: the sum is the same": run_sums(first + one, second - one),
 }
 differences = {name: difference(recording, other) for name, other in changes.items()}
-draw_differences(differences, next(iter(differences.values())))
+draw_differences(differences)
 
 # %% [markdown]
 # As the paper says, the first integer is encoded into memory and kept while the second is read.
@@ -377,7 +382,8 @@ rows = [text.translate(VISIBLE) for text in (TEXT, TEXT[1:] + "\n", said)]
 draw_diagonal(part(recording, START, STOP), 0, *(list(row[START:STOP]) for row in rows))
 
 # %% [markdown]
-# The output's row is much like the input's, one step later. To check the paper's sentence, we
+# The colours at the output's location are much like those at the input's, one step later (the
+# letters below are what was read, asked and said; red is wrong). To check the paper's sentence, we
 # compare the memory cell at the input's location when a character is read with that at the
 # output's when it is answered: how alike are they (the cosine of the two), and how sure of the
 # next character is the network (the chance of its first choice)?

@@ -31,6 +31,7 @@ from mlx.utils import tree_flatten
 
 from mlx_tlstm.visualize import (
     arrival_steps,
+    diagonal_means,
     draw_arrival,
     draw_diagonal,
     draw_memory_offsets,
@@ -85,7 +86,7 @@ draw_diagonal(by_layer, axes=axes[0])
 draw_diagonal(by_location, axes=axes[1])
 axes[0].set_xlim(axes[1].get_xlim())
 axes[0].set_title("stacked LSTM: memory cell, mean over channels", fontsize="medium")
-_ = axes[1].set_title("the same, skewed: each row one step later than above", fontsize="medium")
+_ = axes[1].set_title("the same, skewed: row l comes l - 1 steps later", fontsize="medium")
 
 # %% [markdown]
 # Why is the bias of the new content zero here? The skewed network's deeper locations run a few
@@ -284,7 +285,7 @@ assert mx.allclose(state.cell, final.cell, atol=1e-5)
 # To see the convolution alone, the gates are held still here: nothing new comes in ($\mathbf I =
 # 0$), nothing is forgotten ($\mathbf F = 1$), and the kernels are the same everywhere: even, as
 # training starts, or with three quarters on one tap. One location of twelve holds a memory at the
-# start; columns show what is where after each step.
+# start; columns show what is where after each step, where 1 is what it had.
 
 # %%
 P, PLACE, FREE_STEPS = 12, 5, 4  # in that many steps the pulse touches no boundary
@@ -318,6 +319,7 @@ pulses = {
 figure, axes = plt.subplots(2, 2, figsize=(12, 6.5), layout="constrained")
 for picture, (name, recording) in zip(axes.flat, pulses.items(), strict=True):
     draw_diagonal(recording, axes=picture)
+    picture.images[0].set_array(diagonal_means(recording)[0].T)  # all on one scale, of the start
     picture.set_title(name, fontsize="medium")
 
 # %% [markdown]
@@ -350,7 +352,8 @@ for name, recording in pulses.items():
 # %% [markdown]
 # In a real network the kernels are computed from the hidden state, anew at each location and
 # step: the network decides where memory moves and where it stays. Random weights already show it.
-# (The first location has no one before it: its tap towards the input repeats its own memory.)
+# (The first location has none before it, and the last none after it: there the tap repeats its own
+# memory.)
 
 # %%
 layer = TLSTM(R, M, 6)

@@ -369,8 +369,9 @@ curve
 
 # %% [markdown]
 # What takes a layer takes this one: a session, `visualize.record`, `generate`; and `save`, though
-# a program that loads the model has to put the class into `VARIANTS` first. While the symbols are
-# read, the hidden units take their values; they hold them until they have been said.
+# a program that loads the model has to put the class into `VARIANTS` first. Below are 40 of the
+# 128 hidden units. Symbols are read at steps 2 to 5 and said at steps 6 to 9. Many units hold a
+# value over several steps; others change as each symbol is said.
 
 # %%
 own.eval()
@@ -382,8 +383,16 @@ pushed = mx.stack([session.push(x[:, t]) for t in range(x.shape[1])], axis=1)
 assert mx.allclose(pushed, own(x)[0], atol=1e-3)
 
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-axes.imshow(recording.outputs[0, :, :40].T, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
-_ = axes.set(xlabel="time step", ylabel="hidden unit")
+image = axes.imshow(
+    recording.outputs[0, :, :40].T,
+    cmap="RdBu",
+    vmin=-1,
+    vmax=1,
+    aspect="auto",
+    extent=(0.5, len(recording.outputs[0]) + 0.5, 40.5, 0.5),
+)
+figure.colorbar(image, ax=axes, label="value")
+_ = axes.set(xlabel="step", ylabel="hidden unit", title="40 of the 128 hidden units")
 
 # %% [markdown]
 # Under `Recurrent` is `scan`, as JAX has it: `step(state, x)` returns the next state and an output,
