@@ -134,7 +134,7 @@ def traceable(owner: str) -> Iterator[None]:
 
 
 def _graph(model: nn.Module, function: Callable[..., Any]) -> _Graph:
-    # Keeps alive what the graph is known by, but no weights.
+    # Keeps alive what the graph is known by, and weights only if a function is bound to theirs.
     none = mx.array(0.0)
     template = rebuilt(model, lambda _: none)
     barren: dict[int, Any] = {}
