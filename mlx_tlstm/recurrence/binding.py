@@ -64,11 +64,13 @@ class _Binding:
         self._made: dict[int, Any] = dict(copies)  # functions and containers too
         self._copies = {id(copy) for copy in copies.values()}
         self._barren = barren
+        self._alive: list[Any] = []  # whose ids are known, so that no other object gets one
 
     def bound(self, value: Any) -> Any:
         """An object, made anew if it leads to a module that has a copy."""
         if id(value) in self._made or not self._leads_to_a_module(value):
             return self._made.get(id(value), value)
+        self._alive.append(value)
         kind = type(value)  # isinstance believes what mx.compile, mx.vmap and mx.grad make
         if kind is dict:
             self._made[id(value)] = made = {}
