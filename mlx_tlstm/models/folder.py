@@ -11,6 +11,7 @@ import dataclasses
 import os
 import shutil
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,7 @@ def write_folder(path: str | Path, config: ModelConfig, parameters: Mapping[str,
         path = require_unused(path)
         inside = path.exists()
         # A folder that is there is not replaced: it may be a mount point, or one's current folder.
-        temporary = path / _LEFTOVER if inside else path.with_name(f"{TEMPORARY}{os.getpid()}")
+        temporary = path / _LEFTOVER if inside else path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
             with naming(path):
                 temporary.mkdir(parents=True, exist_ok=inside)

@@ -130,7 +130,7 @@ def test_arrays_that_lie_in_memory_in_another_way(kept, task_of, tmp_path):
     assert training.fit(config.replace(samples=20), tmp_path / "run").test == expected
 
 
-def test_values_that_lie_in_memory_in_another_way(settings, monkeypatch):
+def test_values_that_lie_in_memory_in_another_way(settings):
     task = training.Trainer(settings("mnist")).task
     batch = task.train_batch(0)
     for kept in (lambda a: a.astype(">f4"), lambda a: np.flip(np.flip(a).copy()), np.longdouble):
